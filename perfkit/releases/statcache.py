@@ -1,20 +1,20 @@
 """The stat cache: which files are unchanged, by stat(2) alone, without reading them.
 
 A row says: a file with this size, inode, mode, mtime and ctime has the content that the manifest has. Rows are compared
-with `!=`, never with `<`: a restored backup is older than what it replaces, and changed all the same.
+with `!=`, never with `<`: a restored backup is older than what it replaces, but has changed all the same.
 
 Two writes within one tick of the file system's clock leave the same times, so a row is only stored if the file's times
-are less than that of a clock file touched when its content was known. Both times come from the same clock with the same
-granularity, whatever that is. (git calls the other files "racily clean", and hashes them again, as is done here with a
-file that has no row.)
+are before that of a clock file touched when its content was known. Both times come from the same clock with the same
+granularity, whatever that is. (git calls the other files "racily clean", and hashes them again; here, a file without a
+row is hashed again.)
 
 One change leaves no trace in stat: a store through a shared mapping (mmap(2)) to a page that is dirty already. The
 kernel sets the times when a page becomes dirty, so a program that keeps a file mapped can change it after its row was
 stored. `verify` and `Config.check_contents` read every file instead.
 
-Rows are stored as columns, in the order of a manifest. A rollback must not take longer the larger the tree is: it
-leaves the rows of the manifest before it, and appends a line with what it changed. The next reader takes over the rows
-that both manifests have in common. What can't be read is ignored: a lost row costs a hash.
+Rows are stored as columns, in the order of a manifest. The time of a rollback must not grow with the tree: it leaves
+the rows of the manifest before it, and appends a line for each file that it changed. The next reader takes over the
+rows that both manifests have in common. What can't be read is ignored: a lost row costs a hash.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from perfkit.transactions.records import Change, signature
 __all__ = ["FileStat", "RowWriter", "Stat", "StatCache", "appended_rows", "clock_ns", "next_tick_ns", "record_changes"]
 
 _FORMAT = 2
-# What reading raises where the file is not as it was written.
+# What reading raises if the file is damaged.
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 _TICK_S = 0.025  # Linux sets file times to that of its last tick: every 1 to 10 ms
 
@@ -71,7 +71,7 @@ def clock_ns(clock: str) -> int:
 
 
 def next_tick_ns(clock: str) -> int:
-    """The file system's time, after waiting for its next tick: the times of whatever was written before are less.
+    """The file system's time, after waiting for its next tick: it is later than the times of all earlier writes.
 
     It waits 25 ms at most; with a coarser clock, the times of what was written last may be equal.
 
@@ -100,7 +100,7 @@ class RowWriter(Protocol):
         ...
 
     def forget(self, name: str) -> None:
-        """The file is gone, or its content is not known."""
+        """Remove the row of a file that is gone, or whose content is not known."""
         ...
 
 
@@ -110,7 +110,7 @@ def _is_stable(status: Stat, content_ns: int, seen_ns: int) -> bool:
 
 @contextlib.contextmanager
 def appended_rows(path: str) -> Iterator[RowWriter]:
-    """Appends rows to the stored cache, whatever manifest it is of, without reading it.
+    """Append rows to the stored cache, whichever manifest it belongs to, without reading it.
 
     Raises:
         OSError: it can't be written, or there is no stored cache.
@@ -299,8 +299,8 @@ def record_changes(
 
     Args:
         skip: names of files that do not belong to the release.
-        certain_ns: from a name to the `content_ns` of `RowWriter.record`: for files that we wrote, a time between the
-            write and the commit; for files that were hashed, a time before that.
+        certain_ns: returns the `content_ns` of `RowWriter.record` for a name: for files that we wrote, a time between
+            the write and the commit; for files that were hashed, a time before that.
         clock: the file for `clock_ns`.
     """
     if next(_files(changes), None) is None:
@@ -320,5 +320,5 @@ def record_changes(
 
 
 def _files(changes: Iterable[Change]) -> Iterator[Change]:
-    """Those of the tree's files, without perfkit's own."""
+    """The changes of the tree's files, without those of perfkit's own."""
     return (change for change in changes if not layout.is_private(change.name))

@@ -1,1 +1,1 @@
-"""Keep a tree in step with a source, and change only what changed."""
+"""Keep a tree up to date with a source, and change only what differs."""

@@ -21,7 +21,7 @@ __all__ = ["Applied", "PlanApplier", "installed_content"]
 
 
 def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
-    """A function from a name to what the manifest has under it."""
+    """A function that returns what the manifest has under a name."""
 
     def content(name: str) -> Content | None:
         at = manifest.find(name)
@@ -39,8 +39,8 @@ class Applied:
 
     Attributes:
         commit: every name that changed.
-        bytes_written: of new files.
-        written_ns: the file system's clock after all new files were written, and before they were renamed into place.
+        bytes_written: total size of new files.
+        written_ns: the file system's time after all new files were written, and before they were renamed into place.
         moved: the names of files that were not written, but moved.
     """
 
@@ -54,7 +54,7 @@ class Applied:
 
         Args:
             skip: names to leave out.
-            seen_ns: the file system's clock before the tree was scanned.
+            seen_ns: the file system's time before the tree was scanned.
         """
 
         def certain_ns(name: str) -> int:
@@ -68,13 +68,13 @@ class PlanApplier:
     """Puts files in place in one transaction.
 
     Args:
-        root: of the tree.
-        manifest: of the version to install.
+        root: the tree's root directory.
+        manifest: the manifest of the version to install.
         staging: has the blobs that the tree lacks.
         shown: counts the files.
 
     Attributes:
-        bytes_written: of new files; moved files do not count.
+        bytes_written: total size of new files; moved files do not count.
     """
 
     def __init__(self, root: str, tx: Transaction, manifest: Manifest, staging: StagingArea, shown: Stage) -> None:
@@ -90,7 +90,7 @@ class PlanApplier:
 
         Raises:
             UpdateError: a file of the tree changed while it was copied.
-            OSError: as the transaction.
+            OSError: as the methods of `Transaction`.
         """
         for name, saved in plan.saved_as.items():
             self._tx.move_aside(name, saved)
@@ -105,7 +105,7 @@ class PlanApplier:
             self._shown.count(files=1)
 
     def _place_local(self, local: Iterable[LocalCopy]) -> None:
-        """Files whose content the tree already has."""
+        """Place files whose content the tree already has."""
         for each in local:
             if each.move:
                 self._tx.move(each.source, each.name)
@@ -114,7 +114,7 @@ class PlanApplier:
                 self._copy(each.name, os.path.join(self._root, each.source))
 
     def _place_staged(self, names: Iterable[str]) -> None:
-        """Files whose content is staged: the first file of each blob adopts it, others are copies."""
+        """Place files whose content is staged: the first file of each blob adopts it, others are copies."""
         for name in names:
             at, entry = self._find(name)
             if not entry.size:

@@ -1,4 +1,4 @@
-"""Show a tree as it will be to a check of the caller's, before anything changes."""
+"""Show the caller's check the tree as it will be, before anything changes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["Check", "StagedTree", "run_check"]
 
 @dataclass(frozen=True, kw_only=True)
 class StagedTree:
-    """What a check is given.
+    """The tree as it will be; the argument of a check.
 
     Attributes:
-        path: a directory that shows the tree as it will be, to be read only. Directories in which nothing changes, and
-            files, are symbolic links.
-        root: the tree itself, as it is.
-        version: to be installed.
-        previous_version: installed now; None: nothing is.
+        path: a directory that shows the tree as it will be; do not write to it. Files, and directories in which nothing
+            changes, are symbolic links.
+        root: the tree itself, not changed yet.
+        version: the version to install.
+        previous_version: the installed version; None: nothing is installed.
         added, changed, removed: names of files.
     """
 
@@ -55,8 +55,8 @@ def run_check(
     """Call the check.
 
     Raises:
-        CheckFailedError: it raised an exception, or wrote to the new files or those of the tree.
-        ConfigError: it raised this one: the check itself is wrong.
+        CheckFailedError: the check raised an exception, or wrote to the new files or those of the tree.
+        ConfigError: the check raised it: the check itself is wrong.
         OSError: the view can't be created.
     """
     changed = _changed_names(root, plan, manifest, staging)
@@ -94,8 +94,8 @@ def run_check(
 
 
 def _damaged(root: str, installed: Manifest, changed: Container[str], began_ns: int) -> list[str]:
-    """The files that stay as they are installed, and were not left so since: what the file system's clock says of their
-    inodes costs a stat of each, and only if it says that they changed, reading.
+    """The files that the update keeps, but that were changed or removed since `began_ns`. Each file costs a stat; only
+    those whose inode changed since then are read.
     """
     modes, found, below = holds_modes(os.path.join(root, layout.LOCK)), list[str](), os.path.join(root, "")
     for at, name in enumerate(installed.names()):
@@ -115,7 +115,7 @@ def _damaged(root: str, installed: Manifest, changed: Container[str], began_ns: 
 
 
 def _changed_names(root: str, plan: Plan, manifest: Manifest, staging: StagingArea) -> dict[str, str | None]:
-    """Where each changed name has its content; None: it is removed; the empty string: it is an empty file."""
+    """The path of each changed name's content; None: the name is removed; the empty string: the file is empty."""
 
     def staged(name: str) -> str:
         at = manifest.find(name)
@@ -133,7 +133,7 @@ def _changed_names(root: str, plan: Plan, manifest: Manifest, staging: StagingAr
 
 @contextlib.contextmanager
 def _view(root: str, changed: Mapping[str, str | None], manifest: Manifest) -> Iterator[tuple[str, list[str]]]:
-    """The directory, and the staged files that it shows."""
+    """Create the view; yields its path, and the staged files that it shows."""
     root = os.path.realpath(root)
     view = os.path.join(root, layout.CHECK)
     shutil.rmtree(view, ignore_errors=True)  # left by a crash
@@ -147,11 +147,11 @@ def _view(root: str, changed: Mapping[str, str | None], manifest: Manifest) -> I
 
 
 def _link(root: str, view: str, changed: Mapping[str, str | None]) -> None:
-    """Only the directories on the way to changed names are created: the others are links."""
+    """Fill the view: create the directories that lead to changed names, and link everything else."""
     directories = {""}
     for name in changed:
         above = [*parents(name)]
-        if all(changed.get(each) is None for each in above):  # else a file takes the place of a directory
+        if all(changed.get(each) is None for each in above):  # otherwise a file replaces a directory
             directories.update(above)
     kept = directories.union(changed, [layout.PRIVATE_DIR])
     for directory in sorted(directories):
@@ -172,8 +172,8 @@ def _link(root: str, view: str, changed: Mapping[str, str | None]) -> None:
 
 
 def _link_siblings(root: str, view: str, directory: str, names: Iterable[str]) -> None:
-    """Link what does not change in a directory, with one short system call each: by the path from the link, since ext4
-    has to find a block for one of 60 bytes or more.
+    """Link what does not change in a directory, with one short system call each. The links are relative, since ext4
+    needs a block of its own for a link of 60 bytes or more.
     """
     shown = os.path.join(view, directory)
     original = os.path.relpath(os.path.join(root, directory), shown)
@@ -186,7 +186,7 @@ def _link_siblings(root: str, view: str, directory: str, names: Iterable[str]) -
 
 
 def _set_modes(view: str, changed: Mapping[str, str | None], manifest: Manifest, stage: str) -> None:
-    """Have programs that are executable: the staged files themselves; where the tree has another mode, a copy."""
+    """Set the executable bits: of staged files in place; of a file of the tree with another mode, on a copy."""
     for name, content in changed.items():
         path, at = os.path.join(view, name), manifest.find(name)
         if content is None or at is None or bool(os.stat(path).st_mode & 0o100) == manifest.executable(at):
@@ -196,7 +196,7 @@ def _set_modes(view: str, changed: Mapping[str, str | None], manifest: Manifest,
             os.unlink(path)
             shutil.copyfile(original, path)
             os.chmod(path, 0o755 if manifest.executable(at) else 0o644)
-        elif manifest.executable(at):  # of two files with this content, another one may not be
+        elif manifest.executable(at):  # even if another file with this content is not
             os.chmod(path, 0o755)
 
 

@@ -1,4 +1,4 @@
-"""Find blobs by SHA-256 in a few bytes each. Pure.
+"""Find blobs by SHA-256, with a few bytes of memory for each. No I/O.
 
 A dictionary takes a hundred bytes and more for each digest; with a hundred thousand files, several dictionaries would
 take most of the memory that a sync may use.
@@ -39,7 +39,7 @@ def _key(digest: bytes) -> int:
 
 
 class BlobIndex:
-    """The entries of a manifest by content, in about 12 bytes an entry.
+    """The entries of a manifest by content, in about 12 bytes per entry.
 
     Attributes:
         places: the entries that are indexed, in order; all by default.
@@ -65,7 +65,7 @@ class BlobIndex:
 
 
 class BlobSet(Set[bytes]):
-    """A set of a manifest's blobs, by SHA-256, in one byte an entry."""
+    """A set of a manifest's blobs, by SHA-256, in one byte per entry."""
 
     def __init__(self, index: BlobIndex, digests: Iterable[bytes] = ()) -> None:
         self.index = index
@@ -75,7 +75,7 @@ class BlobSet(Set[bytes]):
 
     @classmethod
     def of_files(cls, manifest: Manifest, names: Iterable[str]) -> BlobSet:
-        """The blobs of these files, but for empty ones."""
+        """The blobs of these files, except empty ones."""
         found = map(manifest.find, names)
         return cls.at(manifest, (at for at in found if at is not None and manifest.size(at)))
 

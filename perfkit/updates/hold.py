@@ -1,4 +1,4 @@
-"""Which releases a tree passes over, and why: rolled back from, refused by a check, or held by hand."""
+"""Which releases a tree has on hold, and why: rolled back from, refused by a check, or held by hand."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ class HoldReason(StrEnum):
 
     ROLLBACK = "rollback"  # the tree was rolled back from it
     CHECK = "check"  # a check refused it
-    HAND = "hand"  # somebody has said so
+    HAND = "hand"  # a user put it on hold
     PIN = "pin"  # the tree stays as it is, whatever is offered
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """A release that `sync` passes over until the source offers another one; a pin holds all of them.
+    """A release that `sync` skips until the source offers another one; a pin holds all of them.
 
     Attributes:
-        source: its URL, without passwords.
-        version: of the release; of what is installed, for a pin.
-        serial: of the release, if its source numbers them; else 0, as for one that is held by hand.
+        source: the source's URL, without passwords.
+        version: the version of the release; for a pin, the installed version.
+        serial: the serial of the release, if its source has serials; else 0, as for one that is held by hand.
         message: what the check said.
         since_s: seconds since 1970.
     """
@@ -69,7 +69,7 @@ class Hold:
     since_s: float = field(default_factory=time.time)
 
     def covers(self, source: str, version: str, serial: int) -> bool:
-        """Whether this release is the one."""
+        """Whether this hold applies to a release."""
         if self.reason is HoldReason.PIN:
             return True
         same = (self.source, self.version) == (redacted(as_recorded(source)), version)
@@ -77,7 +77,7 @@ class Hold:
 
 
 def hold_on(reason: HoldReason, source: str, version: str, serial: int, message: str = "") -> Hold:
-    """A hold that keeps no secrets."""
+    """A hold without the secrets in its source and message."""
     shown, message = redacted(as_recorded(source)), redacted_text(message)[:_MESSAGE_CHARACTERS]
     return Hold(reason=reason, source=shown, version=version, serial=serial, message=message)
 
@@ -114,7 +114,7 @@ def unhold(config: Config, dest: str, *, wait_s: float = 0.0) -> Hold | None:
 
 
 def read_holds(root: str) -> tuple[Hold, ...]:
-    """What the tree at `root` passes over, the latest last.
+    """The holds of the tree at `root`, the latest last.
 
     Raises:
         UpdateError: the record is damaged.
@@ -141,7 +141,7 @@ def is_time(seconds: float) -> bool:
 
 
 def add_hold(root: str, hold: Hold) -> None:
-    """Pass over a release, too. The caller has the tree's lock.
+    """Put one more release on hold. The caller has the tree's lock.
 
     Raises:
         UpdateError, OSError: the record is damaged, or can't be written.
@@ -150,8 +150,8 @@ def add_hold(root: str, hold: Hold) -> None:
 
 
 def with_hold(holds: Iterable[Hold], hold: Hold) -> list[Hold]:
-    """These and another one: of two releases that were rolled back from, one after the other, neither comes back. Of
-    those that checks refused, the last hundred: a site may offer another one at each sync.
+    """These holds and another one, so that after two rollbacks in a row neither release comes back. Of the releases
+    that checks refused, only the last hundred are kept: a site may offer another one at each sync.
     """
     others = [each for each in holds if not each.covers(hold.source, hold.version, hold.serial)]
     dropped = [each for each in others if each.reason is HoldReason.CHECK][:-_MOST_REFUSED]
@@ -159,18 +159,18 @@ def with_hold(holds: Iterable[Hold], hold: Hold) -> list[Hold]:
 
 
 def is_held(holds: Iterable[Hold], source: Source, *, retry_rejected: bool) -> bool:
-    """Whether to pass over what a source offers.
+    """Whether what a source offers is on hold.
 
     Args:
-        retry_rejected: not because a check refused it.
+        retry_rejected: ignore that a check refused it.
     """
     holding = (held for held in holds if held.covers(source.url, source.version, source.serial))
     return any(held.reason is not HoldReason.CHECK or not retry_rejected for held in holding)
 
 
 def keep_holds(root: str, holds: tuple[Hold, ...], source: Source, *, newest: bool) -> None:
-    """What is on hold after this release was installed: if it is the newest, only what was held by hand; of a pinned
-    tree, all others.
+    """Update the holds after this release was installed. A pinned tree stays pinned. Otherwise the release is no longer
+    on hold; if it is the newest, only releases that are held by hand stay on hold.
     """
     if any(held.reason is HoldReason.PIN for held in holds):
         left = [hold_on(HoldReason.PIN, source.url, source.version, source.serial)]
@@ -182,10 +182,10 @@ def keep_holds(root: str, holds: tuple[Hold, ...], source: Source, *, newest: bo
 
 
 def write_holds(root: str, holds: Iterable[Hold]) -> None:
-    """Replace what the tree passes over. The caller has the tree's lock.
+    """Replace the holds of a tree. The caller has the tree's lock.
 
     Raises:
-        OSError: it can't be written.
+        OSError: they can't be written.
     """
     path, records = os.path.join(root, layout.HOLD), [asdict(hold) for hold in holds]
     if not records:

@@ -30,18 +30,18 @@ _NOTHING = Manifest.of(())
 
 @dataclass(frozen=True)
 class Installed:
-    """What is installed in a tree; all fields are empty where nothing is.
+    """What is installed in a tree; all fields are empty if nothing is.
 
     Attributes:
-        type: of the source; None: nothing is installed.
-        source: its URL, without user, password and signature.
+        type: the type of the source; None: nothing is installed.
+        source: the source's URL, without user, password and signature.
         version: as the source calls it.
-        serial: of the source's releases, if it numbers them; else 0.
-        manifest_sha256: of the manifest, in hexadecimal.
-        files: how many.
+        serial: the serial of the release, if the source has serials; else 0.
+        manifest_sha256: the SHA-256 of the manifest, in hexadecimal.
+        files: how many files the manifest has.
         state: what the source's `record` returned when this was installed.
-        serials: the highest serial ever installed here, by the digest of the source's URL, which may have secrets in
-            it; a rollback does not lower it.
+        serials: the highest serial ever installed here from each source, by the digest of its URL, since the URL may
+            have secrets in it; a rollback does not lower it.
     """
 
     root: str
@@ -68,7 +68,7 @@ class Installed:
             return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
 
     def is_from(self, source: str) -> bool:
-        """Whether this source is the one that it was installed from."""
+        """Whether what is installed came from this source."""
         return self.source == as_recorded(source)
 
     def highest_serial(self, source: str) -> int:
@@ -87,7 +87,7 @@ class Installed:
         _write_serials(self.root, {**self.serials, _key(source): serial})
 
     def forget_serials(self, source: str) -> Installed:
-        """The same, without the serials of this source; forgotten in the tree, too.
+        """Forget the serials of this source, in the tree too; returns this record without them.
 
         Raises:
             OSError: it can't be written.
@@ -117,7 +117,7 @@ def _is_url(source: str) -> bool:
 
 
 def require_managed(dest: str) -> None:
-    """See that perfkit manages this tree.
+    """Check that perfkit manages this tree.
 
     Raises:
         UpdateError: it does not.
@@ -148,7 +148,7 @@ def managed_tree(config: Config, dest: str, *, wait_s: float = 0.0, create: bool
     try:
         with tree:
             yield tree
-    except OSError as error:  # which may have a name relative to the tree, or none
+    except OSError as error:  # its file name may be relative to the tree, or missing
         if error.strerror:
             error.filename = os.path.join(tree.root, error.filename) if error.filename else tree.root
         raise

@@ -1,4 +1,4 @@
-"""Scan a tree, and compare it with the installed manifest: read what the stat cache can't vouch for, and no more."""
+"""Scan a tree, and compare it with the installed manifest; read only what the stat cache can't vouch for."""
 
 from __future__ import annotations
 
@@ -44,14 +44,13 @@ def _scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, S
 class LocalTree(Mapping[str, ExistingFile]):
     """The files of a tree, by name.
 
-    Managed files are hashed at once, in parallel, where their row in the stat cache does not match; unmanaged files
-    when their content is asked for. A file that is as the manifest has it takes one byte of memory, any other an
-    object.
+    Managed files whose row in the stat cache does not match are hashed at once, in parallel; unmanaged files when their
+    content is needed. A file that is as the manifest has it takes one byte of memory, any other an object.
 
     Attributes:
         cache: the rows of the managed files, with those that were hashed.
-        now_ns: the file system's clock before anything was read.
-        hashed_bytes: of the managed files that were read.
+        now_ns: the file system's time before anything was read.
+        hashed_bytes: total size of the managed files that were hashed.
 
     Raises:
         OSError: something can't be read.
@@ -128,7 +127,7 @@ class LocalTree(Mapping[str, ExistingFile]):
         return 0 not in self._intact
 
     def differences(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """The names of managed files that are missing, those of managed files that were changed, and unmanaged ones."""
+        """The names of missing managed files, of changed managed files, and of unmanaged files."""
         managed = self._installed.find
         listed = zip(self._installed.names(), self._intact, strict=True)
         missing = tuple(name for name, intact in listed if not intact and name not in self._others)
@@ -165,7 +164,7 @@ class LocalTree(Mapping[str, ExistingFile]):
         return name in self._others or name in self._unread or (at is not None and self._intact[at] == 1)
 
     def existing(self, installed: EntrySubset, wanted: EntrySubset) -> ExistingFiles:
-        """The files under the names of these entries, the first of which are of the installed manifest."""
+        """The tree's files under the names of these entries of the installed and the wanted manifest."""
         intact = EntrySubset(self._installed)
         others: dict[str, ExistingFile] = {}
         for at, name in installed.places():
@@ -224,7 +223,7 @@ class LocalTree(Mapping[str, ExistingFile]):
     def path_of_blob(self, digest: bytes) -> str | None:
         """The path of a file with this content, among those that were read, or else in the history.
 
-        Others may write to it: check what was read.
+        Others may write to it: verify what you read.
         """
         name = self.name_of_blob(digest.hex())
         if name is not None:
@@ -239,7 +238,7 @@ class LocalTree(Mapping[str, ExistingFile]):
         return os.path.join(self._root, name) if exists else None
 
     def seen(self, name: str) -> Seen | None:
-        """What a file was when it was scanned, so that the commit can check that it still is; None: it was absent."""
+        """The file as it was scanned, so that the commit can check that it is unchanged; None: it was absent."""
         if (entry := self._hashed.get(name)) is not None:
             later = entry.mtime_ns >= self.now_ns  # a write within the same tick of the clock would not show
             return Seen(self[name].sha256.hex(), entry.inode, entry.size, -1 if later else entry.mtime_ns)

@@ -44,7 +44,7 @@ class ExistingFile(NamedTuple):
 
 
 class ExistingFiles(Mapping[str, FileInfo]):
-    """Some files of the tree: those that are as the manifest has them, and the others."""
+    """Some files of the tree: the intact ones, which match the manifest, and the others."""
 
     def __init__(self, intact: EntrySubset, others: Mapping[str, ExistingFile]) -> None:
         self._intact = intact
@@ -108,9 +108,9 @@ class Plan:
     """The steps from the existing tree to the wanted one.
 
     Attributes:
-        version: to install.
-        installed_version: None: nothing is installed.
-        held: the version that the source offers and that would be passed over.
+        version: the version to install.
+        installed_version: the version to replace; None: nothing is installed.
+        held: the version that the source offers and a sync would skip, since it is on hold.
         keep: names that are already as wanted, among those given to `decide`.
         unchanged: how many files of the whole tree are already as wanted.
         local: files made from other files of the tree.
@@ -118,14 +118,14 @@ class Plan:
         stored: names whose content is only in the history.
         fetch: names whose content has to be fetched.
         remove: names to remove.
-        already_applied: names where somebody else already made the change that this version makes.
+        already_applied: names that somebody else already changed as this version does.
         saved_as: locally edited files, and the names that they are saved as.
         overwritten: locally edited files that are not saved.
         added, changed: names.
         offers: the routes to take, in order.
         missing_bytes: total size of the blobs in `fetch`.
-        bytes, requests: expected over the network.
-        seconds: expected.
+        bytes, requests: expected network use.
+        seconds: expected duration.
     """
 
     version: str = ""
@@ -186,7 +186,7 @@ def decide(
     taken: Callable[[str], bool] = lambda name: False,
     local_changes: LocalChanges = "keep",
 ) -> Plan:
-    """Everything but the routes: what stays, moves, is removed, and has to be fetched.
+    """The plan without its routes: what stays, moves, is removed, and has to be fetched.
 
     Args:
         wanted: the files of the version to install, by name.
@@ -198,7 +198,7 @@ def decide(
             in the way: `keep` it under another name next to the new one, `overwrite` it, or `refuse`.
 
     Raises:
-        UpdateError: there are local changes, and they are to be refused.
+        UpdateError: there are local changes, and `local_changes` is `refuse`.
     """
     files = _Files.of(wanted)
     keep, modes, added, changed, missing = (array("I") for _ in range(5))

@@ -14,15 +14,15 @@ class SyncReport:
 
     Attributes:
         version: the version that the tree has now.
-        previous_version: None: nothing was installed.
-        route: how the files came, such as `delta`, `blocks`, `local` or `rollback`; `none`: nothing changed.
+        previous_version: the version before that; None: nothing was installed.
+        route: how the files were obtained, such as `delta`, `blocks`, `local` or `rollback`; `none`: nothing changed.
         bytes_received: response bodies, pointer and manifest included.
-        bytes_written: files that were written; files that were only moved do not count.
+        bytes_written: total size of written files; files that were only moved do not count.
         saved_as: locally edited files, and the names that they were saved as.
         overwritten: locally edited files that were not saved.
         restored_with_edits: files that a rollback restored with the local edits that they had before an update, because
             the content of the release itself was never kept.
-        held: the version that the source offers and that was passed over: see `Hold`.
+        held: the version that the source offers and that was skipped, since it is on hold: see `Hold`.
         selection: the part of the release or archive that the tree has, such as `+*.rules -old/`; empty: all of it.
         seconds: how long it took.
     """
@@ -56,12 +56,12 @@ class VerifyReport:
     """The result of hashing every file of a tree.
 
     Attributes:
-        files: how many the release has.
-        bytes: how many were hashed.
+        files: how many files the release has.
+        bytes: how many bytes were hashed.
         missing: files of the release that are not there.
         changed: files with other content, of another file type, or with another executable bit.
         extra: files in the tree that the release does not have.
-        repaired: the repair of missing and changed files; None: none was needed or asked for.
+        repaired: the repair of missing and changed files; None: none was needed or requested.
         seconds: how long it took.
     """
 

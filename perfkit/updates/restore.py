@@ -62,7 +62,7 @@ def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wa
 
 
 def _hold(root: str, before: Installed, after: Installed, *, left: bool) -> None:
-    """Have syncs pass over the version that was left, until the source offers another one; a pinned tree stays so."""
+    """Put the version that was left on hold until the source offers another one; a pinned tree stays pinned."""
     holds: tuple[Hold, ...] = ()
     try:
         with contextlib.suppress(UpdateError):  # a damaged record holds nothing
@@ -104,7 +104,7 @@ def _rollback_report(commit: Commit, before: Installed, after: Installed) -> Syn
 
 
 def _read_restored(root: str) -> Installed:
-    """What is installed after a rollback. The tree has already changed, so a failure here must not be one of it."""
+    """What is installed after a rollback. The tree has already changed, so an error here must not fail the rollback."""
     try:
         return read_installed(root)
     except OSError as error:
@@ -132,7 +132,7 @@ def history(dest: str) -> list[Generation]:
 
 
 def _read(dest: str, read: Callable[[History], T]) -> T:
-    """Read the history without the tree's lock; once more if a change that has just ended deleted a record of it."""
+    """Read the history without the tree's lock; retry if a change that has just ended deleted a record of it."""
     require_managed(dest)
     with contextlib.closing(RootDir(dest)) as rootdir:
         while True:

@@ -14,7 +14,7 @@ class Link(NamedTuple):
     """The network and the machine, as far as they determine how long a route takes.
 
     Attributes:
-        latency_s: from a request to its first byte.
+        latency_s: from a request to the first byte of its response.
         streams: parallel requests.
     """
 
@@ -30,13 +30,13 @@ class Link(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """What one route would bring, and at what cost. What it leaves out, the other routes offer.
+    """What one route would supply, and at what cost. Other routes have to supply the rest.
 
     Attributes:
         blobs: by SHA-256.
         bytes: over the network.
-        decoded_bytes: that have to be read and written on the way.
-        variant: of the route, where there are several; they exclude each other.
+        decoded_bytes: how many bytes have to be read and written to decode the blobs.
+        variant: the variant of the route, if it has several; they exclude each other.
     """
 
     route: str
@@ -50,11 +50,11 @@ class Offer(NamedTuple):
 def choose_routes(
     missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], link: Link
 ) -> tuple[Offer, ...]:
-    """The cheapest routes that together bring these blobs, in the order to take them.
+    """The cheapest routes that together supply these blobs, in the order to take them.
 
     Args:
         missing: blobs, by SHA-256.
-        offers: what each route would bring of the given blobs, and at what cost.
+        offers: returns what each route would supply of the given blobs, and at what cost.
 
     Raises:
         UpdateError: no route offers some of the blobs.

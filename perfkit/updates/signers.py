@@ -44,7 +44,7 @@ class Signers(NamedTuple):
         return cls(keys, threshold)
 
     def are_enough(self, signed: Iterable[PublicKey]) -> bool:
-        """Whether so many of the keys are among those that signed."""
+        """Whether enough of the keys are among those that signed."""
         return len({key.key for key in signed if key in self.keys}) >= self.threshold
 
     def __str__(self) -> str:
@@ -57,8 +57,8 @@ class Demands(NamedTuple):
 
     Attributes:
         signers: who has to sign it; None: whoever the tree remembers.
-        allow_expired: install it although its publisher no longer vouches for it.
-        allow_older: install it although the tree has had a later one.
+        allow_expired: install it even if it has expired.
+        allow_older: install it even if the tree has had a later one.
     """
 
     signers: Signers | None = None
@@ -67,13 +67,13 @@ class Demands(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """What a tree remembers of the signed releases that it was offered. No rollback changes it, nor does another URL.
+    """What a tree remembers of the signed releases that it was offered. Neither a rollback nor another URL changes it.
 
     Attributes:
-        root: of the tree.
+        root: the tree's root directory.
         signers: who has to sign all further releases; None: the tree has had no signed one.
         pointer: the SHA-256 of the last pointer that was verified.
-        serial: the highest one of a verified pointer.
+        serial: the highest serial of a verified pointer.
     """
 
     root: str
@@ -117,15 +117,15 @@ class Trust(NamedTuple):
     def verify(self, pointer: bytes, given: Signers | None, url: str, fetch: Callable[[str], bytes]) -> Trust:
         """Verify the signatures of a pointer, unless it is the one that was verified last; returns what to remember.
 
-        It has to be signed by those that the tree remembers, and by those that the caller gives, which are remembered
-        from then on. So a release that is signed by an old key and a new one leads from one to the other.
+        It has to be signed by the signers that the tree remembers, and by those that the caller gives, whom the tree
+        remembers from then on. So a release that is signed with both keys moves a tree from an old key to a new one.
 
         Args:
-            url: of the site.
-            fetch: the content of a signature, by its path relative to the pointer.
+            url: the URL of the site.
+            fetch: returns the content of a signature, given its path relative to the pointer.
 
         Raises:
-            SignatureError: it is not signed so.
+            SignatureError: it lacks a required signature.
             ConfigError: the package cryptography is missing.
         """
         required = [signers for signers in dict.fromkeys((self.signers, given)) if signers is not None]
@@ -165,16 +165,17 @@ class Trust(NamedTuple):
         )
 
     def for_file(self, given: Signers | None, url: str, type: str, *, remember: bool) -> FileSigners:
-        """Who has to sign a plain file or an archive, whose one signature is beside it: a key that is among those that
-        the tree remembers, and among those that the caller gives, which are remembered once it is verified.
+        """Who has to sign a plain file or an archive, which has a single signature beside it: a key that is among those
+        that the tree remembers, if any, and among those that the caller gives, if any. The latter are remembered once
+        the file is verified.
 
         Args:
-            type: of the source, for the message.
-            remember: False: the tree is left as it is.
+            type: the type of the source, for the message.
+            remember: False: leave the tree as it is.
 
         Raises:
             SignatureError: the tree has had signed releases, which no file must replace; or no key is among both.
-            ConfigError: several have to sign.
+            ConfigError: several signatures are required.
         """
         path = os.path.join(self.root, layout.TRUST)
         if self.signers is not None and self.serial:
@@ -199,8 +200,8 @@ class FileSigners(NamedTuple):
     """Who has to sign a plain file or an archive.
 
     Attributes:
-        keys: one of these; none: nobody.
-        names: those that the tree is to remember; recorded with a version that was verified by them.
+        keys: one of these has to sign; empty: no signature is required.
+        names: the keys for the tree to remember; recorded with a version that was verified with them.
         are_new: whether the tree remembers others, or none.
         remember: to be called once the file is verified.
     """

@@ -38,15 +38,15 @@ class SourceSpec:
 
     Attributes:
         location: a URL, or the path of a local list.
-        type: None: the type that was installed from this location before, or else the one detected from the content.
+        type: the type of the source; None: that installed from this location before, else detected from the content.
         selection: which files of a release or members of an archive are wanted, and the names of these in the tree;
             None: as it was installed from this location before, else all.
         mirrors: other URLs of the same site or plain file.
-        checksums: what has the checksum of a plain file: the URL or path of a file of them, or `algorithm:hex`.
+        checksums: the checksum of a plain file, as `algorithm:hex`, or the URL or path of a checksum file.
         decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
-        release: the version of the wanted release of a site; None: the current one,
-        channel: or that of a channel of the site.
-        demands: what the release has to be, whatever it is offered by.
+        release: the version of the wanted release of a site; None: the current one of the site or channel.
+        channel: the channel of a site; None: the site's current release.
+        demands: what is demanded of the release, whatever offers it.
     """
 
     location: str

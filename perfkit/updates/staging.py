@@ -28,7 +28,7 @@ from perfkit.updates.digest_index import BlobIndex, BlobSet
 
 __all__ = ["Fetcher", "StagingArea"]
 
-_RETRIES_OF_ONE = 2  # of a site that has mirrors
+_RETRIES_OF_ONE = 2  # of each site where there are mirrors
 _PREFIX = layout.FETCHED_OBJECT.rpartition("/")[2]
 _BLOB = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
 
@@ -38,8 +38,8 @@ class Fetcher:
 
     Attributes:
         stage: the directory; a crash leaves its files there.
-        max_files: how many a release may have.
-        requests, bytes_received: so far.
+        max_files: how many files a release may have.
+        requests, bytes_received: totals so far.
     """
 
     def __init__(self, downloads: DownloadManager, stage: str, *, max_files: int) -> None:
@@ -50,13 +50,13 @@ class Fetcher:
         self.requests = self.bytes_received = 0
 
     def use_mirrors(self, home: str, sites: Sequence[str]) -> None:
-        """From now on, get what `home` has from the first of these sites, or else from the others. A file without a
-        checksum or range, which may differ from site to site, comes from the first alone.
+        """From now on, fetch URLs below `home` from the first of these sites, or from the others if it fails. A request
+        without a checksum or range uses only the first, since its file may differ from site to site.
         """
         self._home, self._sites = home, [*sites]
 
     def failed_last(self, sites: Iterable[str]) -> list[str]:
-        """The same sites, but those of which a request has failed come last."""
+        """The same sites, with those last that failed a request."""
         return sorted(sites, key=self._failed.__contains__)
 
     def _spread(self, request: Request) -> Request:
@@ -67,7 +67,7 @@ class Fetcher:
             sites = self.failed_last(self._sites)
         first, *others = (site + request.url.removeprefix(self._home) for site in sites)
         retries = _RETRIES_OF_ONE if len(self._sites) > 1 else None
-        # What is known is of another server.
+        # `known` describes the file of another server.
         return replace(request, url=first, mirrors=tuple(others), home=self._home, known=None, retries=retries)
 
     def _note_failures(self, request: Request, download: Download) -> None:
@@ -76,7 +76,7 @@ class Fetcher:
             self._failed.update(site for site in self._sites if url.startswith(site))
 
     def path(self, name: str) -> str:
-        """Where a request of this name leaves its file."""
+        """Where a request with this name writes its file."""
         return os.path.join(self.stage, name)
 
     def probe(self, url: str, *, most: int, known: Version | None = None, home: str | None = None) -> Probe:
@@ -116,12 +116,12 @@ class Fetcher:
         return [found[index] for index in range(len(requests))]
 
     def each(self, requests: Sequence[Request], *, phase: str = "fetching") -> Iterator[tuple[int, Download]]:
-        """Make these downloads; yields the place of each among the requests, and what became of it, when it ends."""
+        """Make these downloads; yields the index of each request, and its result, when it ends."""
         if not requests:
             return
         spread: list[Request] = []
 
-        def prepare(request: Request) -> Request:  # when its turn comes: a site that has failed meantime comes last
+        def prepare(request: Request) -> Request:  # called late: sites that failed meanwhile come last
             spread.append(self._spread(request))
             return spread[-1]
 
@@ -142,12 +142,12 @@ class StagedBlobs:
         self._others = DigestSet()
 
     def expect(self, index: BlobIndex) -> None:
-        """Most blobs to come are of this index: a set of these takes less memory."""
+        """Use this index, which has most of the blobs to come, to take less memory."""
         self._expected = BlobSet(index)
         self._others = DigestSet(digest for digest in self._others if not self._expected.add(digest))
 
     def add(self, digest: bytes) -> None:
-        """This blob is complete now."""
+        """Record that a blob is complete."""
         if self._expected is None or not self._expected.add(digest):
             self._others.add(digest)
 
@@ -179,14 +179,14 @@ class StagingArea:
         self.blobs = StagedBlobs(stage)
         self.expected = BlobSet(BlobIndex(Manifest.of(())))
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
-        self._made = bytearray()  # as `writer` has it
+        self._made = bytearray()  # see `writer`
         self._writing: _PartialBlob | None = None
 
     @contextlib.contextmanager
     def show_progress(
         self, phase: str = "unpacking", *, files: int | None = None, total_bytes: int | None = None
     ) -> Iterator[None]:
-        """Show, inside this block, the blobs that are written.
+        """Inside this block, show the progress of writing blobs.
 
         Args:
             phase: what progress displays call it.
@@ -203,7 +203,7 @@ class StagingArea:
             self._shown.count(files=files, count_bytes=count_bytes)
 
     def expect(self, needed: BlobSet) -> None:
-        """These are the blobs that the update needs: what an earlier run completed is taken over, or else deleted."""
+        """Set which blobs the update needs: use those that an earlier run completed, and delete its other blobs."""
         self.expected = needed
         self.blobs.expect(needed.index)
         with os.scandir(self._stage) as found:
@@ -217,7 +217,7 @@ class StagingArea:
             return
         path = self._path(digest)
         status = os.lstat(path)
-        # Fetched for another version, by a sync that failed; or planted by others.
+        # Any other was fetched for another version by a sync that failed, or planted by others.
         own = digest in self.expected and stat.S_ISREG(status.st_mode) and status.st_nlink == 1
         if own and hash_file(path).sha256 == digest.hex():
             self.blobs.add(digest)
@@ -261,7 +261,7 @@ class StagingArea:
         self.adopt(self._unnamed, digest)
 
     def adopt(self, path: str, digest: bytes) -> None:
-        """Add a file of the stage whose content has this SHA-256."""
+        """Add a file of the directory `stage` whose content has this SHA-256."""
         os.rename(path, self._path(digest))
         self.blobs.add(digest)
         self._count(files=1)
@@ -274,7 +274,7 @@ class StagingArea:
         """A function that writes parts of this manifest's files: index of the entry, offset in the file, bytes.
 
         Args:
-            made: of a draft: gets the SHA-256 of each entry, which is not known beforehand.
+            made: for a draft: receives the SHA-256 of each entry, which is not known beforehand.
         """
         self._made = bytearray() if made is None else made
 
@@ -309,7 +309,7 @@ class StagingArea:
             self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)] = found
         elif found != digest:
             os.unlink(path + "~")
-            return  # it stays missing, and another route may bring it
+            return  # it stays missing; another route may supply it
         self.adopt(path + "~", found)
 
     def _close(self) -> None:
@@ -326,7 +326,7 @@ class StagingArea:
         return self._path(digest)
 
     def discard_partial(self) -> None:
-        """Discard incomplete blobs: a route has ended, and the next one writes them from their beginning."""
+        """Discard incomplete blobs at the end of a route: the next one writes them from the start."""
         self._close()
         self._left.clear()
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""How a tree stands, without its lock and without the network, in time that does not depend on its size."""
+"""Read the state of a tree, without its lock and without the network, in time that does not depend on its size."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class TreeStatus:
     """The state of a tree. Times are seconds since 1970; None: never, or unknown.
 
     Attributes:
-        version: installed; None: nothing is.
-        generation: its number; 0: the tree before the first change.
+        version: the installed version; None: nothing is installed.
+        generation: the number of the generation; 0: the tree before the first change.
         source: where the installed version came from, without passwords.
-        type: of the source.
-        files: of the installed version.
+        type: the type of the source.
+        files: how many files the installed version has.
         changed_s: when this generation was made.
-        checked_s: when the source last said what it offers, and the sync succeeded.
-        failed_s: when a sync failed, if none has succeeded since.
+        checked_s: when a sync last succeeded.
+        failed_s: when a sync last failed, if none has succeeded since.
         error: why it failed.
-        failures: how many syncs have failed since, because of the source or the network.
+        failures: how many syncs have failed since the last success because of the source or the network.
         on_change_error: why the command of `--on-change` failed, which the next sync runs again.
-        not_before_s: when the source asks to be asked again (`Retry-After`), at most a day after the failure.
-        held: what syncs pass over; the latest, if several releases are on hold.
-        holds: all of them, the latest last.
-        interrupted: whether a crash has left a change that the next use of the tree completes.
+        not_before_s: until when the source asks to wait (`Retry-After`), at most a day after the failure.
+        held: the release on hold; the latest, if there are several.
+        holds: all releases on hold, the latest last.
+        interrupted: whether a crash has left an unfinished change that the next use of the tree completes.
     """
 
     version: str | None = None
@@ -69,16 +69,16 @@ class TreeStatus:
     interrupted: bool = False
 
     def age_s(self) -> float:
-        """Seconds since the last sync that succeeded, or until then if the clock was set back; infinite: none was."""
+        """Seconds since the last sync that succeeded, or until then if the clock was set back; infinite: none has."""
         return abs(time.time() - self.checked_s) if self.checked_s is not None else float("inf")
 
     def due_in_s(self, min_interval_s: float = 0.0) -> float:
         """Seconds until the next sync is due; 0: now.
 
-        A source's `Retry-After` is always kept to. With an interval, a sync is due so long after the last one that
-        succeeded. After a failure of the source or the network it is due earlier: in a minute, and then in twice as
-        long each time, up to the interval. If the last sync is in the future, by a clock that was set back since, the
-        next one is due.
+        A source's `Retry-After` is always respected. With an interval, a sync is due that long after the last one that
+        succeeded. After a failure of the source or the network it is due earlier: after a minute, and then after twice
+        as long each time, up to the interval. If the last sync is in the future, since the clock was set back, the next
+        one is due now.
         """
         now, wait_s = time.time(), min_interval_s
         last_s = self.checked_s if self.failed_s is None else self.failed_s
@@ -92,15 +92,15 @@ class TreeStatus:
 
 
 def splay_s(dest: str, most_s: float) -> float:
-    """A time less than this, in seconds, that is always the same for a host and a tree, so that a fleet does not ask at
-    once.
+    """A delay of less than `most_s`, always the same for a host and a tree, so that a fleet does not send its requests
+    all at once.
     """
     digest = hashlib.sha256(f"{socket.gethostname()}\0{os.path.abspath(dest)}".encode()).digest()
     return most_s * int.from_bytes(digest[:4]) / 2**32
 
 
 def status(dest: str) -> TreeStatus:
-    """How the tree at `dest` stands. See `Toolkit.status`."""
+    """The state of the tree at `dest`. See `Toolkit.status`."""
     require_managed(dest)
     root = os.path.abspath(dest)
     with contextlib.closing(RootDir(root)) as rootdir:
@@ -132,8 +132,8 @@ def _on_change_error(root: str, current: Generation) -> str | None:
 
 
 def _settled(rootdir: RootDir) -> tuple[Generation, Installed, bool]:
-    """The current generation, what is installed, and whether a crash has left a change; if one is just being committed,
-    after that, unless it takes long.
+    """The current generation, what is installed, and whether a crash has left an unfinished change. If a change is just
+    being committed, waits for it, up to `_COMMIT_S`.
     """
     deadline_s = time.monotonic() + _COMMIT_S
     while True:
@@ -148,7 +148,7 @@ def _settled(rootdir: RootDir) -> tuple[Generation, Installed, bool]:
 
 @contextlib.contextmanager
 def remember_outcome(root: str) -> Iterator[None]:
-    """Note in the tree when the sync in this block ended, and how; for the holder of the tree's lock."""
+    """Record in the tree when and how the sync in this block ended. The caller has the tree's lock."""
     try:
         yield
     except CancelledError:
@@ -184,6 +184,6 @@ def read_json(path: str) -> dict[str, Any]:
 
 def _write_outcome(root: str, outcome: dict[str, Any]) -> None:
     path = os.path.join(root, layout.LAST_SYNC)
-    # What is remembered is for people, and no failure of the sync.
+    # The outcome is only shown to people: the sync does not fail if it can't be written.
     with contextlib.suppress(OSError), replace_own(path, 0o644) as file:
         file.write(json.dumps(outcome).encode())

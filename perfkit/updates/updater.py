@@ -1,4 +1,4 @@
-"""Bring a tree in step with a source: scan, resolve, plan, fetch, check, apply."""
+"""Update a tree to match a source: scan, resolve, plan, fetch, check, apply."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sync", "SyncOptions", "sync"]
 
-# How fast the stages after the last download usually are, for the time left that is displayed.
+# Typical speeds of the stages after the last download, for the displayed time left.
 _UNPACKED_BYTES_PER_S = 150e6
 _APPLIED_FILES_PER_S = 10e3
 _BRIEF_S = 0.5  # a stage whose size is not known yet
@@ -67,9 +67,9 @@ class SyncOptions:
 
     Attributes:
         local_changes: what to do with files that were edited locally.
-        check_contents: hash every file, also where the stat cache vouches for it.
-        check: looks at the tree as it will be, and may refuse it.
-        retry_rejected: install a release that a check refused before, if it is accepted now.
+        check_contents: hash every file, even those that the stat cache vouches for.
+        check: inspects the tree as it will be, and may refuse it.
+        retry_rejected: install a release that a check refused before, if the check accepts it now.
         wait_s: how long to wait for another process or thread that is changing the tree.
     """
 
@@ -89,7 +89,7 @@ def sync(
     options: SyncOptions,
     progress: OperationProgress,
 ) -> SyncReport:
-    """Bring `dest` in step with a source. See `Toolkit.sync`."""
+    """Update `dest` to match a source. See `Toolkit.sync`."""
     began_s = time.monotonic()
     opened = managed_tree(config, dest, wait_s=options.wait_s, create=True)
     with opened as tree, remember_outcome(tree.root):
@@ -107,7 +107,7 @@ def sync(
 def _sync(
     tree: Tree, fetcher: Fetcher, spec: SourceSpec, options: SyncOptions, progress: OperationProgress
 ) -> SyncReport:
-    """Sync from the source, and once more if it changed meantime, or if what was fetched before filled the disk."""
+    """Sync from the source; retry once if it changed meanwhile, or if leftovers of an earlier sync filled the disk."""
     installed = read_installed(tree.root)
     holds = read_holds(tree.root)
     pinned = [held for held in holds if held.reason is HoldReason.PIN]
@@ -129,7 +129,7 @@ def _sync(
         keep_holds(tree.root, holds, source, newest=spec.release is None)
         return report
 
-    before = os.listdir(fetcher.stage)  # by an earlier sync, which failed
+    before = os.listdir(fetcher.stage)  # left by an earlier sync that failed
     source = open_source(fetcher, spec, installed)
     signed = spec.demands.signers is not None or Trust.read(tree.root).signers is not None
     if not signed and not installed.is_from(source.url):
@@ -149,11 +149,11 @@ def _sync(
             raise
         newer = open_source(fetcher, spec, installed)
         _log.info("%s: the disk is full; starting over without what an earlier sync has fetched", tree.root)
-    return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
+    return sync_from(newer)  # outside the handler, which keeps the failed attempt in memory
 
 
 def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: str | None) -> SyncReport:
-    """The report of a sync that leaves the tree as it is, since this version is on hold, or all mirrors are behind."""
+    """The report of a sync that leaves the tree as it is: this version is on hold, or all mirrors are behind."""
     return SyncReport(
         version=installed.version or "",
         generation=tree.generation,
@@ -166,14 +166,14 @@ def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: st
 
 
 def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
-    """See that a failure is not because of a server that lacks files of the release it offers, or offers another one
-    than a moment ago.
+    """Raise if a sync failed because the server is behind: it lacks a file of the release that it offers, or now offers
+    an older release than a moment ago.
 
     Args:
         newer: what the source offers after the failure.
 
     Raises:
-        StaleSourceError: it is.
+        StaleSourceError: the server is behind, or its site is incomplete.
     """
     if newer.serial < source.serial:
         reason = f"it offers {source.version}, and then the older {newer.version}"
@@ -191,7 +191,7 @@ class Sync:
     """One update of one tree from one source. Its methods are the steps of `run`.
 
     Args:
-        root: of the tree.
+        root: the tree's root directory.
         installed: what is installed there.
     """
 
@@ -216,14 +216,15 @@ class Sync:
         """Update the tree, in one transaction.
 
         Args:
-            passes_over: whether a source's version is on hold; asked when a list of URLs has been resolved, too.
+            passes_over: tells whether a source's version is on hold; called after `resolve`, since a list has its
+                version only then.
 
         Raises:
-            UpdateError: there are local changes, and they are to be refused.
+            UpdateError: there are local changes, and the options refuse them.
             CheckFailedError: the check refused the version; it is on hold now.
             ManifestError, UnsafePathError: what the source offers is damaged or hostile.
             TransferError: something can't be fetched.
-            FileChangedError, LockedError, OSError: as `Tree.transaction`. After all of these the tree is unchanged.
+            FileChangedError, LockedError, OSError: as `Tree.transaction`. After any error so far the tree is unchanged.
             RecoveryError: as `Tree.transaction`.
         """
         local = self.scan(now_ns=clock_ns(self._clock))
@@ -239,14 +240,14 @@ class Sync:
         self.check(manifest, plan, staging)
         applied = self.apply(tree, local, manifest, plan, staging)
         report = self._report(tree, plan, applied, routes)
-        del plan, staging  # megabytes, where there are many files
+        del plan, staging  # frees megabytes if there are many files
         self._save_statcache(local, manifest, applied, report)
         with contextlib.suppress(OSError):  # the tree is already changed; the next sync removes what is left
             _remove_staged(tree.fetch_directory, os.listdir(tree.fetch_directory), keep=self._source.keep_staged)
         return report
 
     def refuse_downgrade(self, *, allow_older: bool) -> None:
-        """Refuse a release that is older than any installed from this source, unless allowed.
+        """Refuse a release that is older than one installed from this source before, unless allowed.
 
         Raises:
             StaleSourceError: the source offers an older one.
@@ -267,7 +268,7 @@ class Sync:
         """The files of the tree, compared with the installed manifest.
 
         Args:
-            now_ns: the file system's clock; what changes from then on is not cached. 0: nothing is cached.
+            now_ns: the time by the file system's clock; files that change from then on are not cached. 0: no file is.
         """
 
         self._progress.expect({"checking files": 0.0, "applying": 0.0 if self._source.unchanged() else None})
@@ -287,14 +288,14 @@ class Sync:
         """The manifest of the version to install."""
         if self._source.unchanged():
             return self._installed.manifest
-        self._expect(unpacking_s=_BRIEF_S, applying_s=_BRIEF_S)  # for a delta, which is fetched at once
+        self._expect(unpacking_s=_BRIEF_S, applying_s=_BRIEF_S)  # for a delta, which `resolve` fetches
         manifest = self._source.resolve(local, staging)
         if not manifest and (chosen := self._selection()):
             raise ConfigError(f"{self._source.url}: version {self._source.version} has no files that match {chosen}")
         return manifest
 
     def _selection(self) -> str:
-        """Which part of what the source offers is wanted; empty: all."""
+        """The selected part of what the source offers; empty: all of it."""
         selection: Any = self._source.record().get("selection")
         if selection is None:
             return ""
@@ -303,10 +304,10 @@ class Sync:
         return str(Selection.of(selection))
 
     def plan(self, local: LocalTree, manifest: Manifest) -> Plan:
-        """The steps from the scanned tree to the manifest; only entries that differ are compared.
+        """The steps from the scanned tree to the manifest; `decide` gets only the entries that differ.
 
         Raises:
-            UpdateError: there are local changes, and they are to be refused.
+            UpdateError: there are local changes, and the options refuse them.
         """
         version, installed = self._source.version, self._installed
         if manifest.sha256 == installed.manifest.sha256 and local.all_intact:
@@ -341,7 +342,7 @@ class Sync:
         steps = f"{found}, {len(plan.fetch)} to fetch, {len(plan.remove)} to remove"
         _log.debug("%s: %s offers %s: %s", self._root, self._source.type, self._source.version, steps)
         if not plan.empty:
-            trim_heap()  # memory that planning used, before decoders need theirs
+            trim_heap()  # free what planning used before decoders need memory
         needed = BlobSet.of_files(manifest, chain(plan.stored, plan.fetch))
         staging.expect(needed)
         for digest in staging.missing(BlobSet.of_files(manifest, plan.stored)):
@@ -356,19 +357,19 @@ class Sync:
         return routes
 
     def _expect(self, *, unpacking_s: float, applying_s: float) -> None:
-        """Have the rest of the sync displayed as one piece of work."""
+        """Let progress displays show the rest of the sync as one piece of work."""
         self._progress.expect({"fetching": 0.0, "unpacking": unpacking_s, "applying": applying_s})
 
     def _check_space(
         self, tree: Tree, local: LocalTree, manifest: Manifest, plan: Plan, missing: Set[bytes], *, fetched: int
     ) -> None:
-        """Check that there is space for all that is needed at a time; it is counted only if it may be too little.
+        """Check that there is enough free space; the exact need is computed only if space may be short.
 
-        What is fetched is needed twice, packed and unpacked; so are local copies, except where the file system shares
-        contents, and without hard links also the files that are kept for rollback.
+        What is fetched takes space twice, packed and unpacked. Local copies take space unless the file system can share
+        contents; files that are kept for rollback do only where there are no hard links either.
 
         Raises:
-            OSError: ENOSPC: there is not enough.
+            OSError: there is not enough space (ENOSPC).
         """
         if tree.rootdir.free_space() >= 2 * fetched + manifest.total_bytes + self._installed.manifest.total_bytes:
             return
@@ -390,7 +391,7 @@ class Sync:
         tree.rootdir.check_free_space(needed)
 
     def check(self, manifest: Manifest, plan: Plan, staging: StagingArea) -> None:
-        """See that everything is staged, and have the caller's check look at it: the tree changes after this.
+        """Verify that everything is staged, and run the caller's check; the tree changes only after this.
 
         Raises:
             TransferError: a blob is missing.
@@ -426,7 +427,7 @@ class Sync:
         transaction = tree.transaction(label, known=known)
         with Stage(self._progress, "applying", files=plan.steps) as shown, transaction as tx:
             tx.write_private(layout.MANIFEST, manifest.raw)
-            secret = "?" in source.url  # such as the key of an account
+            secret = "?" in source.url  # such as an account key
             tx.write_private(layout.RELEASE, encode_record(source, manifest), mode=0o600 if secret else 0o644)
             applier = PlanApplier(self._root, tx, manifest, staging, shown)
             applier.apply(plan)
@@ -436,7 +437,7 @@ class Sync:
         return Applied(tx.result, applier.bytes_written, written_ns, moved)
 
     def _record_differs(self, manifest: Manifest) -> bool:
-        """Whether the tree's record of what is installed changes, though no file may."""
+        """Whether the tree's record of what is installed changes, even if no file does."""
         source, installed = self._source, self._installed
         offered = (source.type, as_recorded(source.url), source.version, manifest.sha256.hex())
         same = offered == (installed.type, installed.source, installed.version, installed.manifest_sha256)
@@ -483,7 +484,7 @@ class Sync:
 
 
 def _differing(installed: Manifest, wanted: Manifest, local: LocalTree) -> tuple[EntrySubset, EntrySubset]:
-    """The entries of both that differ, or that the tree does not have unchanged; plus a source for each blob needed."""
+    """The entries of both that differ or are not intact in the tree, plus one local source for each blob needed."""
 
     def unchanged(here: int | None, there: int | None) -> bool:
         return here is not None and there is not None and local.is_intact(here) and installed.same(here, wanted, there)
@@ -505,7 +506,7 @@ def _differing(installed: Manifest, wanted: Manifest, local: LocalTree) -> tuple
 
 
 def _remove_staged(stage: str, names: Iterable[str], *, keep: frozenset[str]) -> bool:
-    """Remove what was fetched, but for what the next sync revalidates; whether there was anything."""
+    """Remove fetched files, except those that the next sync revalidates; returns whether any was removed."""
     removed = False
     for name in names:
         if name not in keep:

@@ -58,10 +58,10 @@ def verify(
 
 
 def _verify(dest: str, began_s: float, progress: OperationProgress) -> VerifyReport:
-    """Compare a tree with what is installed; without its lock, so once more if it changes meantime.
+    """Compare a tree with what is installed. This needs no lock: if the tree changes meanwhile, it starts over.
 
     Raises:
-        LockedError: it changes all the time.
+        LockedError: it keeps changing.
     """
     root = os.path.abspath(dest)
     for _ in range(_TRIES):

@@ -14,20 +14,20 @@ __all__ = [
     "signature_path",
 ]
 
-POINTER_NAME = "perfkit.json"  # of the pointer; a site is recognised by it
-MAX_AHEAD_MS = 86_400_000  # how far the clock of a publisher, from which serials are, may be ahead of a client's
+POINTER_NAME = "perfkit.json"  # the file name of the pointer; it identifies a site
+MAX_AHEAD_MS = 86_400_000  # how far a publisher's clock, which serials come from, may be ahead of a client's
 
 
 def is_channel(name: str) -> bool:
-    """Whether a channel can be called that."""
+    """Whether this is a valid name of a channel."""
     return re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name) is not None
 
 
 def channel_name(channel: str) -> str:
-    """The name of the pointer to the release of a channel, beside the site's own.
+    """The file name of a channel's pointer, which is beside the site's own.
 
     Raises:
-        ConfigError: no channel can be called that.
+        ConfigError: the name of the channel is invalid.
     """
     if not is_channel(channel):
         raise ConfigError(f"{channel!r} is not the name of a channel: up to 64 letters, digits, '.', '_' and '-'")
@@ -37,17 +37,17 @@ def channel_name(channel: str) -> str:
 def signature_path(pointer_sha256: str, key_name: str) -> str:
     """Where the signature of a pointer by a key is, relative to the pointer.
 
-    It is named after the pointer's bytes, so that a client that has one of the two has the right other one, whatever a
-    cache or a mirror keeps of the site.
+    The path has the digest of the pointer, so that a client always gets the signature of the pointer that it has,
+    whatever a cache or a mirror keeps of the site.
     """
     return f"objects/{pointer_sha256}-{key_name}.minisig"
 
 
 def most_compressed(size: int) -> int:
-    """The most bytes that `size` bytes may have as a zstd frame: more than ZSTD_compressBound in zstd.h."""
+    """The maximum size of a zstd frame with `size` bytes of content: more than ZSTD_compressBound in zstd.h."""
     return size + size // 128 + 1024
 
 
 def most_content(compressed: int) -> int:
-    """The most bytes that may be decompressed into memory from so many."""
+    """The maximum size of what may be decompressed into memory from this many bytes."""
     return (8 << 20) + 200 * compressed

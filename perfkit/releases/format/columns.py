@@ -69,7 +69,7 @@ class Reader:
         return values
 
     def end(self) -> None:
-        """See that this is the end."""
+        """Check that this is the end."""
         if self.position != len(self._data):
             raise ManifestError(f"{self._what}: {len(self._data) - self.position} bytes too long")
 

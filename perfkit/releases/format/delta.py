@@ -25,10 +25,10 @@ from perfkit.releases.format.zstd import compress, decompress, decompress_stream
 __all__ = ["MAX_GROUP_BYTES", "MAX_GROUP_SPANS", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
 
 MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new content
-MAX_GROUP_SPANS = 1 << 16  # limit of the parts of files that either consists of
+MAX_GROUP_SPANS = 1 << 16  # limit of the number of spans in either
 _MAX_TABLE_BYTES = 64 << 20
 _MAGIC = b"perfkit delta 4\n"
-_MAGIC_3 = b"perfkit delta 3\n"  # has all digests and that of the old manifest, and is still read
+_MAGIC_3 = b"perfkit delta 3\n"  # has all digests and that of the old manifest; still accepted
 _HEAD_BYTES = len(_MAGIC) + 32 + 8
 _READ_BYTES = 64 << 10
 
@@ -37,7 +37,7 @@ _READ_BYTES = 64 << 10
 class Span:
     """Bytes from `offset` to `offset + length` (exclusive) of an entry of a manifest.
 
-    As a source, it may also be of a new file: then `entry` is the number of old entries and that of the new one.
+    A source may also be in a new file: then `entry` is the number of old entries plus the index of the new one.
     """
 
     entry: int
@@ -50,11 +50,11 @@ class Group:
     """One frame.
 
     Attributes:
-        sources: spans of the old tree, or of what groups before this one make; concatenated, the prefix that the frame
-            was compressed against, or what the frame has the differences from.
+        sources: spans of the old tree, or of what earlier groups make; concatenated, they are the prefix that the frame
+            was compressed against, or the content that its differences are added to.
         outputs: spans of the new tree; concatenated, the content of the group.
         bytes: the frame's size.
-        differences: the bytes that a frame of differences decodes to; 0: it was compressed against a prefix.
+        differences: how many bytes a frame of differences decodes to; 0: it was compressed against a prefix.
         gaps: for differences, the bytes of new content before each source; a prefix has none.
     """
 
@@ -97,7 +97,7 @@ class Delta:
     """An open delta, whose table has been read and whose frames follow in the file.
 
     Attributes:
-        target_sha256: of the manifest that it produces.
+        target_sha256: the digest of the manifest that it produces.
     """
 
     target_sha256: bytes
@@ -129,11 +129,11 @@ class Delta:
 
         Args:
             old: the manifest that it applies to.
-            most_bytes: that the new one may have.
-            known: it was read before; its names are not checked again.
+            most_bytes: maximum size of the new manifest.
+            known: the new manifest was read before; its names are not checked again.
 
         Raises:
-            ManifestError: `old` is another one, or the delta is damaged.
+            ManifestError: `old` is another manifest, or the delta is damaged.
             UnsafePathError: an unsafe name in the new manifest, or in what is made from another `old`.
         """
         return Manifest.parse(self._new_bytes(old, most_bytes), sha256=self.target_sha256, known=known)
@@ -155,14 +155,15 @@ class Delta:
     def groups(self, old: Manifest, new: Manifest) -> Groups:
         """The groups of the delta, in order; can be iterated repeatedly. They are checked against both manifests.
 
-        Args:
-            new: the new one, or its draft.
+        They produce every blob of `new` that `old` does not have, for one of its entries (the others are copies of that
+        one), except empty blobs.
 
-        Every blob of `new` that `old` does not have is produced for one of its entries (the others are copies of that
-        one); empty blobs are not listed.
+        Args:
+            old: the manifest that the delta applies to.
+            new: the new manifest, or its draft.
 
         Raises:
-            ManifestError: that does not hold, or a limit is exceeded.
+            ManifestError: the groups do not produce these blobs, or exceed a limit.
         """
         groups = Groups(self._table, old, new)
         _check_outputs(groups, old, new)
@@ -176,7 +177,7 @@ class Delta:
         Args:
             groups: all of `groups`.
             read: returns the bytes of a source, or None if they are missing; the caller makes sure that they are the
-                old content, or those that were written.
+                old content, or what was written.
             write: called with parts of the new blobs, in order for each file.
 
         Returns:
@@ -302,10 +303,11 @@ class Groups:
 
 
 def _spans(columns: Sequence[array[int]], manifests: Sequence[Manifest]) -> Iterator[Span]:
-    """Decode spans from columns: steps between entries, from the span before, and lengths; 0 is the rest of the file.
+    """Decode spans from columns: the step from the entry before; the offset, in the same entry from the end of the span
+    before; and the length, where 0 is the rest of the file.
 
     Args:
-        manifests: whose entries are counted, one after the other.
+        manifests: entries are numbered through all of these.
     """
     last, end = -1, 0
     for step, offset, length in zip(*columns, strict=True):
@@ -372,7 +374,7 @@ def write_delta(
 
     Args:
         slices: the new manifest, or its draft, in order.
-        groups: with the sizes of their frames.
+        groups: in order, with the sizes of their frames.
         frames: one for each group.
     """
     sources = [span for group in groups for span in group.sources]

@@ -1,8 +1,9 @@
-"""Differences between content and old content that is nearly the same, byte by byte: mostly zeros.
+"""Byte-by-byte differences between content and nearly equal old content: mostly zeros.
 
 In a new build of a program, nearly all bytes are those of the old one at another place, but addresses differ by a
-constant here and there, so that exact matches are short. Predicted by old content, the rest is zeros and small numbers,
-which LZMA codes in 10 to 15 % less than zstd, and bzip2 in less where they are few (docs/adr/0004-releases.md).
+constant here and there, so that exact matches are short. After prediction from old content, zeros and small numbers
+remain. LZMA codes them in 10 to 15 % less space than zstd; if they are few, bzip2 takes even less
+(docs/adr/0004-releases.md).
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ _DICT_BYTES = 4 << 20
 _CHUNK_BYTES = 128 << 10
 _NEGATED = bytes(-byte & 0xFF for byte in range(256))
 _RUN = re.compile(rb"[^\0]+(?:\0{1,3}[^\0]+)*")  # of differences; a few zeros cost less than another run
-_BZIP2 = b"BZh"  # at the beginning of a frame; no frame of LZMA2 begins so
+_BZIP2 = b"BZh"  # starts a frame; no frame of LZMA2 starts with it
 
 
 def encode_differences(content: bytes, sources: Sequence[bytes], gaps: Sequence[int]) -> tuple[bytes, int]:
-    """A frame from which `restore` makes `content` with the same sources and gaps, and the bytes that it decodes to.
+    """A frame from which `restore` makes `content` with the same sources and gaps, and how many bytes it decodes to.
 
-    It has the bytes of the gaps, and then all differences or only those that are not 0, where that is smaller.
+    It has the bytes of the gaps, and then all differences or only the nonzero ones, whichever is smaller.
 
     Args:
         sources: the old content that predicts the new one.
@@ -60,9 +61,9 @@ def no_differences() -> tuple[bytes, int]:
 
 
 def _smallest(*forms: bytes) -> tuple[bytes, int]:
-    """The smallest frame of these forms, and the bytes that it decodes to.
+    """The smallest frame of these forms, and how many bytes it decodes to.
 
-    LZMA takes 15 times as long as bzip2, which so shows which form it is tried on.
+    LZMA takes 15 times as long as bzip2, so it is tried only on the form that bzip2 makes smallest.
     """
     assert lzma is not None, "publishing differences needs CPython's bz2 and lzma modules"
     frame, form = min(((bz2.compress(form), form) for form in forms), key=lambda each: len(each[0]))
@@ -86,7 +87,7 @@ def restore(
 
     Args:
         frame: its bytes, in chunks.
-        decoded: the bytes that it decodes to, at least `literals`.
+        decoded: how many bytes it decodes to, at least `literals`.
         literals: how many bytes of the content are in no source.
         sources: the old content, concatenated; it is overwritten.
         pieces: the gap before each source, and the source's length.
@@ -144,7 +145,7 @@ def _spread(runs: bytes | bytearray, size: int) -> bytearray:
 
 
 def _sums(left: bytes | bytearray, right: bytes | bytearray) -> bytes:
-    """The sum of each pair of bytes, modulo 256: seven bits are added at once, and the eighth without carry."""
+    """The sum of each pair of bytes, modulo 256: the low seven bits are added, and the eighth without carry."""
     size = len(left)
     if left.count(0) == size:
         return bytes(right)

@@ -29,7 +29,7 @@ def draft_bytes(manifest: Manifest, made: Iterable[int]) -> bytes:
 
 
 def parse_draft(raw: bytes) -> Manifest:
-    """Read what `draft_bytes` wrote, with references instead of the zeros: no two contents have the same digest then.
+    """Read what `draft_bytes` wrote, with references instead of the zeros, so that no two contents have one digest.
 
     Raises:
         ManifestError, UnsafePathError: as `Manifest.parse`.
@@ -43,11 +43,11 @@ def complete(draft: Manifest, made: bytes | bytearray, sha256: bytes) -> Manifes
     """The manifest of a draft.
 
     Args:
-        made: 32 bytes for each entry: the SHA-256 of those that were made; the others are not looked at.
-        sha256: of the manifest.
+        made: 32 bytes for each entry: the SHA-256 of those that were made; the others are ignored.
+        sha256: the digest of the manifest.
 
     Raises:
-        ManifestError: that is another one: the draft is damaged, or a content was not made, or from other old content.
+        ManifestError: the digest differs: the draft is damaged, or a content was not made, or from other old content.
     """
     makers = ((entry, made_for(digest)) for entry, digest in enumerate(draft.digests()))
     found = (

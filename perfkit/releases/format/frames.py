@@ -69,7 +69,7 @@ def _unpack_frame(
     in_order = all(one <= other for one, other in pairwise(map(index.start_of, wanted)))
     later = iter(wanted if in_order else sorted(wanted, key=index.start_of))
     following = next(later, None)
-    begun: list[Piece] = []  # that reach into the next chunk
+    begun: list[Piece] = []  # pieces that reach into the next chunk
     position = 0
     for chunk in decompress_stream(data, index.content_bytes(number), shared):
         view, end = memoryview(chunk), position + len(chunk)

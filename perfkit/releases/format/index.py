@@ -1,7 +1,7 @@
-"""The index of a release: which frames of which packs have the content of each file. Pure.
+"""The index of a release: which frames of which packs have the content of each file. No I/O.
 
-A pack is an object made of independent zstd frames. A piece is a part of one file within one frame, for most files all
-of it. A blob that several entries share is listed once, for the first of them.
+A pack is an object made of independent zstd frames. A piece is a part of one file within one frame; most files are one
+piece. A blob that several entries share is listed once, for the first of them.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Piece:
         offset: where the part begins in the file.
         start: where it begins in the frame's content.
         length: its bytes.
-        tag: the first 8 bytes of its SHA-256, little-endian, where the file has several pieces and the index has tags;
-            else 0. It helps a client find pieces that it already has, and proves nothing.
+        tag: the first 8 bytes of its SHA-256, little-endian, if the file has several pieces and the index has tags;
+            else 0. It helps a client find pieces that it already has, but proves nothing.
     """
 
     entry: int
@@ -73,12 +73,12 @@ class Index:
     """The frames of a release, ordered by pack and offset, and their pieces, ordered by frame; in columns.
 
     Attributes:
-        manifest_sha256: of the manifest that entries refer to.
-        packs: that contain the frames.
+        manifest_sha256: the digest of the manifest that entries refer to.
+        packs: the packs that contain the frames.
         packs_of: the pack of each frame.
-        at: its offset in the pack.
-        packed: its compressed size.
-        sizes: its decompressed size.
+        at: the offset of each frame in its pack.
+        packed: the compressed size of each frame.
+        sizes: the decompressed size of each frame.
         entries, offsets, starts, lengths: of each piece, as in `Piece`.
         tags: of each piece; empty: the index has none.
     """
@@ -89,7 +89,7 @@ class Index:
     at: array[int] = field(repr=False)
     packed: array[int] = field(repr=False)
     sizes: array[int] = field(repr=False)
-    _first: array[int] = field(repr=False)  # piece of each frame, and the number of pieces
+    _first: array[int] = field(repr=False)  # the first piece of each frame, and the number of pieces
     entries: array[int] = field(repr=False)
     offsets: array[int] = field(repr=False)
     starts: array[int] = field(repr=False)
@@ -138,7 +138,7 @@ class Index:
         Args:
             pieces: in ascending order, as from `pieces`.
             max_gap: unused bytes that are fetched to save a request.
-            max_bytes: of one range, unless a single frame is larger; None: no limit.
+            max_bytes: maximum size of a range, unless a single frame is larger; None: no limit.
         """
         ranges: list[PackRange] = []
         frames = array("I")  # of the last range
@@ -164,10 +164,10 @@ class Index:
         """Read an index, and check that it covers all content of this manifest exactly once.
 
         Args:
-            known: these bytes were written by `encode`; that is not checked again.
+            known: these bytes were written by `encode`; do not check again what they cover.
 
         Raises:
-            ManifestError: it does not, belongs to another manifest, or exceeds a limit.
+            ManifestError: it does not cover it so, belongs to another manifest, or exceeds a limit.
         """
         reader = Reader(raw, "index", _MAGIC)
         of = reader.take(32)
@@ -323,7 +323,7 @@ class _Pieces:
             if offsets[number] != reached[entries[number]]:
                 _refuse("pieces of a file overlap or leave a gap")
             reached[entries[number]] += lengths[number]
-        shared: dict[bytes, int] = {}  # blobs of entries that are not listed: another entry must be
+        shared: dict[bytes, int] = {}  # blobs of unlisted entries: another entry must have them
         for entry, end in enumerate(reached):
             size = self._manifest.size(entry)
             if end == 0 and size and shared.setdefault(self._manifest.digest(entry), size) != size:

@@ -1,4 +1,4 @@
-"""The manifest of a tree: name, size, SHA-256 and executable bit of each file. Pure.
+"""The manifest of a tree: name, size, SHA-256 and executable bit of each file. No I/O.
 
 A manifest is kept as its canonical bytes, and entries are decoded on access, so that a hundred thousand files take ten
 megabytes instead of a hundred. `docs/format.md` has the layout.
@@ -258,10 +258,10 @@ class Manifest:
 
 
 class EntrySubset(Mapping[str, Entry]):
-    """Some entries of a manifest, by name, decoded on access; fast where names are looked up in order.
+    """Some entries of a manifest, by name, decoded on access; fast if names are looked up in order.
 
     Attributes:
-        names: of the entries, in order.
+        names: the names of the entries, in order.
         entries: the entries.
     """
 

@@ -1,4 +1,4 @@
-"""The pointer of a site: the only file that is ever replaced. Pure.
+"""The pointer of a site: the only file that is ever replaced. No I/O.
 
 It refers to everything else by digest. `docs/format.md` has the fields.
 """
@@ -44,7 +44,7 @@ class ObjectRef:
 
     Attributes:
         sha256: 64 hexadecimal digits.
-        bytes: its size.
+        bytes: the size.
     """
 
     sha256: str
@@ -52,13 +52,13 @@ class ObjectRef:
 
     @property
     def path(self) -> str:
-        """Relative to the pointer."""
+        """The path, relative to the pointer."""
         return f"objects/{self.sha256}"
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRef:
-    """An object that is one zstd frame; or, for a manifest with a base, a delta of its own.
+    """An object that is one zstd frame; or, for a manifest with a base, a delta.
 
     Attributes:
         object: the compressed form.
@@ -74,7 +74,7 @@ class BaseManifest:
     """A manifest that another one is made from.
 
     Attributes:
-        sha256: of its canonical bytes, 64 hexadecimal digits.
+        sha256: the digest of its canonical bytes, 64 hexadecimal digits.
         packed: the object with these bytes.
     """
 
@@ -104,14 +104,15 @@ class Pointer:
     Attributes:
         version: as the publisher calls it.
         serial: increases with each release; clients refuse a lower one.
-        manifest_sha256: of the canonical bytes, 64 hexadecimal digits.
-        manifest: the object with these bytes, or what makes them from `base`.
+        manifest_sha256: the digest of the manifest's canonical bytes, 64 hexadecimal digits.
+        manifest: the object with these bytes, or the delta that makes them from `base`.
         solid: the index of large frames, for first installs.
         fine: the index of small frames, for updates.
-        history: the publisher's own record; clients ignore it.
+        history: the record of the latest releases; clients read it only to list or install earlier ones.
         deltas: at most one for each earlier release, which leads nearer to this release.
-        expires_s: until when the publisher vouches for it, in seconds since 1970; 0: without end.
-        channel: whose pointer it is; empty: the site's own. So a signed pointer can't be shown in place of another.
+        expires_s: when the pointer expires, in seconds since 1970; 0: never.
+        channel: the channel that the pointer is for; empty: the site itself. So a signed pointer can't be passed off as
+            that of another channel.
     """
 
     version: str
@@ -128,7 +129,7 @@ class Pointer:
 
     @property
     def manifest_bytes(self) -> int:
-        """The sizes of the objects that the manifest comes from."""
+        """The total size of the objects that the manifest is made from."""
         return self.manifest.object.bytes + (self.base.packed.object.bytes if self.base else 0)
 
     @classmethod
@@ -241,15 +242,16 @@ def _parse_deltas(listed: Any) -> tuple[DeltaRef, ...]:
 
 def _base(manifest: Any) -> BaseManifest:
     record: Any = manifest.get("base") if isinstance(manifest, dict) else None
-    packed = _packed(record, MAX_MANIFEST_BYTES)  # it is an object with fields
+    packed = _packed(record, MAX_MANIFEST_BYTES)  # raises unless `record` is a dict
     return BaseManifest(_digest(record.get("sha256")), packed)
 
 
 def _packed(record: Any, limit: int, *, described: int = 0) -> PackedRef:
-    """An object with a size that it can have.
+    """An object with a plausible size.
 
     Args:
-        described: compressed bytes of what it describes or is made from: an index grows with the manifest.
+        described: compressed bytes of what it describes or is made from; they raise the limit, since an index grows
+            with the manifest.
     """
     packed = PackedRef(_object(record), _number(record, "size", 1, limit))
     if packed.object.bytes > most_compressed(packed.size) or packed.size > most_content(

@@ -1,4 +1,4 @@
-"""The history of a site: its latest releases, which a client can list and install. Pure.
+"""The history of a site: its latest releases, which a client can list and install. No I/O.
 
 `docs/format.md` has the fields.
 """
@@ -31,8 +31,8 @@ class ReleaseRecord:
     """A release, as the history records it.
 
     Attributes:
-        packs: those of the index of small frames, and their dictionaries.
-        base: what the manifest is made from, if its object is not the whole of it.
+        packs: the packs of the index of small frames, and their dictionaries.
+        base: the manifest that this one is made from, if its object is a delta.
     """
 
     version: str
@@ -46,14 +46,14 @@ class ReleaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The latest releases, and what the publisher keeps from one to the next. The pointer refers to it, so both change
-    together.
+    """The latest releases, and what the publisher keeps from one to the next. The pointer refers to the history, so
+    both change together.
 
     Attributes:
         records: the latest releases, oldest first.
         deltas: all deltas between them.
-        solid_packs: those of the pointer's index of large frames, and their dictionaries.
-        first: the serial of the last release, less the number of releases before it.
+        solid_packs: the packs of the pointer's index of large frames, and their dictionaries.
+        first: the serial of the last release, minus the number of releases before it.
     """
 
     records: tuple[ReleaseRecord, ...] = ()
@@ -62,7 +62,7 @@ class History:
     first: int = 1
 
     def encode(self) -> bytes:
-        """JSON."""
+        """The JSON that `parse` reads."""
         return json.dumps(
             {
                 "format": BASED_FORMAT if any(record.base for record in self.records) else FORMAT,
@@ -107,14 +107,14 @@ class History:
             raise ManifestError(f"history: damaged: {error}") from error
 
     def pointer_to(self, record: ReleaseRecord, history: ObjectRef) -> Pointer:
-        """The pointer of one of the releases, with the deltas that lead to it at once. The index of its large frames is
-        not kept, so that of the small ones stands for both.
+        """The pointer of one of the releases, with the deltas that lead directly to it. The index of its large frames
+        is not kept, so the index of the small ones takes its place.
 
         Args:
-            history: the object that this is.
+            history: the object with this history.
 
         Raises:
-            ManifestError: a value is not what a pointer may have.
+            ManifestError: a value is not valid in a pointer.
         """
         if not isinstance(record.manifest_sha256, str):
             raise ManifestError("history: a digest is not text")

@@ -1,4 +1,4 @@
-"""Groups of a delta for binaries: old content that is nearly the same predicts the new one.
+"""Groups of a delta for binaries: old content that is nearly the same predicts the new content.
 
 HDiffPatch (extra `publish`) finds the approximate matches; without it, binaries are compressed as text is.
 """
@@ -24,8 +24,8 @@ except ImportError:
 __all__ = ["AVAILABLE", "HEAD_BYTES", "PredictedGroup", "is_binary", "predicted_groups"]
 
 AVAILABLE = hdiffpatch is not None
-_BATCH_BYTES = 24 << 20  # new content that is compared at once; the suffix array takes 5 bytes for each old one
-_AROUND_BYTES = 4 << 20  # a part of a large file is compared with the same place of the old one, and so much around it
+_BATCH_BYTES = 24 << 20  # new content that is compared at once; the suffix array takes 5 bytes for each old byte
+_AROUND_BYTES = 4 << 20  # a part of a large file is compared with the same place in the old one, and this much around
 _LIKE_BYTES = 8 << 20  # of similar files, for a file whose name is new
 HEAD_BYTES = 8 << 10
 
@@ -46,7 +46,7 @@ class _Match(NamedTuple):
 
 
 def is_binary(head: bytes) -> bool:
-    """Whether a file with these first `HEAD_BYTES` is no text: there is a NUL byte in them, as git decides it."""
+    """Whether a file with these first `HEAD_BYTES` is not text: there is a NUL byte in them, as git decides it."""
     return AVAILABLE and b"\0" in head
 
 
@@ -134,9 +134,10 @@ def _approximate_matches(before: bytes, content: bytes) -> Iterator[_Match]:
     """The covers of an HDIFF13 patch: ascending in the new content, without overlap.
 
     The patch begins with `HDIFF13&`, the name of the compression (none) and a zero; eleven integers follow, of which
-    the third counts the covers, then the covers. In an integer, the highest bit of a byte says that another follows,
-    most significant first. A cover is the distance of its old place from the end of the one before, whose first byte
-    has the sign in the highest bit; the new bytes since the cover before; and its length.
+    the third counts the covers, then the covers. The bytes of an integer come most significant first; the highest bit
+    of each says whether another follows. A cover has three integers: the distance of its old place from the old end of
+    the cover before, with its sign in the highest bit of the first byte; the number of new bytes since the cover
+    before; and its length.
     """
     patch = hdiffpatch.diff(before, content, validate=False)
     if not patch.startswith(b"HDIFF13&\0"):

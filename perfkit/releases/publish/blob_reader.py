@@ -1,4 +1,4 @@
-"""Reads the contents of earlier releases, by the index of their small frames."""
+"""Read the contents of earlier releases through the index of their small frames."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BlobReader:
 
     @functools.cached_property
     def _whole(self) -> dict[int, int]:
-        """The piece of each entry that has one."""
+        """The piece of each entry that has a single one; for each other listed entry, one of its pieces."""
         return dict(zip(self.index.entries, range(len(self.index.entries)), strict=True))
 
     @functools.cached_property
@@ -96,7 +96,7 @@ class BlobReader:
         return b"".join(parts)
 
     def blocks(self, entry: int, size: int) -> Iterator[tuple[int, bytes]]:
-        """Read one of `entries` in blocks of `size` bytes, but for the last one; yields offsets and blocks."""
+        """Read one of `entries` in blocks of `size` bytes, except the last; yields offsets and blocks."""
         step = size * max(1, _READ_BYTES // size)
         for start in range(0, self.manifest.size(entry), step):
             part = self.read(entry, start, min(step, self.manifest.size(entry) - start))

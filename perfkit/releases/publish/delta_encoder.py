@@ -1,7 +1,7 @@
 """Make a delta: new blobs in groups, each compressed against similar content of an old release.
 
-Text is compressed against a prefix of old content, binaries as differences from a prediction (`binary_groups.py`), or
-in the other way where that is smaller.
+Text is compressed against a prefix of old content; binaries as differences from a prediction (`binary_groups.py`), or
+as text is if that is smaller.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _Task = Callable[[], tuple[Group, bytes]]
 
 _PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for moved content
 _LEVEL = 19
-_LEAST_RUN_BYTES = 1 << 20  # shorter ranges that are equal are left to the compressors
-_WORTH_LOOKING = 2048  # the share of the tree that must be new before all of it is searched for similar content
+_LEAST_RUN_BYTES = 1 << 20  # shorter equal ranges are left to the compressors
+_WORTH_LOOKING = 2048  # the old tree is searched for similar content if more than one part in this many is new
 _MADE_BYTES = 8 << 10  # what is new in several files is found in blocks of this size
-_POOR_SHARE = 1 / 8  # of a binary's content: a frame of differences that is larger is tried the other way too
+_POOR_SHARE = 1 / 8  # of a binary's content: if its differences take more, it is also compressed as text is
 
 
 class Run(NamedTuple):
-    """A range of a new content that is a range of an old one."""
+    """A range of new content that equals a range of old content."""
 
     offset: int
     length: int
@@ -69,9 +69,9 @@ class Comparison:
 
     Attributes:
         old: the old release.
-        new: the manifest of the new one.
-        pieces: its small frames.
-        wanted: its entries to make, as from `new_blobs`.
+        new: the manifest of the new release.
+        pieces: the small frames of the new release.
+        wanted: the entries of `new` to make, as from `new_blobs`.
         opened: opens the new file of an entry.
     """
 
@@ -99,9 +99,9 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
 
 
 def _tasks(between: Comparison) -> Iterator[_Task]:
-    """What makes each group and its frame: first those of large files, where equal ranges need no work; then others."""
+    """Functions that make each group and its frame: first for large files with long equal ranges, then for others."""
     old, new, opened = between.old, between.new, between.opened
-    # Looking through all of the old tree takes a while: only if it is asked.
+    # Indexing the whole old tree takes a while, so it happens only on the first search.
     similar = [functools.cache(functools.partial(_indexed, old, binary=binary)) for binary in (False, True)]
     runs = exact_runs(old, new, between.pieces, between.wanted)
 
@@ -136,13 +136,13 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
 
 
 def exact_runs(old: BlobReader, new: Manifest, pieces: FrameTable, entries: Iterable[int]) -> dict[int, list[Run]]:
-    """Long ranges of new contents that are ranges of old ones, by the tags of pieces; in order."""
+    """Long ranges of new contents that equal ranges of old ones, found by the tags of pieces; in order."""
     large = {entry for entry in entries if new.size(entry) >= _LEAST_RUN_BYTES and AVAILABLE_DIFFERENCES}
     if not large:
         return {}
     found: dict[int, list[Run]] = {}
     rows = sorted((entry, pieces.offsets[at], at) for at, entry in enumerate(pieces.entries) if entry in large)
-    likely: int | None = None  # of several equal pieces, the one at the same place
+    likely: int | None = None  # the old piece at the same place, preferred to equal ones
     last = -1
     for entry, offset, at in rows:
         if entry != last:
@@ -257,11 +257,11 @@ def _grouped(
 
 
 class _SourceFinder:
-    """Finds what to compress each part of a new file against; asked in the order in which they are produced.
+    """Finds what to compress each part of a new file against; call `find` in the order in which parts are produced.
 
     Args:
         similar: the old blocks, if they are worth a search.
-        total_bytes: of all parts.
+        total_bytes: total size of all parts.
     """
 
     def __init__(
@@ -274,9 +274,9 @@ class _SourceFinder:
         self._made = SimilarityIndex(total_bytes)
 
     def find(self, entry: int, offset: int, content: bytes) -> set[Span]:
-        """The same place in the old file; and for other lines new blocks that come before, and similar old ones.
+        """The same place in the old file; for lines that are not there, also earlier new blocks and similar old ones.
 
-        What is new in modules and in bundles that are made of them is so compressed once.
+        So what is new both in modules and in bundles that are made of them is compressed only once.
         """
         blocks = set(self._same_place(entry, offset, len(content)))
         known: set[int] = set()

@@ -1,4 +1,4 @@
-"""The frames of an index in the making: those of the last release that stay, and new ones."""
+"""The frames of an index that is being made: those kept from the last release, and new ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perfkit.releases.format.pointer import ObjectRef, PackedRef
 __all__ = ["Copies", "FrameTable"]
 
 
-_SMALL_BYTES = 4096  # a content of which it can't be said by itself whether it compresses
+_SMALL_BYTES = 4096  # content too small to tell by itself whether it compresses
 
 
 class Copies:
@@ -35,12 +35,12 @@ class Copies:
         """What two releases have in common.
 
         Args:
-            first: the first entry of the new one with each content.
+            first: the first entry of the new manifest with each content.
         """
         return cls(first.get(digest, -1) for digest in old.digests())
 
     def add(self, old_entry: int, old_offset: int, length: int, entry: int, offset: int) -> None:
-        """Add a range; it extends the one before where it follows that in both contents."""
+        """Add a range; it extends the last one if it follows that in both contents."""
         parts = self.parts[old_entry]
         if parts:
             at, size, other, there = parts[-1]
@@ -55,7 +55,7 @@ class _Overlaps:
 
     def __init__(self, rows: list[tuple[int, int, int, int]]) -> None:
         self._rows = sorted(rows)
-        self._ends = list(accumulate((row[0] + row[1] for row in self._rows), max))  # of all rows up to each
+        self._ends = list(accumulate((row[0] + row[1] for row in self._rows), max))  # the maximum up to each row
 
     def find(self, begin: int, end: int) -> list[tuple[int, int, int, int]]:
         return self._rows[bisect_right(self._ends, begin) : bisect_left(self._rows, (end,))]
@@ -65,7 +65,7 @@ class FrameTable:
     """Frames and pieces in columns, as in `Index`, but in any order. A frame without pieces is not used.
 
     Attributes:
-        packs: that contain the frames.
+        packs: the packs that contain the frames.
         frames: the frame of each piece.
     """
 
@@ -121,14 +121,14 @@ class FrameTable:
         return len(self.at)
 
     def add_frame(self, pack: int, at: int, compressed: int, size: int) -> None:
-        """Add a frame; it is numbered in the order of these calls."""
+        """Add a frame; frames are numbered in the order of these calls."""
         self.packs_of.append(pack)
         self.at.append(at)
         self.packed.append(compressed)
         self.sizes.append(size)
 
     def add_piece(self, frame: int, entry: int, offset: int, start: int, length: int, tag: int = 0) -> None:
-        """Add a piece of a frame, which may be added later."""
+        """Add a piece of a frame; the frame itself may be added later."""
         self.frames.append(frame)
         self.entries.append(entry)
         self.offsets.append(offset)
@@ -137,7 +137,7 @@ class FrameTable:
         self.tags.append(tag)
 
     def drop(self, unwanted: Callable[[int], bool]) -> None:
-        """Remove all pieces of the frames with these numbers."""
+        """Remove all pieces of the unwanted frames."""
         keep = [not unwanted(frame) for frame in self.frames]
         for name in ("frames", "entries", "offsets", "starts", "lengths", "tags"):
             column = getattr(self, name)
@@ -153,7 +153,7 @@ class FrameTable:
         return dict(found)
 
     def gaps(self, manifest: Manifest, entries: Iterable[int]) -> dict[int, list[tuple[int, int]]]:
-        """The ranges of contents that no piece has: for each of these entries, beginnings and ends; none is empty."""
+        """The ranges of contents that no piece covers: beginnings and ends, for each of these entries that has any."""
         single = array("Q", bytes(8 * len(manifest)))  # bytes from the beginning
         several: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for entry, offset, length in zip(self.entries, self.offsets, self.lengths, strict=True):
@@ -173,7 +173,7 @@ class FrameTable:
         return found
 
     def compressible(self, gaps: dict[int, list[tuple[int, int]]], ratio: float) -> dict[int, list[tuple[int, int]]]:
-        """Those gaps in entries that this table compresses to less than `ratio`, or that are small."""
+        """The gaps in entries that this table compresses to at most `ratio`, or of which it has little content."""
         count = max(gaps, default=-1) + 1
         packed, sizes = array("d", bytes(8 * count)), array("Q", bytes(8 * count))
         for frame, entry, length in zip(self.frames, self.entries, self.lengths, strict=True):

@@ -1,4 +1,4 @@
-"""A manifest as changes to an earlier one: in deltas, and on sites whose trees have many files."""
+"""Encode a manifest as changes to an earlier one, for deltas and for sites whose trees have many files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def manifest_patch(old: Manifest, new: Manifest) -> bytes:
 
 
 def manifest_slices(old: bytes, new: bytes, *, quick: bool = False) -> Iterator[Callable[[], Slice]]:
-    """What makes each part of a manifest, or of a draft, from the part of the old one at the same relative position.
+    """Functions that make the parts of a manifest, or draft, each from the old part at the same relative position.
 
     Args:
-        quick: whether not to look for a smaller form where much has changed.
+        quick: do not look for a smaller form of a part that has changed much.
     """
     source = MAX_GROUP_BYTES
     for start in range(0, len(new), _SLICE_BYTES):

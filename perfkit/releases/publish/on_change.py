@@ -27,13 +27,13 @@ def publish_on_change(
     """Publish a tree now, and again after each change, until the generator is closed; yields every release.
 
     The tree is hashed once; then only files that the kernel reports, or all of them if it lost events or `src` was
-    replaced. A file that is open for writing stays as in the last release until it is closed, as far as the kernel
-    tells. A failure, such as a symbolic link, is logged, and publishing is tried again at the next change; a failure of
+    replaced. A file that is open for writing stays as in the last release until it is closed, as far as the kernel can
+    tell. A failure, such as a symbolic link, is logged, and publishing is tried again at the next change; a failure of
     the first release is raised. A release that expires is renewed when half of its time is over.
 
     Args:
         quiet_s: how long nothing must change before a change is published.
-        options: those of `PublishOptions`. What symbolic links lead to is not watched.
+        options: those of `PublishOptions`. What symbolic links point to is not watched.
 
     Raises:
         As `publish`, for the first release; OSError: `src` can't be watched.

@@ -46,7 +46,7 @@ _DICTIONARY_BYTES = 32 << 10
 _SAMPLES = 2000
 _SAMPLE_BYTES = 8 << 10
 _READ_BYTES = 1 << 20
-_LIVE_SHARE = 0.5  # of a pack of small frames: below it, those in use are copied to a new pack
+_LIVE_SHARE = 0.5  # of a pack: if less of it is in use, the frames in use are copied to a new pack
 
 Open = Callable[[int], BinaryIO]  # opens the file of an entry
 
@@ -77,7 +77,7 @@ def solid_order(manifest: Manifest, entries: Iterable[int]) -> Sequence[int]:
 def _checked(
     manifest: Manifest, entry: int, parts: Iterable[tuple[bytes, int | None]]
 ) -> Iterator[tuple[int, bytes, int | None]]:
-    """Offsets, parts of a file, and what goes with each; raises FileChangedError if it is not as in the manifest."""
+    """The parts of a file, with their offsets and what goes with each; raises if the file differs from the manifest."""
     digest, offset = hashlib.sha256(), 0
     for data, same in parts:
         digest.update(data)
@@ -94,11 +94,11 @@ def write_solid(
 ) -> None:
     """Write ranges of files into large frames, one after the other; a frame may end in the middle of a file.
 
-    The frames are as few as can be, and about equal, so that no thread waits long for another.
+    There are as few frames as possible, of about the same size, so that no thread waits long for another.
 
     Args:
-        gaps: beginnings and ends for each entry.
-        order: of the entries.
+        gaps: the beginnings and ends of the ranges, for each entry.
+        order: the order of the entries.
     """
     total = sum(end - begin for ranges in gaps.values() for begin, end in ranges)
     most = min(SOLID_BYTES, total // (total // SOLID_BYTES + 1) + _READ_BYTES)
@@ -137,7 +137,7 @@ def write_fine(
     """Write files into small frames: one for each file, or for each piece of a large one. Existing frames are reused.
 
     Args:
-        copies: gets the ranges that the last release has, too.
+        copies: receives the ranges that the last release has, too.
         old: the last release.
     """
     fresh: dict[bytes, int] = {}
@@ -163,7 +163,7 @@ def write_fine(
 def _pieces(file: BinaryIO, name: str, old: BlobReader | None) -> Iterator[tuple[bytes, int | None]]:
     """The pieces of a file, as `split_pieces` makes them, each with the number of an old piece of these bytes, if any.
 
-    Where a file is as in the last release, its old pieces are compared: that is faster than to look for them.
+    Where a file is as in the last release, it is compared with its old pieces: that is faster than a search for pieces.
     """
     if old is None:
         yield from ((data, None) for data in split_pieces(file))
@@ -172,7 +172,7 @@ def _pieces(file: BinaryIO, name: str, old: BlobReader | None) -> Iterator[tuple
     here = {old.index.tags[number]: at for at, number in enumerate(numbers)}
     at = place = 0
     while True:
-        for number in numbers[at:-1]:  # the last one may go on now
+        for number in numbers[at:-1]:  # the last one may be longer now
             data = file.read(old.index.lengths[number])
             if not _is_same(old, number, data):
                 break
@@ -213,8 +213,8 @@ def train_dictionary(manifest: Manifest, entries: Sequence[int], opened: Open) -
 def merge_packs(table: FrameTable, old: BlobReader, writer: PackWriter) -> None:
     """Move the frames of small packs, and of packs of which most is unused, to the new packs.
 
-    Each pack that stays is larger than all smaller ones and the new frames together. So there are few of them, however
-    many releases there were, and a frame is copied a few times in its life.
+    Each pack that stays is larger than all smaller ones and the new frames together. So there are few packs, however
+    many releases there were, and each frame is copied only a few times.
 
     Args:
         old: the last release, whose frames have the same numbers as in the table.
@@ -236,8 +236,8 @@ class PackWriter:
 
     Attributes:
         shared: the dictionary of all its frames.
-        bytes: of the frames that were added and written.
-        packed: called with the bytes of content that were packed.
+        bytes: total size of the frames that were added and written.
+        packed: called with the number of bytes of content that were packed.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class PackWriter:
         self._table.add_piece(number, piece.entry, piece.offset, piece.start, piece.length, piece.tag)
 
     def compress(self, content: bytes) -> bytes:
-        """A frame like those of `add`."""
+        """Compress content as `add` does."""
         return compress_many((content,), level=self._level, shared=self._dictionary)[0]
 
     def _submit(self) -> None:

@@ -57,12 +57,12 @@ _MAX_LEVEL = 22
 _MAX_RELEASES = 1000  # the history stays a few megabytes
 _OFFERED = 10  # maximum of earlier releases with a delta in the pointer
 _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
-_LIVE_SHARE = 0.8  # of a large frame: below it, it is not used any more
-_SOLID_GAP = 0.2  # of the tree, at most, comes in small frames in first installs, too
-_WORTH_RATIO = 0.75  # what compresses less in small frames gets no large ones
-_FEW_BYTES = 1 << 20  # where less has no large frames, another pack would cost a first install more than it saves
-_LARGE_MANIFEST_BYTES = 256 << 10  # of the object of a manifest, from which on releases get changes to it instead
-_PATCH_SHARE = 1 / 16  # of that object: if the changes are more, the manifest is written anew
+_LIVE_SHARE = 0.8  # of a large frame: if less of it is in use, it is dropped
+_SOLID_GAP = 0.2  # maximum share of the tree that first installs, too, get from small frames
+_WORTH_RATIO = 0.75  # content that small frames compress less than this gets no large ones
+_FEW_BYTES = 1 << 20  # if no more lacks large frames, all of it gets them: another pack costs first installs more
+_LARGE_MANIFEST_BYTES = 256 << 10  # if the object of a manifest has as many, later releases store changes to it
+_PATCH_SHARE = 1 / 16  # of that object: if the changes are larger, the whole manifest is written
 _LONGEST_S = 100 * 365.25 * 86_400
 
 
@@ -71,18 +71,18 @@ class PublishOptions:
     """How to publish.
 
     Attributes:
-        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the number of the release,
-            `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
+        version: the name of the version; one line of at most 200 characters. `{n}` in it becomes the number of the
+            release, `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
         keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
         exclude: patterns, as in a `.gitignore`, of names to leave out; a directory is left out with its contents.
         links: what to do with symbolic links, as for `SourceTree`.
-        serial: of the release; None: the time, or one more than that of the last release.
+        serial: the serial of the release; None: the time, or one more than the last serial if that is higher.
         wait_s: how long to wait for another process that publishes to this site.
-        level: of compression of what first installs fetch, from 1 to 22. What updates fetch has 12 at most.
-        keep_releases: how many releases, with this one, can be installed.
-        grace_s: for how long unused objects are kept, for clients that are in the middle of a sync.
+        level: compression level of what first installs fetch, from 1 to 22. What updates fetch has 12 at most.
+        keep_releases: how many releases can be installed, including this one.
+        grace_s: how long unused objects are kept, for clients that are in the middle of a sync.
         sign_keys: the keys that sign the pointer.
-        expires_s: for how long the publisher vouches for the pointer; None: without end. Publishing again renews it.
+        expires_s: after how long the pointer expires; None: never. Publishing again renews it.
 
     Raises:
         ConfigError: a value is invalid.
@@ -125,11 +125,11 @@ class Release:
 
     Attributes:
         version: as given.
-        serial: grows with every release; clients refuse a smaller one than they had. The first one of a site is the
-            Unix time in milliseconds, so that a site that is made anew goes on from the one that it replaces.
-        number: how many releases the site has had, with this one.
+        serial: increases with each release; clients refuse a lower one than they have had. The first one of a site is
+            the Unix time in milliseconds, so that a new site continues from the one that it replaces.
+        number: how many releases the site has had, including this one.
         manifest_sha256: hexadecimal; identifies the tree.
-        files: how many the tree has.
+        files: how many files the tree has.
         bytes: the total size of the tree.
         objects_written: new files in the site.
         bytes_written: the total size of these.
@@ -174,21 +174,21 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     known = _known_files(site) if clock_ns else None
     tree.read_all(progress, known)
     manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
-    tree.entries.clear()  # 300 bytes for each file
+    tree.entries.clear()  # frees 300 bytes for each file
     release = publish_manifest(src, site, manifest, chosen, progress=progress)
     if clock_ns:
         rows = StatCache(manifest)
         tree.record(rows, content_ns=clock_ns)
         try:
             rows.save(path := os.path.join(site, _FILES_NAME))
-            os.chmod(path, 0o644)  # as all files of a site
+            os.chmod(path, 0o644)  # like all files of a site
         except OSError as error:  # the release is published
             _log.warning("%s: the record of the files that were read could not be written: %s", site, error)
     return replace(release, seconds=time.monotonic() - began_s)
 
 
 def _clock_ns(src: str, site: str) -> int:
-    """The time of the file system; 0: the tree is not on that of the site, and its clock is not known."""
+    """The file system's time; 0: it is not known, since the tree is not on the site's file system."""
     place = os.path.realpath(site)
     while not os.path.isdir(place):
         place = os.path.dirname(place)
@@ -199,7 +199,7 @@ def _clock_ns(src: str, site: str) -> int:
 
 
 def _known_files(root: str) -> StatCache | None:
-    """What the last publisher knew of the files; None: nothing, and all are read."""
+    """What the last publisher knew of the files; None: nothing, so all files are read."""
     site = Site(root)
     with contextlib.suppress(ManifestError, OSError):
         if (pointer := site.pointer()) is not None:
@@ -223,7 +223,7 @@ def check_places(src: str, site: str) -> None:
     """Check that `src` is a directory, and that `site` is not in it.
 
     Raises:
-        ConfigError: it is otherwise.
+        ConfigError: `src` is no directory, or `site` is in it.
     """
     if not os.path.isdir(src):
         raise ConfigError(f"{src} is not a directory; give the directory to publish")
@@ -234,10 +234,10 @@ def check_places(src: str, site: str) -> None:
 def publish_manifest(
     src: str, site: str, manifest: Manifest, options: PublishOptions, *, progress: Progress | None = None
 ) -> Release:
-    """As `publish`, of a tree with a known manifest. Only files that the site lacks are read.
+    """As `publish`, for a tree with a known manifest. Only files that the site lacks are read.
 
     Raises:
-        FileChangedError: a file is not as in the manifest; the site is as it was.
+        FileChangedError: a file does not match the manifest; the site is as it was.
         Otherwise as `publish`.
     """
     began_s = time.monotonic()
@@ -280,7 +280,7 @@ class _Publisher:
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
         number = previous.serial - self._history.first + 2 if previous else 1
-        # The time: a serial that somebody else has published for this site is exceeded by the clock sooner or later.
+        # The time, so that sooner or later it exceeds a serial that somebody else has published for this site.
         serial = options.serial or max(self._least_serial, now_ms)
         if serial < self._least_serial:
             raise ConfigError(f"serial {serial} is too low: the last release of the site has {self._least_serial - 1}")
@@ -353,7 +353,7 @@ class _Publisher:
         return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | nofollow), "rb")
 
     def _put_manifest(self) -> tuple[PackedRef, BaseManifest | None]:
-        """The object with the manifest, or with what makes it from that of an earlier release: where that is large."""
+        """The object with the manifest; or with the changes to an earlier release's manifest, if that is large."""
         before = self._previous
         if before is not None:
             base = before.base or BaseManifest(before.manifest_sha256, before.manifest)
@@ -364,7 +364,7 @@ class _Publisher:
         return self._site.put_packed(self._manifest.raw), None
 
     def _reader(self, release: Pointer | ReleaseRecord, packed: PackedRef) -> BlobReader:
-        """Reads packs of a release, by one of its indexes, until the end of publishing."""
+        """A reader of a release's packs through one of its indexes; it is closed when publishing ends."""
         if packed not in self._readers:
             known = {reader.manifest.sha256.hex(): reader.manifest for reader in self._readers.values()}
             manifest = known.get(release.manifest_sha256) or _read_manifest(self._site, release)
@@ -400,7 +400,7 @@ class _Publisher:
             gaps, size = {}, 0
         with self._writer(threads, solid, level, "packing for first installs", size) as writer:
             write_solid(self._manifest, gaps, solid_order(self._manifest, gaps), self._open, writer)
-            gaps = {}  # hundreds of bytes for each file, and the last frames take their memory now
+            gaps = {}  # frees hundreds of bytes for each file; the last frames need memory now
             if old_solid is not None:
                 merge_packs(solid, old_solid, writer)
         solid.add_from(fine, solid.gaps(self._manifest, self._first.values()))
@@ -427,7 +427,7 @@ class _Publisher:
         return sum(map(self._manifest.size, entries))
 
     def _dictionary(self, kept: FrameTable, fresh: Sequence[int]) -> PackedRef | None:
-        """The latest dictionary, or a new one where most of the tree is new."""
+        """The latest dictionary, or a new one if most of the tree is new."""
         latest = kept.dictionary()
         if latest is not None and len(fresh) < len(self._first) // 2:
             return latest
@@ -435,7 +435,7 @@ class _Publisher:
         return self._site.put_packed(content) if content else latest
 
     def _deltas(self, keep: int, threads: ThreadPoolExecutor, fine: FrameTable, most: int) -> Iterator[DeltaRef]:
-        """Deltas from the last releases, each only if it is smaller than `most` bytes: what comes by blocks."""
+        """Deltas from the last releases, each only if it is smaller than `most`: the bytes that come by blocks."""
         target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):

@@ -1,4 +1,4 @@
-"""Find content that is similar to new content, by the lines that they share. Pure.
+"""Find content that is similar to new content, by the lines that they share. No I/O.
 
 Lines are content-defined chunks that can be split at C speed. This finds content that was edited, moved, or copied and
 adapted, in text and in most binary formats.
@@ -26,7 +26,7 @@ class SimilarityIndex:
     """An index of old content.
 
     Args:
-        total_bytes: of all blocks that will be added; beyond tens of megabytes, only a sample of the lines is indexed.
+        total_bytes: size of all blocks to be added; beyond tens of megabytes, only a sample of the lines is indexed.
     """
 
     def __init__(self, total_bytes: int) -> None:

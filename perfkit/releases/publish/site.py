@@ -37,7 +37,7 @@ _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
 
 def _new_file(directory: str) -> tuple[int, str]:
-    """A new file, which a web server of another user will be able to read: its descriptor and its path."""
+    """Create a file that a web server of another user can read; returns its descriptor and its path."""
     path = os.path.join(directory, f".new-{os.urandom(8).hex()}")
     descriptor = create_own(path, 0o644)
     set_mode(descriptor, 0o644)  # whatever the umask
@@ -79,8 +79,8 @@ class ObjectWriter:
 class Site:
     """A site, locked against other publishers inside a `with` block; created if missing.
 
-    Everybody may read what is created here (files 0644, directories 0755), whatever the umask: a web server has to. A
-    directory that exists keeps its mode; if it is another user's, what root creates in it is theirs, too.
+    Everybody can read what is created here (files 0644, directories 0755), whatever the umask: a web server has to. A
+    directory that exists keeps its mode; what root creates in another user's directory belongs to that user.
 
     Args:
         wait_s: how long to wait for another publisher.
@@ -132,7 +132,7 @@ class Site:
                         os.unlink(os.path.join(directory, name))
 
     def channels(self) -> list[Pointer]:
-        """The pointers to the releases of its channels."""
+        """The pointers of the site's channels."""
         names = sorted(name for name in os.listdir(self.root) if _CHANNEL.fullmatch(name))
         return [pointer for name in names if (pointer := self.pointer(name)) is not None]
 
@@ -149,10 +149,10 @@ class Site:
         return not os.listdir(self.objects)
 
     def replace_pointer(self, pointer: Pointer, keys: Iterable[SecretKey] = (), *, name: str = POINTER_NAME) -> None:
-        """Offer another release, all of whose objects are written; sign it before. Durable.
+        """Sign a pointer, and offer its release, all of whose objects are written. Durable.
 
         Args:
-            name: of the file, if it is a channel that is to offer it.
+            name: the file name of the pointer, if a channel is to offer the release.
 
         Raises:
             ManifestError: it exceeds a limit of the format.
@@ -173,7 +173,7 @@ class Site:
             self._replace(path, encoded)
 
     def _replace(self, path: str, data: bytes) -> None:
-        """Write a file anew. Durable."""
+        """Create or replace a file. Durable."""
         directory = os.path.dirname(path)
         descriptor, fresh = _new_file(directory)
         try:
@@ -189,7 +189,7 @@ class Site:
             raise
         try:
             _sync_directory(directory)
-        except OSError as error:  # which would say that nothing was published
+        except OSError as error:  # raising it would say that nothing was published
             _log.warning("%s: written, but it may be lost if the power fails now: %s", path, error)
 
     @contextlib.contextmanager
@@ -202,7 +202,7 @@ class Site:
             writer.discard()
 
     def finish(self, writer: ObjectWriter) -> ObjectRef:
-        """Finish an object, and count it."""
+        """Finish an object, and add it to `written`."""
         ref = writer.finish()
         self.written.append(ref)
         return ref
@@ -247,7 +247,7 @@ class Site:
         return data
 
     def history(self, pointer: Pointer) -> History:
-        """What earlier publishers wrote down of the releases.
+        """The history that a pointer refers to.
 
         Raises:
             ManifestError: the site is damaged, or another version of perfkit made it.
@@ -263,11 +263,11 @@ class Site:
         return decompress(self.get(packed.object), packed.size)
 
     def is_signed(self) -> bool:
-        """Whether the current pointer or that of a channel is."""
+        """Whether the current pointer or that of a channel is signed."""
         return any(name.startswith(self._signed()) for name in os.listdir(self.objects) if name.endswith(".minisig"))
 
     def _signed(self) -> tuple[str, ...]:
-        """How the names of the signatures begin that are needed: with the digests of the pointers."""
+        """What the names of needed signatures start with: the digests of the pointers."""
         digests = []
         for name in os.listdir(self.root):
             if name == POINTER_NAME or _CHANNEL.fullmatch(name):
@@ -276,22 +276,22 @@ class Site:
         return tuple(digests)
 
     def retire(self, names: Iterable[str]) -> None:
-        """Note that these objects are needed no more, once the pointer is replaced.
+        """Record that these objects are not needed any more, once the pointer is replaced.
 
-        The log gets a line for each, after the end of a line that may have been cut short.
+        The log gets a line for each, after a line feed, since the last line may have been cut short.
         """
         descriptor = open_own(os.path.join(self.root, _RETIRED_NAME), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         with open(descriptor, "w", encoding="ascii") as log:
             log.write("".join(["\n", *(f"{name} {int(time.time())}\n" for name in sorted(names))]))
 
     def prune(self, keep: set[str], *, grace_s: float, dry_run: bool = False) -> list[ObjectRef]:
-        """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
+        """Remove objects that are not in `keep` and have been unused for longer than `grace_s`; returns them.
 
-        One that was never retired counts from when it was written. Files with names that perfkit does not give are
-        left alone.
+        An object that was never retired counts as unused since it was written. Files with names that perfkit does not
+        give are left alone.
 
         Args:
-            dry_run: only tell which they are.
+            dry_run: remove nothing; only return them.
         """
         limit = time.time() - grace_s
         retired, lines = self._read_retired()
@@ -314,7 +314,7 @@ class Site:
         return removed
 
     def _read_retired(self) -> tuple[dict[str, int], int]:
-        """Since when each object has been unused, and how many lines the log has; one that was cut short is ignored."""
+        """Since when each object has been unused, and the number of lines in the log; a line cut short is ignored."""
         lines: list[str] = []
         path = os.path.join(self.root, _RETIRED_NAME)
         with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii", errors="replace") as file:
@@ -324,10 +324,10 @@ class Site:
 
 
 def referenced(history: History, solid: PackedRef) -> Iterator[ObjectRef]:
-    """The objects that the releases of a history need, some of them more than once; but for the history itself.
+    """The objects that the releases of a history need, except the history itself; some of them more than once.
 
     Args:
-        solid: the index of large frames of the last one.
+        solid: the index of large frames of the last release.
     """
     yield from (delta.object for delta in history.deltas)
     yield solid.object

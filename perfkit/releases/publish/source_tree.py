@@ -33,9 +33,8 @@ class SourceTree:
 
     Args:
         exclude: patterns, as in a `.gitignore`, of names relative to `src`; a directory is left out with its contents.
-        links: what to do with symbolic links: `refuse` them, `skip` them, or `follow` them, also out of the tree.
-        closed_only: whether a file that is open for writing, as far as that can be known, keeps the entry that it had,
-            if any.
+        links: what to do with symbolic links: `refuse` them, `skip` them, or `follow` them, even out of the tree.
+        closed_only: whether a file that is known to be open for writing keeps the entry that it had, if any.
     """
 
     def __init__(
@@ -49,14 +48,14 @@ class SourceTree:
         self.found: _Found | None = None
 
     def read_all(self, progress: Progress | None = None, rows: StatCache | None = None) -> None:
-        """Hash every file, but for those that are known.
+        """Hash every file, except those that `rows` vouches for.
 
         Args:
             progress: displays the work.
-            rows: of files that were published before; a file with the same row is not read.
+            rows: the stat cache of the last release; a file that matches its row is not read.
 
         Raises:
-            UnsafePathError: names that are not valid on every client, symbolic links or special files; all of them.
+            UnsafePathError: names that are not valid on every client, symbolic links or special files; it names them.
             OSError: something can't be read.
         """
         found = _Found.of(self._below(""))
@@ -77,10 +76,10 @@ class SourceTree:
         self.found = found
 
     def _check(self, found: _Found, rows: StatCache | None) -> None:
-        """Check types and names; the latter not again, if the last release had them all and no others.
+        """Check types and names; names are not checked again if the last release had exactly these.
 
         Raises:
-            UnsafePathError: some can't be published; it has all of them.
+            UnsafePathError: some can't be published; it names them.
         """
         types = (_type_error(*each, self._links) for each in zip(found.names, found.modes, strict=True))
         errors = [error for error in types if error is not None]
@@ -100,7 +99,7 @@ class SourceTree:
         """Fill in the rows of a manifest of these entries, as `read_all` found the files.
 
         Args:
-            content_ns: the file system's time before that.
+            content_ns: the file system's time before `read_all`.
         """
         assert self.found is not None
         for at in range(len(rows.manifest)):
@@ -147,7 +146,7 @@ class SourceTree:
         return os.lstat(path)
 
     def _below(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Everything but directories; a directory that links lead back to is refused as a link."""
+        """Everything below except directories. A link back to a directory above it counts as a link, to be refused."""
         left: list[tuple[str, tuple[tuple[int, int], ...]]] = [(directory, ())]
         while left:
             directory, above = left.pop()
@@ -227,7 +226,7 @@ class _Found:
 
 
 def _known(rows: StatCache, found: _Found, at: int) -> int:
-    """The entry of the last release that a file is as, by its row; -1: it has to be read."""
+    """The entry of the last release that a file matches, by its row; -1: the file has to be read."""
     entry = rows.manifest.find(found.names[at])
     return entry if entry is not None and rows.matches(entry, found.status(at)) else -1
 

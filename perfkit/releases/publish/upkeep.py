@@ -1,4 +1,4 @@
-"""Look after a site: whether all that its releases need is there and whole, and what can go."""
+"""Maintain a site: check the objects that its releases need, remove unused ones, and promote releases to channels."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class SiteReport:
     """What a check of a site found.
 
     Attributes:
-        version: of the current release.
-        releases: how many can be installed.
-        objects, bytes: that these need.
+        version: the version of the current release.
+        releases: how many releases can be installed.
+        objects, bytes: how many objects these releases need, and the total size of the objects.
         missing, damaged: the paths of objects, relative to the site.
         seconds: how long it took.
     """
@@ -45,7 +45,7 @@ class SiteReport:
 
     @property
     def intact(self) -> bool:
-        """Whether every object is there and whole."""
+        """Whether every object is there and undamaged."""
         return not (self.missing or self.damaged)
 
 
@@ -62,7 +62,7 @@ def check_site(path: str, progress: Progress | None = None) -> SiteReport:
         for ref in referenced(history, pointer.solid):
             needed[ref.sha256] = ref
     except ManifestError:
-        pass  # what it lies in is among those needed, and found below
+        pass  # the history is one of the needed objects: its damage is found below
     missing, damaged = [], []
     with Stage(progress, "checking", files=len(needed), total_bytes=sum(ref.bytes for ref in needed.values())) as shown:
         for ref in needed.values():
@@ -88,7 +88,7 @@ def check_site(path: str, progress: Progress | None = None) -> SiteReport:
 def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
     """Remove the objects that no release has needed for a day. See `Toolkit.prune`."""
     site = Site(path, wait_s=wait_s)
-    _pointer(site)  # before a lock is made in a directory that is no site
+    _pointer(site)  # raises before a lock is created in a directory that is no site
     with contextlib.nullcontext() if dry_run else site:
         pointer = _pointer(site)
         history = History.parse(site.get(pointer.history))
@@ -106,9 +106,9 @@ def promote(
     expires_s: float | None = None,
     wait_s: float = 0.0,
 ) -> Pointer:
-    """Have a channel offer a release of a site. See `Toolkit.promote`."""
+    """Make a channel offer a release of a site. See `Toolkit.promote`."""
     name = channel_name(channel)
-    _pointer(Site(path))  # before a lock is made in a directory that is no site
+    _pointer(Site(path))  # raises before a lock is created in a directory that is no site
     with Site(path, wait_s=wait_s) as site:
         current = _pointer(site)
         if not sign_keys and site.is_signed():

@@ -48,7 +48,7 @@ class Source(Protocol):
 
     @property
     def serial(self) -> int:
-        """Increases with each release; a lower one than was ever installed is refused. 0: the source has none."""
+        """Increases with each release; one below the highest ever installed is refused. 0: the source has none."""
         ...
 
     @property
@@ -76,7 +76,7 @@ class Source(Protocol):
     def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
         """Fetch these blobs into the staging area; returns the names of the routes taken.
 
-        The updater gives up if a blob is still missing afterwards.
+        The sync fails if a blob is still missing afterwards.
         """
         ...
 

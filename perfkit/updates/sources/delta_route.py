@@ -25,14 +25,14 @@ def apply_deltas(
     """Apply deltas, and return the manifest that they lead to; None: some old content is missing.
 
     Args:
-        paths: of the deltas, which are verified.
+        paths: the paths of the deltas, which are verified.
         old: the manifest that the first one applies to.
-        most_bytes: of each manifest that they lead to.
+        most_bytes: maximum size of each manifest that they lead to.
 
     Raises:
         ManifestError: a delta is damaged, or old content is not what the tree's record says.
 
-    In each case, `staging` has what could be made.
+    In every case, `staging` has what could be made.
     """
     chain = list(paths)
     for number, path in enumerate(chain, 1):
@@ -50,7 +50,7 @@ def apply_deltas(
 def _apply(
     delta: Delta, old: Manifest, new: Manifest, local: LocalTree, staging: StagingArea, *, phase: str
 ) -> bytearray | None:
-    """Make the contents of a draft; returns the SHA-256 of each entry, those that were made; None: not all could be."""
+    """Make the contents of a draft; returns the SHA-256 of each entry that was made; None: not all could be made."""
 
     def read(span: Span) -> bytes | None:
         if span.entry < len(old):

@@ -1,4 +1,4 @@
-"""Detect the type of a source by its first bytes. An ambiguous one is not guessed."""
+"""Detect the type of a source by its first bytes. An ambiguous type is not guessed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST_BYTES = 16 << 10  # to give to `detect_type`, if the source has that many
 _BLOCK = 512
 _TARS = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _XML_ROOT = re.compile(rb"\s*+(?:<\?xml[^>]*\?>)?+(?:\s|<!--.*?-->)*+<(?:[\w.-]+:)?metalink\s[^>]*", re.DOTALL)
-_PROGRAMS = (b"MZ", b"\x7fELF", b"#!")  # in front of a self-extracting archive; the end of the file tells if it is one
+_PROGRAMS = (b"MZ", b"\x7fELF", b"#!")  # may start a self-extracting archive; the end of the file tells
 _HTML = ("text/html", "application/xhtml+xml")
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(?:<!--.*?-->\s*|<\?xml[^>]*>\s*)*+<(?:!doctype\s+html|html)\b", re.I | re.S)
 

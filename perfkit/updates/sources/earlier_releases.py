@@ -1,4 +1,4 @@
-"""The earlier releases that a site still has: which there are, and the pointer to one of them."""
+"""The earlier releases that a site still has: list them, and get the pointer to one of them."""
 
 from __future__ import annotations
 

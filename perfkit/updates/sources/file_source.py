@@ -1,4 +1,4 @@
-"""One plain file as a tree: fetched whole when it changes, and decompressed if asked for."""
+"""One plain file as a tree: fetched whole when it changes, and decompressed on request."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FileSource:
     """One version of a file. See `Source` for the methods.
 
     Args:
-        decompress: whether the tree gets what the file contains, without the `.gz`, `.bz2`, `.xz` or `.zst`.
+        decompress: whether to decompress the file, and to drop `.gz`, `.bz2`, `.xz` or `.zst` from its name.
     """
 
     type = SourceType.FILE
@@ -91,7 +91,8 @@ class FileSource:
         """Fetch the file; returns the SHA-256 and the size of what the tree gets.
 
         Raises:
-            ManifestError: it is a page in place of the file, or is not compressed, or damaged, or a decompression bomb.
+            ManifestError: the server sends a page in place of the file; or the file is not compressed, is damaged, or
+                is a decompression bomb.
         """
         if isinstance(self._file, RemoteFile):
             _refuse_page(self._file.probe())
@@ -115,11 +116,11 @@ class FileSource:
 
 
 class PromisedFile:
-    """The file at a URL whose checksum is known: that tells whether it changed, and whether it is whole.
+    """The file at a URL, with a known checksum, which tells whether the file changed and whether it is intact.
 
     Args:
-        before: what `record` returned for the installed version; empty: it has to be fetched again.
-        signers: who has to sign it, unless they signed its checksum.
+        before: what `record` returned for the installed version; empty: fetch the file again.
+        signers: who has to sign the file, or the checksum file if that is fetched.
     """
 
     def __init__(
@@ -151,8 +152,8 @@ class PromisedFile:
         """The path of the file, which has the checksum.
 
         Raises:
-            IntegrityError: it has another one.
-            SignatureError: it is not signed as it has to be.
+            IntegrityError: it has another checksum.
+            SignatureError: it lacks a required signature.
             TransferError: it can't be fetched.
         """
         label = version_label(self.url)
@@ -172,7 +173,7 @@ class PromisedFile:
 
 
 def is_url(checksums: str | None) -> bool:
-    """Whether checksums are fetched, so that they, and not the file, have to be signed."""
+    """Whether the checksum file is fetched; then it has to be signed instead of the file."""
     return (checksums or "").lower().startswith(("http://", "https://"))
 
 
@@ -180,9 +181,9 @@ def find_checksum(fetcher: Fetcher, spec: SourceSpec, signers: FileSigners) -> C
     """The checksum of a source, from where the caller says that it is.
 
     Raises:
-        ConfigError: the checksums have no entry for it.
-        SignatureError: they are fetched, and not signed as they have to be.
-        TransferError: it can't be fetched.
+        ConfigError: the checksum file has no entry for it.
+        SignatureError: the checksum file is fetched, and lacks a required signature.
+        TransferError: the checksum file can't be fetched.
     """
     where = spec.checksums or ""
     if is_url(where):
@@ -198,6 +199,6 @@ def find_checksum(fetcher: Fetcher, spec: SourceSpec, signers: FileSigners) -> C
 
 
 def _refuse_page(probed: Probe) -> None:
-    """Refuse the page of a login, a failure or a hotel's network that is served with status 200."""
+    """Refuse an HTML page, such as of a login, an error or a captive portal, that is served with status 200."""
     if is_html(probed.content_type, probed.first) and not _HTML_NAME.search(Request(probed.url).url_name):
         raise ManifestError(f"{redacted(probed.url)}: the server sends an HTML page in place of the file")

@@ -31,11 +31,11 @@ _NAME = "list"  # in the staging area, where the next sync revalidates it
 
 
 def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Installed) -> ListSource:
-    """Read a list: a local file, or that of a URL, conditionally where an earlier one is staged.
+    """Read a list from a local file or a URL; the request is conditional if an earlier list is staged.
 
     Raises:
         ConfigError: there is no such file.
-        ManifestError, UnsafePathError: it is not such a list, or has unsafe names.
+        ManifestError, UnsafePathError: it is not a list of this type, or has unsafe names.
         TransferError, OSError: it can't be read.
     """
     base = None
@@ -59,7 +59,7 @@ def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Instal
 
 
 def _lines(file: BinaryIO, source: str) -> Iterator[str]:
-    """Its lines; one that is too long for a list, in pieces that are still too long."""
+    """The lines of a list; a line that is too long, in pieces that are still too long."""
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
     try:
         yield from iter(lambda: text.readline(_READ_CHARACTERS), "")
@@ -94,8 +94,8 @@ def reopen_list(fetcher: Fetcher, installed: Installed) -> ListSource:
 class ListSource:
     """The files of a list, as their servers have them now. See `Source` for the methods.
 
-    What the list says of each file is recorded in the tree, with its validators. No request is made for a file that
-    has the listed SHA-256, and a conditional one for a file that is as it was installed.
+    What the list says of each file is recorded in the tree, with its validators. A file that has the listed SHA-256
+    needs no request; a file that is as it was installed needs a conditional one.
     """
 
     serial = 0
@@ -165,7 +165,7 @@ class ListSource:
         return (str(self.type),) if self._fetched else ()
 
     def _known(self, each: ListedFile, existing: ExistingFile | None) -> Version:
-        """The validators of the installed file, if it is unchanged and its line in the list is, too; else none."""
+        """The validators of the installed file, if neither it nor its line in the list has changed; else none."""
         if existing is None or not existing.sha256 or self._installed.type != self.type:
             return Version()
         record = self._installed.state.get("files", {}).get(each.name, {})
@@ -186,7 +186,7 @@ class ListSource:
     def _stage(self, each: ListedFile, found: Download, staging: StagingArea) -> tuple[bytes, int]:
         """Move a downloaded file into the staging area; returns its SHA-256 and its size."""
         if each.pieces is not None and each.size is not None:
-            os.truncate(found.path, each.size)  # what is wrong then, the pieces show, and another mirror may have
+            os.truncate(found.path, each.size)  # the pieces show what is wrong, and another mirror may have it
         size = os.path.getsize(found.path)
         if each.size is not None and size != each.size:
             os.unlink(found.path)

@@ -1,6 +1,6 @@
-"""Find out the type of a source, and open it. An unknown type is an error, never a guess.
+"""Determine the type of a source, and open it. An unknown type is an error, never a guess.
 
-The modules of the types, and of their detection, are imported when they are needed: a sync is a short run.
+The modules for each type, and for detection, are imported only when needed: a sync is a short run.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _log = logging.getLogger(__name__)
 
 _ARCHIVES = (SourceType.ZIP, SourceType.TAR)
 _LISTS = (SourceType.URLS, SourceType.METALINK)
-_SIGNED = (*_ARCHIVES, SourceType.FILE)  # as releases are
-_PROBE_BYTES = {  # where the type is known: what is probed beyond need is fetched twice
+_SIGNED = (*_ARCHIVES, SourceType.FILE)  # these can be signed, as releases can
+_PROBE_BYTES = {  # if the type is known: what is probed beyond need is fetched twice
     SourceType.ZIP: 1024,
     SourceType.TAR: 1024,
     SourceType.ZSYNC: 16 << 10,
@@ -51,7 +51,7 @@ _PROBE_BYTES = {  # where the type is known: what is probed beyond need is fetch
 
 
 def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool = False) -> Source:
-    """Open a source, with one request, which is conditional where something is installed from there.
+    """Open a source with one request, which is conditional if something is installed from that source.
 
     Args:
         dry_run: fetch no content, unless the manifest requires it.
@@ -104,10 +104,10 @@ def _each_release(
     opened: Callable[[], ReleaseSource],
     failures: list[PerfkitError],
 ) -> Iterator[ReleaseSource]:
-    """The release of a site, and of each of its mirrors, opened while the fetcher asks that one before the others.
+    """The release of a site, and of each of its mirrors; the fetcher tries the site of the one yielded last first.
 
     Args:
-        failures: where there are mirrors, takes what was wrong with each that offers none.
+        failures: if there are mirrors, receives the error of each site that offers no release.
     """
     sites = [site_url(url) for url in (source, *mirrors)]
     for url in fetcher.failed_last(sites):
@@ -125,11 +125,11 @@ def _each_release(
 
 
 def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
-    """The release of the first site that offers one which is not older than what was installed; else an older one.
+    """The release of the first site whose release is not older than what was installed; else an older one.
 
     Raises:
-        ExpiredError: no site offers a current one, and that of one of them has expired.
-        PerfkitError: no site offers any; what was wrong with the first.
+        ExpiredError: no site offers a current one, and one of them offers an expired one.
+        PerfkitError: no site offers any; the error of the first.
     """
     from perfkit.updates.sources.release_source import open_release
 
@@ -156,7 +156,7 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
         with open(path, "rb") as file:
             found = type or detect_type(path, file.read(FIRST_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        shown = path if path.startswith(("/", ".")) else masked(path)  # it may be meant for a URL, with a password
+        shown = path if path.startswith(("/", ".")) else masked(path)  # it may be a mistyped URL with a password
         raise ConfigError(f"{shown}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
     if found is None or found not in _LISTS:
         what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"of type {found}, not a list"
@@ -198,19 +198,19 @@ def _detect(fetcher: Fetcher, url: str) -> tuple[SourceType, Probe | None]:
 
 
 def _is_file(fetcher: Fetcher, probed: Probe) -> bool:
-    """Whether what is at a URL, and of no other type, is a file to keep: no page, and no site has its pointer below."""
+    """Whether a URL of no other type has a plain file: it is not a page, and there is no pointer of a site below it."""
     from perfkit.updates.sources.detect import is_html
 
     path, query, _ = split_url(probed.url)[2].partition("?")
     if not probed.first or is_html(probed.content_type) or path.endswith("/"):
         return False
     if query:
-        return True  # a site has none
+        return True  # the URL of a site has none
     try:
         pointer = fetcher.probe(f"{probed.url}/{POINTER_NAME}", most=1)
     except HTTPStatusError as error:
         return not error.transient
-    return pointer.first != b"{"  # some servers answer a path below a file as the file
+    return pointer.first != b"{"  # some servers respond to a path below a file with the file
 
 
 def _open(
@@ -237,7 +237,7 @@ def _open(
         return open_list(fetcher, url, type, installed)
     before = installed.state if installed.type == type and installed.is_from(url) else {}
     if signers.are_new or before.get("signers", []) != signers.names:
-        before = {}  # what is installed was not verified by them
+        before = {}  # what is installed was not verified with these keys
     if type is SourceType.ZSYNC:
         from perfkit.updates.sources.zsync_source import ZsyncSource
 
@@ -267,7 +267,7 @@ def _open_file(
 
     recorded = bool(before.get("decompress"))
     decompress = recorded if spec.decompress is None else spec.decompress
-    file_name(spec.location, decompress=decompress)  # before anything is requested
+    file_name(spec.location, decompress=decompress)  # raises before anything is requested
     known = before if decompress == recorded else {}
     file: RemoteFile | PromisedFile
     if spec.checksums is not None:
@@ -288,7 +288,7 @@ def _remote_file(
     """The file at a URL.
 
     Args:
-        before: the state that was recorded for the installed version, if it need not be fetched again; else empty.
+        before: the recorded state of the installed version; empty: fetch the file again.
     """
     most = _PROBE_BYTES[type]
     if probed is None:
@@ -329,7 +329,7 @@ def _reopen_release(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, 
     """The installed release, from the first site that responds.
 
     Raises:
-        PerfkitError: none does; what was wrong with the first.
+        PerfkitError: none does; the error of the first.
     """
     from perfkit.updates.sources.release_source import reopen_release
 

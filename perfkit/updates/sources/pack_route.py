@@ -1,4 +1,4 @@
-"""The pack route: make blobs from frames of packs, by an index of the release, and from pieces of old files."""
+"""The pack route: use an index of the release to make blobs from frames of packs and from pieces of old files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from perfkit.updates.staging import StagingArea
 
 __all__ = ["PackRoute", "Seeds"]
 
-_RANGE_BYTES = 1 << 20  # of one request, at least where there are more bytes than that: a connection begins slowly
-_MAX_RANGES = 24  # of that size; where there is more to fetch, the ranges are larger
-# Unused bytes that are fetched to save a request: what a connection brings meanwhile, but little of all.
+_RANGE_BYTES = 1 << 20  # minimum of a request, if there is that much to fetch: a connection starts slowly
+_MAX_RANGES = 24  # of that size; if there is more to fetch, the ranges are larger
+# Unused bytes that are fetched to save a request: what arrives in the time of one, but a small part of the total.
 _LEAST_GAP_BYTES, _MAX_GAP_BYTES, _MAX_GAPS = 4 << 10, 24 << 10, 128
 _WAIT_S = 0.001  # a range for which we wait longer comes over a network that is slower than decoding
 
@@ -34,7 +34,7 @@ class PackRoute:
     """Makes blobs from the packs of one index.
 
     Args:
-        index: of the packs.
+        index: the index of the packs.
         variant: the name of the index, for `Offer`.
         local: files to take pieces from.
 
@@ -86,13 +86,13 @@ class PackRoute:
             self._fetch(self._pieces(left), (), left, staging)
 
     def _ranges(self, pieces: Sequence[int]) -> list[PackRange]:
-        """The ranges to fetch for these pieces: several, where there is much to fetch, since none is split later."""
+        """The ranges to fetch for these pieces: several if there is much to fetch, since none is split later."""
         total = sum(each.end - each.start for each in self._index.ranges(pieces))
         max_gap = min(_MAX_GAP_BYTES, max(_LEAST_GAP_BYTES, total // _MAX_GAPS))
         return self._index.ranges(pieces, max_gap=max_gap, max_bytes=max(_RANGE_BYTES, total // _MAX_RANGES))
 
     def _find_seeds(self, pieces: Collection[int]) -> Seeds:
-        """The pieces that the tree has. It is searched once: later calls ask for a subset of the first one's pieces."""
+        """The pieces that the tree has. It is searched once: later calls need a subset of the first call's pieces."""
         if self._seeds is None:
             self._seeds = Seeds(self._index, self._manifest, pieces, self._local)
         return self._seeds
@@ -121,7 +121,7 @@ class PackRoute:
                 asked_s = time.monotonic()
                 for each in fetched:
                     waiting.append(each)
-                    if time.monotonic() - asked_s >= _WAIT_S:  # the network is what takes time: decode while waiting
+                    if time.monotonic() - asked_s >= _WAIT_S:  # the network is the bottleneck: decode while waiting
                         decode()
                     asked_s = time.monotonic()
             left = staging.missing(missing)

@@ -1,4 +1,4 @@
-"""The checksums of a file's pieces: check a download by them, and fetch damaged pieces alone again."""
+"""The checksums of a file's pieces: check a download with them, and fetch only damaged pieces again."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _READ_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """The checksums of a file's pieces, all of one length but for the last one (RFC 5854 section 4.1.3)."""
+    """The checksums of a file's pieces, all of one length except the last (RFC 5854 section 4.1.3)."""
 
     length: int  # bytes
     checksums: tuple[Checksum, ...]
 
     @property
     def digest(self) -> str:
-        """What tells other pieces from these: a SHA-256."""
+        """A SHA-256 that identifies these pieces."""
         return hashlib.sha256(repr((self.length, self.checksums)).encode()).hexdigest()
 
     def fit(self, size: int) -> bool:
-        """Whether a file of `size` bytes has so many pieces."""
+        """Whether a file of `size` bytes has this many pieces."""
         return len(self.checksums) == -(-size // self.length)
 
     def damaged(self, file: BinaryIO, among: Iterable[int]) -> list[int]:
-        """The numbers, from 0, of those of a seekable file's pieces that do not match."""
+        """The numbers, from 0, of the pieces of a seekable file that do not match."""
         return [number for number in among if self.digest_in(file, number) != self.checksums[number].hex]
 
     def digest_in(self, file: BinaryIO, number: int) -> str:
-        """The checksum, in hexadecimal, that a piece of a seekable file has."""
+        """The checksum of a piece of a seekable file, in hexadecimal."""
         digest = hashlib.new(self.checksums[number].algorithm, usedforsecurity=False)
         file.seek(number * self.length)
         left = self.length
@@ -55,8 +55,8 @@ def mend(path: str, pieces: Pieces, request: Request, fetcher: Fetcher) -> None:
     """Check a downloaded file, and fetch its damaged pieces again: from each mirror, and last from the first URL.
 
     Args:
-        path: of the file, in the directory of the fetcher.
-        request: that it came by.
+        path: the file's path, in the directory of the fetcher.
+        request: the request that downloaded it.
 
     Raises:
         IntegrityError: no URL has them intact; the file is removed.
@@ -93,7 +93,7 @@ def mend(path: str, pieces: Pieces, request: Request, fetcher: Fetcher) -> None:
 
 
 def _fetch_into(file: BinaryIO, request: Request, spans: Iterable[tuple[int, int]], fetcher: Fetcher) -> None:
-    """Replace these bytes of a file by those that the request's URL has."""
+    """Replace these bytes of a file with those at the request's URL."""
     name = f"{os.path.basename(file.name)}.part"
     parts = [replace(request, name=f"{name}-{start}-{end}", byte_range=(start, end)) for start, end in spans]
     for found, (start, _) in zip(fetcher.get(parts), (part.byte_range or (0, 0) for part in parts), strict=True):

@@ -45,25 +45,25 @@ __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 
 _log = logging.getLogger(__name__)
 
-_LIST = "the list of files"  # as progress displays call a manifest
+_LIST = "the list of files"  # what progress displays call a manifest
 _FINE, _SOLID = "fine", "solid"  # small frames and large ones
 _INDEX_SHARE = 0.05  # of a chain's bytes: where an index costs less, it is fetched to see whether blocks are cheaper
 _SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames hold too much that is not wanted
-_CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
-_LISTED_BYTES = 128  # of a list of files, for each file at most on average: 41 and its name
+_CLOCK_IS_SET_MS = 1_760_000_000_000  # a clock that shows an earlier time is not set yet: it limits nothing
+_LISTED_BYTES = 128  # maximum per file in a list of files, on average: 41 and the name
 _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not considered
 
 
 def open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool = False) -> ReleaseSource:
-    """Fetch the pointer of a site, conditionally where an earlier one is staged or was installed.
+    """Fetch the pointer of a site, conditionally if an earlier one is staged or was installed.
 
     Args:
         spec: its location is the URL of the site, or of its pointer.
-        dry_run: fetch no content: fetch the manifest itself, and not the delta that makes it; remember nothing.
+        dry_run: fetch no content: fetch the manifest itself, not the delta that makes it; remember nothing.
 
     Raises:
-        SignatureError: it is not signed by those that the caller gives, or that the tree remembers.
-        ExpiredError, StaleSourceError: its publisher no longer vouches for it; the tree has had a later one.
+        SignatureError: it lacks a signature that the caller or the tree requires.
+        ExpiredError, StaleSourceError: it has expired; it is older than one that the tree has had.
         ManifestError, TransferError, OSError: there is no usable pointer.
         UpdateError: the site does not have the wanted release, or offers one from the future.
     """
@@ -87,11 +87,11 @@ def open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dr
 def _refuse_future(site: SiteClient, pointer: Pointer) -> None:
     """Refuse a release from the future, before anything of it is remembered.
 
-    A serial is the time of its release, or less. One far in the future would be the highest for years, and nothing that
-    the site offers afterwards would be installed.
+    A serial is at most the time of its release. One far in the future would stay the highest for years, and the tree
+    would refuse everything that the site offers afterwards.
 
     Raises:
-        UpdateError: it is one.
+        UpdateError: the serial is in the future.
     """
     now_ms = time.time() * 1000
     if now_ms >= _CLOCK_IS_SET_MS and pointer.serial > now_ms + MAX_AHEAD_MS:
@@ -103,10 +103,10 @@ def _refuse_future(site: SiteClient, pointer: Pointer) -> None:
 
 
 def _refuse_outdated(site: SiteClient, pointer: Pointer, trust: Trust, demands: Demands) -> None:
-    """Refuse a pointer that its publisher no longer vouches for, or that is older than a verified one before it.
+    """Refuse a pointer that has expired, or that is older than one that was verified before.
 
     Raises:
-        ExpiredError, StaleSourceError: it is.
+        ExpiredError, StaleSourceError: it has expired; it is older.
     """
     if 0 < pointer.expires_s < time.time() and not demands.allow_expired:
         until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pointer.expires_s))
@@ -175,7 +175,7 @@ def _fetch_pointer(
     """The current pointer, verified before it is parsed; and what to remember of it.
 
     Args:
-        recorded: the one of the installed release.
+        recorded: the pointer of the installed release.
     """
     data, version = site.pointer((recorded.data, recorded.version) if recorded else None)
     try:
@@ -194,11 +194,11 @@ class ReleaseSource:
     """One release of a site. See `Source` for the methods.
 
     Three routes lead to a blob: deltas from the installed release, which also produce the new manifest; packs of small
-    frames; and packs of large ones. All are priced; where one fails, the next is taken.
+    frames; and packs of large ones. All are priced; if one fails, the next is taken.
 
     Args:
-        selection: the wanted files; None: as they were selected at the last sync. Deltas are of whole releases, so that
-            the files of a part come by blocks.
+        selection: the wanted files; None: the selection of the last sync. Deltas are for whole releases, so selected
+            files are always made from packs.
     """
 
     type = SourceType.RELEASE
@@ -231,12 +231,12 @@ class ReleaseSource:
         chain = pointer.chain(installed.manifest_sha256) if self._selection is None else ()
         self._deltas = [delta.object for delta in chain]
         self._pack_routes: dict[str, PackRoute] = {}
-        self._exhausted: set[tuple[str, str]] = set()  # routes and variants that brought what they can, or failed
+        self._exhausted: set[tuple[str, str]] = set()  # routes and variants that supplied what they can, or failed
         self._error: PerfkitError | None = None  # the last failure
         self._taken: list[str] = []
 
     def unchanged(self) -> bool:
-        """Whether the files of the pointer are installed, under whatever version."""
+        """Whether the files of the pointer are installed, whatever their version is called."""
         return self._installed_release == self._pointer.manifest_sha256 and self._selection == self._recorded
 
     def record(self) -> dict[str, object]:
@@ -260,10 +260,10 @@ class ReleaseSource:
         """All files of the release.
 
         Args:
-            staging: takes the new blobs of a delta; None: no delta is needed.
+            staging: takes the new blobs of a delta; None: use no delta.
 
         Raises:
-            ManifestError: they are more than `Config.max_files`, which is found before memory is used.
+            ManifestError: there are more than `Config.max_files`; raised before they take memory.
         """
         if self._pointer.manifest.size > self._most_bytes:
             self._refuse_size(f"a list of files of {self._pointer.manifest.size:,} bytes, too long for")
@@ -292,7 +292,7 @@ class ReleaseSource:
             with self._trying("delta", ""):
                 if (made := self._apply_deltas(local, staging)) is not None:
                     return made
-        likely = self._pointer.fine if len(local) else self._pointer.solid  # of what `_indexes` will choose
+        likely = self._pointer.fine if len(local) else self._pointer.solid  # a guess at what `_indexes` will choose
         beside = [] if staging is None else [likely.object]
         if self._pointer.base is not None:
             return self._changed_manifest(self._pointer.base, beside)
@@ -313,18 +313,18 @@ class ReleaseSource:
         return manifest
 
     def _delta_is_best(self) -> bool:
-        """Whether to take the delta route by the pointer alone.
+        """Whether to take the delta route, judging by the pointer alone.
 
         The publisher offers a delta only if it is smaller than the blocks, but a chain of several may not be. What is
-        missing, and its price in blocks, is known only with the manifest and an index: these are fetched first where
-        they cost little.
+        missing, and its price in blocks, is known only with the manifest and an index: these are fetched first if they
+        cost little.
         """
         index_bytes = self._pointer.manifest_bytes + self._pointer.fine.object.bytes
         clear = len(self._deltas) == 1 or index_bytes > _INDEX_SHARE * sum(delta.bytes for delta in self._deltas)
         return bool(self._deltas) and clear and not self._dry_run
 
     def _apply_deltas(self, local: LocalTree, staging: StagingArea) -> Manifest | None:
-        """Make new blobs, by the deltas from the installed release; returns the release's manifest if all were made."""
+        """Make new blobs with the deltas from the installed release; returns the new manifest if all were made."""
         self._exhausted.add(("delta", ""))
         paths = self._site.get(self._deltas, f"changes since {self._installed.version}")
         self._taken.append("delta")
@@ -334,7 +334,7 @@ class ReleaseSource:
         return manifest
 
     def _indexed(self, manifest: Manifest, local: LocalTree) -> Manifest:
-        """All files of the release, by whose numbers its indexes go, for those in the tree."""
+        """The manifest of the whole release, to which its indexes refer, given that of the selected files."""
         if self._selection is None:
             return manifest
         self._all = self._all or self._read_release(local, None)
@@ -358,14 +358,14 @@ class ReleaseSource:
             offer = self._best_offer(left, manifest, local)
             with self._trying(offer.route, offer.variant):
                 self._take(offer, local, staging)
-        self._pack_routes.clear()  # megabytes, where there are many files
+        self._pack_routes.clear()  # frees megabytes if there are many files
         return tuple(dict.fromkeys(self._taken))
 
     def _best_offer(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Offer:
         """The route to take first.
 
         Raises:
-            PerfkitError: the last failure, where no route is left.
+            PerfkitError: no route is left; the last failure.
         """
         try:
             return self.offers(missing, manifest, local)[0]
@@ -375,7 +375,7 @@ class ReleaseSource:
 
     @contextlib.contextmanager
     def _trying(self, route: str, variant: str) -> Iterator[None]:
-        """Exclude a route that fails, and go on; but not where the server does not respond at all."""
+        """Exclude a route that fails, and continue; but raise if the server does not respond at all."""
         try:
             yield
         except (ManifestError, TransferError) as error:
@@ -396,7 +396,7 @@ class ReleaseSource:
             raise ManifestError(f"{len(missing)} file contents do not have the digest in the manifest")
 
     def _offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Iterator[Offer]:
-        """The offers of the remaining routes; indexes are fetched for it where they are worth it."""
+        """The offers of the remaining routes; fetches the indexes that are worth their cost."""
         delta = self._delta_offer(missing)
         if delta is not None:
             yield delta
@@ -410,7 +410,7 @@ class ReleaseSource:
                 yield self._pack_routes[variant].offer(missing)
 
     def _delta_offer(self, missing: Set[bytes]) -> Offer | None:
-        """The deltas bring all blobs that the installed release does not have."""
+        """The offer of the deltas, which supply all blobs that the installed release does not have."""
         if not self._deltas or ("delta", "") in self._exhausted:
             return None
         blobs = missing - DigestSet(self._installed.manifest.digests())
@@ -419,9 +419,9 @@ class ReleaseSource:
         return Offer("delta", blobs, bytes=size, requests=len(deltas)) if blobs else None
 
     def _indexes(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Iterator[tuple[str, PackedRef]]:
-        """The indexes worth fetching, by how much is missing, and those that are staged already.
+        """The indexes that are worth fetching for what is missing, and those that are staged already.
 
-        Of a file that the tree has in another version, only some small frames may be needed.
+        A file that the tree has in another version may need only some small frames.
         """
         entries = pack_numbers(at for at, digest in enumerate(manifest.digests()) if digest in missing)
         new_bytes = sum(manifest.size(at) for at in entries if local.path_of(manifest.name(at)) is None)

@@ -36,8 +36,8 @@ def known_version(state: Mapping[str, Any]) -> Version | None:
 
 
 def version_label(url: str, version: Version = Version()) -> str:
-    """What to call a version of a file: its name, and its date and ETag where it has them. Others can read it, so it
-    has no secrets of the URL and no control characters of the server.
+    """What to call a version of a file: its name, and its date and ETag if it has them. Others can read it, so secrets
+    in the URL and control characters from the server are left out.
     """
     name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or redacted(url)
     modified = parse_date(version.last_modified)
@@ -52,7 +52,7 @@ class RemoteFile:
     Args:
         probed: the result of the first, conditional request.
         probe: makes the request again without the condition, since a 304 has less metadata.
-        signers: where somebody has to sign it, it is fetched whole, and verified.
+        signers: who has to sign the file; if anybody, it is fetched whole and verified.
     """
 
     def __init__(self, fetcher: Fetcher, probed: Probe, probe: Callable[[], Probe], signers: FileSigners) -> None:
@@ -64,7 +64,7 @@ class RemoteFile:
         self._probed = probed
         self._probe = probe
         self.signers = signers
-        self._checked = False  # the whole file in the staging area is of this run
+        self._checked = False  # whether this run has accepted the whole file in the staging area
 
     def probe(self) -> Probe:
         """The metadata and the first bytes of the file.
@@ -90,7 +90,7 @@ class RemoteFile:
 
     @property
     def ranges(self) -> bool:
-        """Whether ranges can be fetched that are certain to be of one version."""
+        """Whether ranges can be fetched that are certain to come from one version."""
         probed = self.probe()
         return (
             probed.ranges
@@ -102,7 +102,7 @@ class RemoteFile:
 
     @property
     def size(self) -> int:
-        """Of the file, in bytes; where the server has no ranges, that of the whole download."""
+        """The size of the file in bytes; if ranges can't be fetched, that of the whole download."""
         size = self.probe().size
         return os.path.getsize(self.whole()) if size is None or not self.ranges else size
 
@@ -113,7 +113,7 @@ class RemoteFile:
         fetch the whole file.
 
         Args:
-            labels, phase: what progress displays call each of them (by default as the file), and the work.
+            labels, phase: what progress displays call each range (by default like the file), and the work.
 
         Raises:
             RemoteChangedError: the file is no longer this version.
@@ -146,7 +146,7 @@ class RemoteFile:
         return paths
 
     def read(self, start: int, end: int) -> bytes:
-        """Some bytes of the file, by a range request where supported, else from the whole file.
+        """Some bytes of the file, by a range request if supported, else from the whole file.
 
         Raises:
             TransferError, RemoteChangedError: as `whole`.
@@ -172,7 +172,7 @@ class RemoteFile:
 
         Raises:
             RemoteChangedError: the file is no longer this version.
-            SignatureError: it is not signed as it has to be.
+            SignatureError: it lacks a required signature.
             TransferError: it can't be fetched.
         """
         probed = self.probe()
@@ -212,7 +212,7 @@ class RemoteFile:
     def _name(self) -> str:
         probed = self._probed
         version = probed.version.etag, probed.version.last_modified, probed.size
-        key = repr((as_recorded(self.url), *version, *self.signers.keys))  # what was not verified is not taken for it
+        key = repr((as_recorded(self.url), *version, *self.signers.keys))  # an unverified file has another name
         return f"origin-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 

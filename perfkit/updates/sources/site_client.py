@@ -24,8 +24,8 @@ __all__ = ["SiteClient", "StagedRanges"]
 
 _log = logging.getLogger(__name__)
 
-_CONNECTIONS = 3  # opened besides the first, for a list of files, an index, and packs
-_WHOLE_BYTES = 4 << 20  # what is no larger comes by one connection: others would take as long to begin as it to end
+_CONNECTIONS = 3  # opened in addition to the first, for a list of files, an index, and packs
+_WHOLE_BYTES = 4 << 20  # up to this size one connection is used: it ends by the time that others would have begun
 _RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
 
 
@@ -34,7 +34,7 @@ def _range_name(sha256: str, start: int, end: int) -> str:
 
 
 def _segments(size: int) -> int | None:
-    """The maximum of connections for an object or a range; None: as configured."""
+    """The maximum number of connections for an object or a range; None: as configured."""
     return 1 if size <= _WHOLE_BYTES else None
 
 
@@ -58,10 +58,10 @@ class SiteClient:
     """Fetches the pointer, objects and ranges of one site.
 
     Attributes:
-        url: of the site, with a trailing slash.
-        channel: whose release is offered; None: the current one is.
+        url: the site's URL, with a trailing slash.
+        channel: the channel whose release is offered; None: the current release is.
         latency_s: how long the pointer took to fetch; a guess before that.
-        max_files: how many a release may have.
+        max_files: how many files a release may have.
     """
 
     def __init__(self, fetcher: Fetcher, url: str, channel: str | None = None) -> None:
@@ -88,11 +88,11 @@ class SiteClient:
             return file.read(MAX_POINTER_BYTES + 1), found.version
 
     def expect_much(self) -> None:
-        """The pointer will be followed by the list of files, an index and packs."""
+        """Open connections for what follows the pointer: the list of files, an index and packs."""
         self._fetcher.warm(self.url, _CONNECTIONS)
 
     def forget_pointer(self) -> None:
-        """Have the next sync fetch the pointer again, whatever its validators are."""
+        """Make the next sync fetch the pointer again, whatever its validators are."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._fetcher.path(POINTER_NAME))
 
@@ -171,7 +171,7 @@ class SiteClient:
 
         Args:
             label: what progress displays call a range.
-            before: objects to fetch at the same time, which have to be there before any range is of use.
+            before: objects to fetch at the same time; no range is yielded before all of these are there.
         """
         staged = self.staged_ranges()
         unstaged = {ref.sha256: ref for ref in self.not_staged(before)}
@@ -208,10 +208,10 @@ class SiteClient:
         )
 
     def _fetch_packs(self, index: Index, failed: Iterable[tuple[PackRange, Exception]]) -> None:
-        """Fetch the packs of ranges which the server refused.
+        """Fetch whole packs in place of the ranges that the server refused.
 
         Raises:
-            TransferError, OSError: one failed for another reason.
+            TransferError, OSError: a range failed for another reason.
         """
         packs: dict[int, ObjectRef] = {}
         for each, error in failed:

@@ -20,11 +20,11 @@ from perfkit.updates.sources.pieces import Pieces
 __all__ = ["LIST_BYTES", "ListedFile", "parse_metalink", "parse_urls"]
 
 LIST_BYTES = 64 << 20  # of the largest list that is read
-_FILES = 100_000  # of a list, as `Config.max_files` has it by default
+_FILES = 100_000  # maximum in a list; the default of `Config.max_files`
 _DEPTH = 32  # of XML elements
 _FILE_ELEMENTS, _FILE_BYTES = 100_000, 8 << 20  # of XML about one file, which may have as many pieces
 _FEED_BYTES = 64 << 10
-_PIECE_BYTES = 512  # least length of a piece that is not an attack
+_PIECE_BYTES = 512  # shorter pieces are taken for an attack
 _NAMESPACE = f"{{{METALINK_NAMESPACE}}}"
 _HASHES = ("sha-512", "sha-384", "sha-256", "sha-1", "md5")  # IANA hash function textual names, strongest first
 _LAST_PRIORITY = "999999"  # RFC 5854 section 4.2.16.2: 1 is the highest; the default is the lowest
@@ -41,7 +41,7 @@ class ListedFile:
 
 
 def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FILES) -> list[ListedFile]:
-    """The files of a list with a URL a line. The default name is the last path segment of the URL.
+    """The files of a list with one URL per line. The default name is the last path segment of the URL.
 
     Args:
         base: the URL of the list, to resolve relative URLs.
@@ -84,7 +84,7 @@ def _checked(listed: list[ListedFile]) -> list[ListedFile]:
 
 def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile]:
     """The files of a Metalink 4 document, each with its http and https mirrors by priority, and its strongest hash,
-    or else that of its pieces. No more elements are in memory than one file's.
+    or else those of its pieces. Only the elements of one file are in memory at a time.
 
     Args:
         most: how many files it may have.
@@ -97,7 +97,7 @@ def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile
     builder = _Builder(most)
     parser = ElementTree.XMLParser(target=builder)
     try:
-        while data := document.read(_FEED_BYTES):  # expat goes on to the end of what it was fed, errors or not
+        while data := document.read(_FEED_BYTES):  # expat parses all that it was fed, even after an error
             builder.count(len(data))
             parser.feed(data)
         parser.close()
@@ -107,8 +107,8 @@ def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Builds the elements of one file of a Metalink document after the other: no entities, and limited in depth, number
-    and size.
+    """Builds the elements of a Metalink document, one file at a time, without entities, and with limits on depth,
+    number and size.
 
     Attributes:
         listed: the files.
@@ -121,7 +121,7 @@ class _Builder(ElementTree.TreeBuilder):
         self._depth = self._elements = self._bytes = 0
 
     def count(self, size: int) -> None:
-        """So many bytes are read next; of a tag that does not end, expat begins anew with each."""
+        """Count bytes before they are parsed: with each feed, expat starts over on a tag that has not ended."""
         self._bytes += size
         if self._bytes > _FILE_BYTES:
             raise ManifestError(f"the Metalink document has more than {_FILE_BYTES} bytes about one file")

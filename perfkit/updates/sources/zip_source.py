@@ -21,7 +21,7 @@ from perfkit.updates.staging import StagingArea
 __all__ = ["ZipSource"]
 
 _GAP_BYTES = 64 << 10  # shorter gaps between members are fetched too; `coalesce` limits their sum
-_WHOLE_FROM = 0.8  # of the archive: where more is wanted, all of it is downloaded
+_WHOLE_FROM = 0.8  # of the archive: if more is wanted, all of it is downloaded
 
 
 class ZipSource(ArchiveSource):
@@ -29,7 +29,7 @@ class ZipSource(ArchiveSource):
 
     The CRC-32 of each installed file is recorded in the tree, in the order of the manifest: together with the size it
     tells which members are installed already, without reading a file. A CRC-32 can be forged: it counts only if what is
-    installed was verified by the same keys, or if none are needed.
+    installed was verified with the same keys, or if no keys are needed.
     """
 
     type = SourceType.ZIP

@@ -38,7 +38,7 @@ _GAP_BYTES = 4 << 10
 
 
 class ZsyncSource:
-    """One version of a file, by its control file. See `Source` for the methods."""
+    """One version of a file, as its control file describes it. See `Source` for the methods."""
 
     type = SourceType.ZSYNC
     serial = 0
@@ -67,7 +67,7 @@ class ZsyncSource:
         control = self._read_control()
         name = control.filename
         entry = self._installed_entry(control)
-        if entry is None:  # else the control file was made again for the same file
+        if entry is None:  # else only the control file is new, for the same file
             seed = local[name] if name in local else self._renamed_seed(local)
             path = local.path_of_blob(seed.sha256) if seed is not None and seed.sha256 else None
             digest, size = self._make(control, path, staging)
@@ -96,11 +96,11 @@ class ZsyncSource:
         return self._control
 
     def _working_first(self, control: Control) -> tuple[str, ...]:
-        """The URLs, one that has the file first, or each range would ask one that does not.
+        """The URLs, with one that has the file first; otherwise each range would first be requested from one without.
 
-        After a redirect a relative URL may be meant in two ways. RFC 3986 section 5.1.3 resolves it against where the
-        redirect led. At GitHub that is a link on another host, signed for the control file alone; there zsync2 and
-        others resolve it against the URL that was asked for.
+        After a redirect a relative URL is ambiguous. RFC 3986 section 5.1.3 resolves it against the target of the
+        redirect. At GitHub that is a link on another host, signed for the control file alone; there zsync2 and others
+        resolve it against the requested URL.
         """
         urls = control.urls
         for url in urls[:-1]:
@@ -122,7 +122,7 @@ class ZsyncSource:
         return entry if entry is not None and entry.name == control.filename else None
 
     def _renamed_seed(self, local: LocalTree) -> ExistingFile | None:
-        """The file of an earlier control file, under another name."""
+        """The file that was installed under another name, by an earlier control file."""
         if self._installed.type is not SourceType.ZSYNC:
             return None
         return next((local[entry.name] for entry in self._installed.manifest if entry.name in local), None)
@@ -162,7 +162,7 @@ class ZsyncSource:
         return made.digest
 
     def _parts(self, control: Control, recipe: Recipe) -> list[Download]:
-        """The ranges that the old file lacks, as files; the SHA-1 of the result shows if they are of one version."""
+        """Fetch the ranges that the old file lacks; the SHA-1 of the result shows whether they are of one version."""
         requests = []
         for step in recipe.fetches:
             name = f"zsync-{control.sha1}.{step.start}-{step.end}"
