@@ -1,4 +1,4 @@
-"""Counts bytes and files of a run, and computes speed, time left and percentage. No I/O and no threads.
+"""Counts the bytes and files of a run; `pace.py` computes speed, time left and percentage. No I/O and no threads.
 
 Workers count into one `FileMeter` per file; displays take a `Snapshot`, whose cost grows with the active files.
 """
