@@ -30,7 +30,7 @@ from perfkit.downloads.scheduler import Queue, Scheduler
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError, reason_of
-from perfkit.filesystem.paths import is_private, safe_basename, safe_join
+from perfkit.filesystem.paths import is_reserved, safe_basename, safe_join
 from perfkit.progress.meter import WAITING, Meter, Progress, Silent
 
 if TYPE_CHECKING:
@@ -413,7 +413,7 @@ class DownloadManager:
 
     def _claim_path(self, transfer: Transfer, path: str) -> None:
         url = transfer.request.url
-        if is_private(os.path.basename(path)):
+        if is_reserved(os.path.basename(path)):
             raise TransferError(
                 url, f"{os.path.basename(path)!r} is a name that perfkit itself uses; give another name"
             )

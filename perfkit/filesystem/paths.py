@@ -13,7 +13,7 @@ __all__ = [
     "check_name",
     "check_names",
     "fold_name",
-    "is_private",
+    "is_reserved",
     "local_path",
     "most_directories",
     "name_errors",
@@ -160,7 +160,7 @@ def local_path(path: str | os.PathLike[str]) -> str:
     return text
 
 
-def is_private(name: str) -> bool:
+def is_reserved(name: str) -> bool:
     """Whether a file name, ignoring case, is that of one of perfkit's own files: a partial file, its journal, or a name
     that begins with `.perfkit`.
     """
