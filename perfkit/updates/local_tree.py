@@ -1,4 +1,7 @@
-"""Scan a tree, and compare it with the installed manifest; read only what the stat cache can't vouch for."""
+"""Scan a tree, and compare it with the installed manifest; read only what the stat cache can't vouch for.
+
+What happens to files that the user has edited is decided in `planner.py`.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import pytest
 
 from perfkit import Request, Toolkit, TransferError
 from perfkit.downloads.file_origin import digest_of, read_origin
-from perfkit.filesystem.paths import is_private
+from perfkit.filesystem.paths import is_reserved
 from tests.support.fakes import Exchange, MisbehavingServer
 
 pytestmark = pytest.mark.once
@@ -73,7 +73,7 @@ def test_a_url_or_a_list_names_a_file_so(kit: Toolkit, misbehaving: Start, out: 
 
 @pytest.mark.parametrize("name", ["perfkit-part", "f.perfkit-party", "f.part", "perfkit", "f.perfkit-part.txt", "f~"])
 def test_names_that_anyone_may_give(name: str) -> None:
-    assert not is_private(name)
+    assert not is_reserved(name)
 
 
 # -- a name of the server's --------------------------------------------------------------------------------------------
