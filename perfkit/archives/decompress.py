@@ -186,7 +186,7 @@ class DecompressedStream:
                 return output
 
     def _next_stream(self) -> bool:
-        """Continue with the next of several concatenated streams; returns False if there is none."""
+        """Continue with the next of several concatenated streams; returns False if this was the last."""
         assert self.compression is not None
         self._lookahead()
         if detect_compression(self._rest) == self.compression:

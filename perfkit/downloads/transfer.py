@@ -482,7 +482,7 @@ class Transfer:
         return free
 
     def _publish(self, partial: PartialFile) -> None:
-        """Give the file its name; never replaces a file that appeared under the server's name meanwhile."""
+        """Give the file its name; never replaces a file that has appeared under the server's name."""
         new = self._name_source is not None and self._check_free(self.path, self._name_source)
         try:
             partial.publish(self.path, durable=self._config.durable, replace=not new)

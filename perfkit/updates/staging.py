@@ -121,7 +121,7 @@ class Fetcher:
             return
         spread: list[Request] = []
 
-        def prepare(request: Request) -> Request:  # called late: sites that failed meanwhile come last
+        def prepare(request: Request) -> Request:  # called late: sites that have failed come last
             spread.append(self._spread(request))
             return spread[-1]
 

@@ -107,7 +107,7 @@ def sync(
 def _sync(
     tree: Tree, fetcher: Fetcher, spec: SourceSpec, options: SyncOptions, progress: OperationProgress
 ) -> SyncReport:
-    """Sync from the source; retry once if it changed meanwhile, or if leftovers of an earlier sync filled the disk."""
+    """Sync from the source; retry once if it changed, or if leftovers of an earlier sync filled the disk."""
     installed = read_installed(tree.root)
     holds = read_holds(tree.root)
     pinned = [held for held in holds if held.reason is HoldReason.PIN]

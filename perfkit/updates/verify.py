@@ -58,7 +58,7 @@ def verify(
 
 
 def _verify(dest: str, began_s: float, progress: OperationProgress) -> VerifyReport:
-    """Compare a tree with what is installed. This needs no lock: if the tree changes meanwhile, it starts over.
+    """Compare a tree with what is installed. This needs no lock: if the tree changes during it, it starts over.
 
     Raises:
         LockedError: it keeps changing.

@@ -190,7 +190,7 @@ def make_recipe(control: Control, old: BinaryIO | None, *, gap: int, strict: boo
     """Find the new file's blocks in an old one; all others are to be fetched.
 
     Args:
-        old: open for reading; None if there is none. It is not used for a new file of more than 2 million blocks.
+        old: open for reading, if there is one. It is not used for a new file of more than 2 million blocks.
         gap: as for `coalesce`.
         strict: verify each block that is found. Without this, the search takes half the time, and rarely misses a
             changed block; `assemble` then finds that the result is wrong.

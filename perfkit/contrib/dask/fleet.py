@@ -62,7 +62,7 @@ class HostReport:
     Attributes:
         host: the name of its worker.
         wave: counted from 1; None if its turn never came.
-        before, after: the versions that were and are installed; None if there is none, or it is unknown.
+        before, after: the versions that were and are installed; None if nothing was, or it is unknown.
         bytes: received.
         rolled_back: whether the tree was rolled back because its wave failed.
         error: why it failed; None if it did not.

@@ -517,7 +517,7 @@ class _Abortable:
         self._established = True
 
     def warm(self: Any, timeout_s: float) -> None:
-        """Connect for a later request, which treats this as a kept connection that may have died meanwhile."""
+        """Connect for a later request, which treats this as a kept connection, which may have died since."""
         self.timeout = timeout_s
         self.connect()
         self._requests = 1
