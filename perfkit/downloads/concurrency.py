@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -48,7 +49,7 @@ class HostLimiter:
         self._limit = limit
         self._clock = clock
         self._lock = threading.Lock()
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: defaultdict[str, _Host] = defaultdict(lambda: _Host(limit))
         self._leased_until_s = inf
         self._wanted: Callable[[], None] | None = None  # set: the limit is shared
         self._asked: dict[str, float] = {}  # seconds that hosts have asked us to wait, since the last `use`
@@ -77,7 +78,7 @@ class HostLimiter:
             for host, state in self._hosts.items():
                 state.leased = places.get(host, 0)
             for host, seconds in paused_s.items():
-                state = self._hosts.setdefault(host, _Host(self._limit))
+                state = self._hosts[host]
                 state.paused_until_s = max(state.paused_until_s, now + seconds)
 
     def _lacks_lease(self, state: _Host, now: float) -> bool:
@@ -92,7 +93,7 @@ class HostLimiter:
         """Take a place at the host; False if it is full or paused."""
         now = self._clock()
         with self._lock:
-            state = self._hosts.get(host) or self._hosts.setdefault(host, _Host(self._limit))
+            state = self._hosts[host]
             if state.limit < self._limit and now - state.limited_at_s >= state.recovery_s:
                 state.limit, state.limited_at_s = state.limit + 1, now
             if state.active >= state.limit or now < state.paused_until_s or self._lacks_lease(state, now):
@@ -121,7 +122,7 @@ class HostLimiter:
     def pause(self, host: str, seconds: float) -> None:
         """Make no new requests to the host for that long."""
         with self._lock:
-            state = self._hosts.setdefault(host, _Host(self._limit))
+            state = self._hosts[host]
             state.paused_until_s = max(state.paused_until_s, self._clock() + seconds)
             self._asked[host] = max(self._asked.get(host, 0.0), seconds)
 
@@ -131,7 +132,7 @@ class HostLimiter:
         """
         now = self._clock()
         with self._lock:
-            state = self._hosts.setdefault(host, _Host(self._limit))
+            state = self._hosts[host]
             if state.active:  # else another host's redirect led here, and that host is limited
                 if state.limited_at_s and now - state.limited_at_s >= _RECOVERY_S:
                     state.recovery_s *= 2
