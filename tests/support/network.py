@@ -82,8 +82,9 @@ class Proxy:
         self.asked.append(f"{method} {target}")
         self.credentials.append(headers.get("proxy-authorization"))
         if self.password is not None and self.credentials[-1] != self.password:
-            client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
-            client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # the client may have gone
+                client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                client.shutdown(socket.SHUT_WR)
             return
         authority = target if method == "CONNECT" else target.split("/")[2]
         host, _, port = authority.rpartition(":")
