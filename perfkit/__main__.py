@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["run"]
-
 _REDELIVER_S = 0.001
 _GC_THRESHOLD = 60_000  # more objects than exist when a download has imported its modules
 

@@ -15,8 +15,6 @@ from typing import Any, Literal, get_args
 from perfkit.errors import ConfigError
 from perfkit.redact import value_shown
 
-__all__ = ["Auth", "Config", "LocalChanges", "check_headers", "check_type", "convert", "parse_seconds", "parse_size"]
-
 # User and password (HTTP Basic), or a `requests.auth.AuthBase`, which is called with the prepared request.
 Auth = tuple[str, str] | Callable[[Any], Any]
 LocalChanges = Literal["keep", "overwrite", "refuse"]

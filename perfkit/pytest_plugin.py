@@ -10,8 +10,6 @@ import pytest
 if TYPE_CHECKING:
     from perfkit.testing import FakeOrigin
 
-__all__ = ["perfkit_origin"]
-
 
 @pytest.fixture
 def perfkit_origin() -> Iterator[FakeOrigin]:

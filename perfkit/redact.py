@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["masked", "redacted", "redacted_text", "value_shown"]
-
 _USER = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)  # a user name alone may be a token too
 _VALUE = re.compile(r"=[^&;]*")
 # Without the scheme: searching for its beginning would take quadratic time. A quote may be part of a secret.

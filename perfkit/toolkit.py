@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from perfkit.updates.sources.earlier_releases import OfferedRelease
     from perfkit.updates.status import TreeStatus
 
-__all__ = ["Toolkit"]
-
 Path = str | os.PathLike[str]
 
 

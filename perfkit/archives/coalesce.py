@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["coalesce"]
-
 _REQUEST_BYTES = 500  # headers of a request and its response: a shorter gap costs less than another request
 _WASTE = 0.04  # of the wanted bytes may be gaps
 

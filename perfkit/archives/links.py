@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 
 from perfkit.errors import ManifestError, UnsafePathError
 
-__all__ = ["follow_links"]
-
 _HOPS = 40  # as Linux allows in one path (path_resolution(7)); also limits nested links to directories
 
 

@@ -14,8 +14,6 @@ from perfkit.archives.decompress import DecompressedStream
 from perfkit.archives.members import HARD_LINK, SYMLINK, Limits, Member, MemberNames, Readable, Selection
 from perfkit.errors import ManifestError
 
-__all__ = ["Content", "is_header", "read_members"]
-
 _BLOCK = 512
 _EXTENSION_BYTES = 256 << 10  # limit of one PAX header or long name
 _TRAILER_BYTES = 64 << 20  # limit of the padding after the end-of-archive blocks

@@ -27,8 +27,6 @@ from perfkit.archives.zip_directory import (
 )
 from perfkit.errors import ManifestError
 
-__all__ = ["FetchRange", "crc32", "matches_file", "plan_ranges", "read_directory", "read_members"]
-
 _DESCRIPTOR_FOLLOWS = 1 << 3  # 4.4.4
 _TARGET_BYTES = 4096  # of a link: PATH_MAX
 _LINK_GAP_BYTES = 16 << 10

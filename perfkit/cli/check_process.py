@@ -14,8 +14,6 @@ import signal
 import sys
 import time
 
-__all__ = ["SHOWN_BYTES"]
-
 SHOWN_BYTES = 1000  # kept of the end of the command's output, all of which is read
 _READ_BYTES = 64 << 10
 _KILL_S = 5.0  # a process that can't be killed, such as another user's, is left after this

@@ -8,8 +8,6 @@ from perfkit.cli.output import print_text
 from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError
 
-__all__ = ["add_completion"]
-
 _EXAMPLES = """\
 examples:
   perfkit completion bash > ~/.local/share/bash-completion/completions/perfkit

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
     from perfkit.updates.report import VerifyReport
 
-__all__ = ["Outcome", "add_all", "add_tree", "define", "outcome_of_check", "toolkit_for"]
-
 _SETTINGS_FILE = "perfkit.toml"
 
 

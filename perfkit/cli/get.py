@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from perfkit.downloads.request_list import RequestList
     from perfkit.toolkit import Toolkit
 
-__all__ = ["add_get"]
-
 _EXAMPLES = """\
 examples:
   perfkit get https://example.org/a.iso          into the current directory

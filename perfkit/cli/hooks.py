@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
     from perfkit.updates.check import Check, StagedTree
 
-__all__ = ["OnChange", "check_command"]
-
 _VERSION_CHARACTERS = 1000
 
 

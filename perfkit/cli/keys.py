@@ -10,8 +10,6 @@ from perfkit.cli.parser import Parser, add_output
 from perfkit.errors import ConfigError
 from perfkit.libc import sync_file
 
-__all__ = ["add_keygen", "add_public_key", "add_sign_key"]
-
 _EXAMPLES = """\
 examples:
   perfkit keygen release.key              and release.key.pub, for clients

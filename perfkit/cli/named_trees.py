@@ -16,8 +16,6 @@ from perfkit.toolkit import Toolkit
 from perfkit.updates.report import SyncReport
 from perfkit.updates.status import TreeStatus
 
-__all__ = ["NamedTree", "read_trees"]
-
 
 @dataclass(frozen=True)
 class NamedTree:

@@ -19,21 +19,6 @@ if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
     from perfkit.updates.report import SyncReport
 
-__all__ = [
-    "CHANGED",
-    "INTERRUPTED",
-    "edits_of",
-    "error_as_json",
-    "errors_as_json",
-    "exit_code_of",
-    "interrupted",
-    "log_shown",
-    "print_error",
-    "print_result",
-    "print_text",
-    "progress_for",
-]
-
 CHANGED = 10  # the exit code of `sync --exit-code` after a change
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in shells
 

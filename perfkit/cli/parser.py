@@ -8,8 +8,6 @@ from typing import Any, NoReturn
 
 from perfkit.cli.output import print_error, print_text
 
-__all__ = ["Parser", "add_output", "add_progress"]
-
 _MODES = ("auto", "bars", "lines", "json", "none")
 
 

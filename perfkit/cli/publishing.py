@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from perfkit.releases.publish.publisher import Release
     from perfkit.toolkit import Toolkit
 
-__all__ = ["add_check", "add_promote", "add_prune", "add_publish", "add_releases"]
-
 _PUBLISH_EXAMPLES = """\
 examples:
   perfkit publish rules site --version 2026.11

@@ -9,8 +9,6 @@ from perfkit.cli.output import INTERRUPTED, print_text
 from perfkit.cli.parser import Parser, add_output
 from perfkit.progress.lines import print_line
 
-__all__ = ["add_serve"]
-
 _EXAMPLES = """\
 examples:
   perfkit serve public                 at http://127.0.0.1:8000/

@@ -10,8 +10,6 @@ from dataclasses import replace
 from perfkit.config import Config, parse_size
 from perfkit.errors import ConfigError
 
-__all__ = ["add_credentials", "add_rates", "add_wait", "config_for"]
-
 
 def add_rates(command: argparse.ArgumentParser) -> None:
     """Add the options for concurrency and bandwidth."""

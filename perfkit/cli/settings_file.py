@@ -18,8 +18,6 @@ from perfkit.config import Config, convert
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import is_key
 
-__all__ = ["TreeEntry", "arguments_for", "is_tree_name", "read_entries"]
-
 _SETTINGS = {item.name for item in dataclasses.fields(Config)}
 # Options that are for one run, and those that set a field of Config, which has its own name in the file.
 _FOR_A_RUN = {"all", "config", "dry_run", "help", "json", "now", "places", "progress", "quiet", "verbose"}

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport
 
-__all__ = ["Synced", "add_sync", "sync_tree"]
-
 _ON_CHANGE_FAILED = 3  # exit code
 
 _EXAMPLES = """\

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from perfkit.transactions.history import Generation
     from perfkit.updates.status import TreeStatus
 
-__all__ = ["add_history", "add_hold", "add_pin", "add_rollback", "add_status", "add_unhold", "add_verify"]
-
 _ROLLBACK_EXAMPLES = """\
 examples:
   perfkit rollback rules             to the previous generation

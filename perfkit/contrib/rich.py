@@ -8,8 +8,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from perfkit.progress.meter import FileProgress, Snapshot
 from perfkit.progress.text import amount, clock, delay, files_of, printable, sizes, summary
 
-__all__ = ["RichProgress"]
-
 _LASTED_S = 0.5  # a file that is done sooner has no bar
 
 

@@ -9,8 +9,6 @@ from tqdm.auto import tqdm
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.text import amount, clock, files_of, sizes
 
-__all__ = ["TqdmProgress"]
-
 _PARTS = 10_000  # of a whole bar
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| "
 

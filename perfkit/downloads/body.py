@@ -13,8 +13,6 @@ from perfkit.downloads.stall import StallWatch
 from perfkit.downloads.throttle import Toll
 from perfkit.errors import TransferError
 
-__all__ = ["pieces"]
-
 _FULL_BUFFERS = 4  # connections with a buffer of the configured size; more share the memory of these
 
 

@@ -22,17 +22,6 @@ from perfkit.errors import ConfigError, TransferError, TransferTimeoutError
 from perfkit.minisign.public_keys import AnyKey
 from perfkit.redact import masked
 
-__all__ = [
-    "CHECKSUM_FILE_BYTES",
-    "ChecksumFile",
-    "ListedChecksum",
-    "SharedChecksumFiles",
-    "fetch",
-    "parse_line",
-    "read_checksum_file",
-    "with_checksums",
-]
-
 CHECKSUM_FILE_BYTES = 16 << 20  # the largest that is read
 _READ_BYTES = 64 << 10
 # As coreutils writes them (sha256sum(1)); a line that begins with a backslash has escapes in its name.

@@ -13,8 +13,6 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.errors import ConfigError
 from perfkit.libc import preadv
 
-__all__ = ["Checksum", "RunningDigest", "matches", "parse_checksum"]
-
 _READ_BYTES = 512 << 10
 _HEX = re.compile("[0-9a-f]+")
 

@@ -13,8 +13,6 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.network_path import Path, queued
 from perfkit.downloads.http.urls import origin_of
 
-__all__ = ["AdaptiveController", "HostLimiter", "host_of"]
-
 _CHECK_S = 0.01  # how often a full host is checked for a free place
 _RECOVERY_S = 10.0  # time after which a host that has refused requests is tried with one more; doubles each time
 

@@ -14,8 +14,6 @@ from typing import NamedTuple
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.http.urls import unsigned
 
-__all__ = ["Origin", "digest_of", "read_origin", "write_origin"]
-
 _ATTRIBUTE = "user.perfkit.origin"
 
 

@@ -36,8 +36,6 @@ from perfkit.progress.meter import WAITING, Meter, Progress, Silent
 if TYPE_CHECKING:
     from perfkit.downloads.shared_limits import LeaseKeeper, LimitStore
 
-__all__ = ["DownloadManager"]
-
 Item = str | tuple[str, str] | Request
 
 _TICK_S = 0.1  # how often the calling thread shows progress and adjusts the workers

@@ -33,19 +33,6 @@ from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import HTTPStatusError, TransferError
 
-__all__ = [
-    "ByteRange",
-    "Step",
-    "Wanted",
-    "adopt",
-    "asked_range",
-    "interpret",
-    "make_get",
-    "next_step",
-    "request_headers",
-]
-
-
 ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the resource; None: to its end
 
 

@@ -29,8 +29,6 @@ from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
 from perfkit.libc import rename_to_new, set_mode, sync_file, try_lock
 
-__all__ = ["ChangedError", "OccupiedError", "PartialFile", "check_replaceable", "part_path"]
-
 _log = logging.getLogger(__name__)
 
 _FORMAT = 3

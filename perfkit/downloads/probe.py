@@ -26,8 +26,6 @@ from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
 from perfkit.errors import CancelledError, TransferError
 
-__all__ = ["Probe", "probe", "read_small_file"]
-
 _USABLE = frozenset({Verdict.BODY, Verdict.EMPTY, Verdict.STATUS})
 
 

@@ -22,8 +22,6 @@ from perfkit.redact import redacted
 if TYPE_CHECKING:
     from perfkit.minisign.signatures import Signature
 
-__all__ = ["Proofs"]
-
 _FRESH = {"Cache-Control": "max-age=0"}
 
 

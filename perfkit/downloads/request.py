@@ -15,9 +15,6 @@ from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import AnyKey, read_public_keys
 from perfkit.redact import masked
 
-__all__ = ["Download", "Request"]
-
-
 _IS_URL = re.compile("https?://", re.IGNORECASE)
 
 

@@ -18,8 +18,6 @@ from perfkit.downloads.http.urls import origin_of
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError
 
-__all__ = ["RequestList", "split_line"]
-
 _READ_BYTES = 64 << 10
 _LONGEST_LINE_BYTES = 64 << 10
 _WAIT_S = 0.1

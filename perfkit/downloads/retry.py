@@ -14,8 +14,6 @@ from perfkit.downloads.http.transport import Response, Transport
 from perfkit.errors import HTTPStatusError, TransferError
 from perfkit.redact import redacted
 
-__all__ = ["Attempts", "GiveUpError", "Network", "backoff_s", "is_refusal", "refuse"]
-
 _log = logging.getLogger(__name__)
 
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})

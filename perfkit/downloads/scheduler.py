@@ -14,8 +14,6 @@ from perfkit.config import Config
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
 from perfkit.downloads.transfer import Task, Transfer
 
-__all__ = ["Queue", "Scheduler"]
-
 _LOOK_AHEAD = 32  # queued files examined for one whose host has a free place
 _IDLE_WAIT_S = 0.2
 _BRIEF_S = 0.02  # how long a task counts as having just begun

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 from perfkit.downloads.cancel import Cancel
 
-__all__ = ["Range", "Runner", "Segment", "SegmentMap"]
-
 Range = tuple[int, int]  # start, end (exclusive)
 
 _RANGE_S = 2.0  # a range is about what a connection fetches in this time,

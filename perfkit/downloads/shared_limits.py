@@ -14,8 +14,6 @@ from typing import Protocol
 from perfkit.downloads.concurrency import HostLimiter
 from perfkit.downloads.throttle import Throttle
 
-__all__ = ["Lease", "LeaseKeeper", "LimitStore", "SharedLimits", "Use"]
-
 _log = logging.getLogger(__name__)
 _RENEW_S = 0.25
 _LEAST_RENEW_S = 0.2  # five a second at most

@@ -5,8 +5,6 @@ from __future__ import annotations
 from perfkit.config import Config
 from perfkit.errors import TransferTimeoutError
 
-__all__ = ["StallWatch", "timeouts"]
-
 
 def timeouts(config: Config) -> tuple[float, float]:
     """The `timeout` of each request: seconds to wait for a connection, and for more of the response, head or body."""

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import ConfigError
 
-__all__ = ["Throttle", "Toll", "receive_buffer"]
-
 _QUANTUM_S = 0.005  # read at most this much time's worth at once, so that the flow is even
 _CREDIT_S = 0.03  # a thread that was woken late may catch up by this much
 _BUFFER_S = 1 / 128  # of the limit, in the buffer of each connection: eight hold a sixteenth of a second

@@ -58,8 +58,6 @@ from perfkit.progress.meter import FileMeter
 from perfkit.progress.text import counted
 from perfkit.redact import redacted
 
-__all__ = ["RangeTask", "Task", "Transfer", "TransferContext"]
-
 _log = logging.getLogger(__name__)
 
 _EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may let the download continue

@@ -8,8 +8,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
-__all__ = ["DigestSet", "Digests", "Lookup", "Names", "pack_numbers", "sort_numbers"]
-
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
 _DIGESTS = 1024  # in a block, for the same reason
 _MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte

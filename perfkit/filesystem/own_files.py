@@ -13,8 +13,6 @@ from typing import IO, Any, TypeVar
 from perfkit.errors import UpdateError
 from perfkit.libc import sync_file
 
-__all__ = ["create_own", "open_own", "read_record", "replace_own", "write_record"]
-
 T = TypeVar("T")
 
 _PATH = getattr(os, "O_PATH", os.O_RDONLY)  # Linux only: also opens a directory without read permission

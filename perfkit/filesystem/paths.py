@@ -8,20 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from perfkit.errors import ConfigError, UnsafePathError
 
-__all__ = [
-    "backup_name",
-    "check_name",
-    "check_names",
-    "fold_name",
-    "is_reserved",
-    "local_path",
-    "most_directories",
-    "name_errors",
-    "parents",
-    "safe_basename",
-    "safe_join",
-]
-
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
 _NAME_BYTES = 4096  # PATH_MAX of Linux
 _BACKUP_SUFFIX = ".perfkit-local"

@@ -14,8 +14,6 @@ from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import PRIVATE_DIR
 from perfkit.libc import link, syncfs
 
-__all__ = ["RootDir"]
-
 _MAX_CACHED = 128
 _MIN_CACHED = 16  # enough for two names and their parents
 _NOT_REMOVABLE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}  # EBUSY: a mount point

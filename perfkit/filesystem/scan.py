@@ -12,20 +12,6 @@ from typing import NamedTuple
 
 from perfkit.filesystem.paths import name_matcher
 
-__all__ = [
-    "BELOW",
-    "DIRECTORY",
-    "Level",
-    "ScanEntry",
-    "ScanOptions",
-    "descend",
-    "open_below",
-    "scan",
-    "scan_batches",
-    "scan_in_order",
-    "totals",
-]
-
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 BELOW = DIRECTORY | os.O_NOFOLLOW  # for a directory in the tree: no link may lead out of it
 _BATCH = 1024

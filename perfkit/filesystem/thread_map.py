@@ -9,8 +9,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["WorkerPool", "map_in_threads", "usable_cpus"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -20,8 +20,6 @@ from typing import Any, Final
 from perfkit.errors import ConfigError
 from perfkit.filesystem.scan import scan
 
-__all__ = ["ALL", "DirtySet", "watch"]
-
 _log = logging.getLogger(__name__)
 _FLUSH_S = 10.0  # for pending events
 _POLL_S = 1.0  # between two checks that the root is still the same directory

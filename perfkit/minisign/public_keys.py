@@ -10,20 +10,6 @@ from typing import NamedTuple
 from perfkit.errors import ConfigError
 from perfkit.redact import masked
 
-__all__ = [
-    "KEY_KIND",
-    "MAX_FILE_BYTES",
-    "UNTRUSTED",
-    "AnyKey",
-    "PublicKey",
-    "decode",
-    "encode",
-    "is_key",
-    "key_name",
-    "read_key_file",
-    "read_public_keys",
-]
-
 KEY_KIND = b"Ed"  # how the data of every key begins
 UNTRUSTED = b"untrusted comment: "  # how every file begins
 MAX_FILE_BYTES = 16 << 10  # of a key or a signature

@@ -10,8 +10,6 @@ from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import KEY_KIND, UNTRUSTED, PublicKey, decode, encode, read_key_file
 from perfkit.minisign.signatures import Signature, load_ed25519
 
-__all__ = ["SecretKey"]
-
 _PASSWORD = "PERFKIT_SIGN_PASSWORD"
 _SCRYPT, _NO_KDF, _BLAKE2B = b"Sc", b"\0\0", b"B2"
 _KEY_BYTES = 104  # what a password encrypts: id, seed, public key, checksum

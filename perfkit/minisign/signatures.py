@@ -13,8 +13,6 @@ from typing import IO, Any
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import MAX_FILE_BYTES, UNTRUSTED, PublicKey, decode, encode, key_name
 
-__all__ = ["BadSignatureError", "Signature", "load_ed25519", "verify"]
-
 _MAX_UNHASHED_BYTES = 64 << 20  # of content that is signed itself, which has to be in memory
 _READ_BYTES = 1 << 20
 _HASHED, _UNHASHED = b"ED", b"Ed"  # a signature of the BLAKE2b-512 of the content, or (legacy) of the content itself

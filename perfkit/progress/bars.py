@@ -34,8 +34,6 @@ from perfkit.progress.text import (
     summary,
 )
 
-__all__ = ["Bars", "for_stream"]
-
 _CLEAR_BELOW, _CLEAR_REST = "\x1b[J", "\x1b[K"
 _NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # for a terminal that becomes narrower while a frame is written
 _MOST_BARS = 16

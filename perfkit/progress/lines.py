@@ -13,8 +13,6 @@ from typing import TextIO
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.text import amount, clock, delay, files_of, printable, share_text, sizes, summary
 
-__all__ = ["CallbackProgress", "JsonLines", "PlainLines", "print_line", "terminal_size", "write_text"]
-
 _CLEAR_REST = "\x1b[K"
 
 _STEPS = 10  # a line for each tenth of the work

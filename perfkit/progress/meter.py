@@ -15,8 +15,6 @@ from typing import Protocol
 
 from perfkit.progress.pace import Pace
 
-__all__ = ["WAITING", "FileMeter", "FileProgress", "Meter", "Progress", "Silent", "Snapshot", "State"]
-
 WAITING = "waiting"  # the phase of a first request, which has no file yet
 _SETTLED_S = 0.5  # before that, a total estimated from the first sizes gives no share
 _FINISHED_KEPT = 100  # of files that ended between two snapshots, for the next one

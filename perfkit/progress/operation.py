@@ -10,8 +10,6 @@ from dataclasses import replace
 
 from perfkit.progress.meter import Progress, Snapshot
 
-__all__ = ["SHOWN_FROM_S", "OperationProgress"]
-
 SHOWN_FROM_S = 0.3  # shorter stages and downloads are not displayed
 _ALMOST = 0.9999  # the largest share shown before an operation ends
 

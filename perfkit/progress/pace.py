@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 
-__all__ = ["Pace"]
-
 _WINDOW_S = 5.0  # of the speed shown
 _FLOW_S = 15.0  # of the speed used for the time left
 _SILENCE_S = 2.0  # a longer one says nothing about the speed of the rest,

@@ -8,8 +8,6 @@ from perfkit.progress.meter import Progress, Snapshot
 from perfkit.progress.operation import SHOWN_FROM_S
 from perfkit.progress.pace import Pace
 
-__all__ = ["Stage"]
-
 _EVERY_S = 0.1
 
 

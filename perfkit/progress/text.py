@@ -6,24 +6,6 @@ import errno
 
 from perfkit.progress.meter import WAITING, FileProgress, Snapshot, State
 
-__all__ = [
-    "amount",
-    "clip",
-    "clock",
-    "counted",
-    "delay",
-    "described",
-    "display_width",
-    "files_of",
-    "fit",
-    "outcome",
-    "printable",
-    "share_text",
-    "shorten",
-    "sizes",
-    "summary",
-]
-
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _REMEDIES = {
     errno.EACCES: "run it as the owner, or change the permissions",

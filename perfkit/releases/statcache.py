@@ -33,8 +33,6 @@ from perfkit.releases.format.manifest import Manifest, pair_entries
 from perfkit.transactions import layout
 from perfkit.transactions.records import Change, signature
 
-__all__ = ["FileStat", "RowWriter", "Stat", "StatCache", "appended_rows", "clock_ns", "next_tick_ns", "record_changes"]
-
 _FORMAT = 2
 # What reading raises if the file is damaged.
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)

@@ -23,8 +23,6 @@ from perfkit.errors import ConfigError
 from perfkit.redact import redacted, redacted_text
 from perfkit.server.conditional import Representation, failed_condition, select_part
 
-__all__ = ["Server"]
-
 _log = logging.getLogger(__name__)
 
 _SLICE_BYTES = 1 << 20

@@ -13,8 +13,6 @@ from perfkit.filesystem.compact import Digests, Lookup, Names, pack_numbers, sor
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.records import Change, Content, signature
 
-__all__ = ["ChangeSet", "Changes", "StagedFile"]
-
 _WRITE, _DELETE, _RECORD, _OMIT = 1, 2, 4, 8
 _NO_CONTENT = 0  # the number of a file that does not exist
 _ABSENT = -1  # in place of a signature, which is never -1

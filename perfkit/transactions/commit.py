@@ -49,8 +49,6 @@ from perfkit.transactions.object_store import ObjectStore, link_or_copy, open_re
 from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, JournalOp
 from perfkit.transactions.replaceable import check_replaceable
 
-__all__ = ["Committer"]
-
 _FEW = 8  # files to fsync one by one; for more, one syncfs is faster (docs/adr/0003-transactions.md)
 
 _REFUSED = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.EROFS, errno.EXDEV, errno.ETXTBSY}

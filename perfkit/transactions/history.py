@@ -29,8 +29,6 @@ from perfkit.transactions.records import (
     with_checksum,
 )
 
-__all__ = ["Generation", "History", "Pruned", "Timeline", "read_current", "record_lines", "state_lines"]
-
 _YEAR_10000 = 253402300800.0  # the first moment that datetime(3) can't hold, in seconds since 1970
 _DIGEST = re.compile(rb'[\[,]"[0-9a-f]{64}"[,\]]')  # an item of a list, with the characters around it
 _PIECE_BYTES = 64 << 10

@@ -25,8 +25,6 @@ from perfkit.transactions.records import (
     with_checksum,
 )
 
-__all__ = ["check_ops", "read_ops", "write_ops"]
-
 _KIND, _FORMAT = "perfkit-journal", 3
 
 

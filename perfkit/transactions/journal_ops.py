@@ -18,8 +18,6 @@ from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, object_path
 from perfkit.transactions.object_store import CANNOT_LINK, EMPTY, copy_file, open_regular
 from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, Content, JournalOp, Previous
 
-__all__ = ["apply_op", "check_conflicts", "modified_directories", "plan_ops", "previous_file", "stage_again", "undo_op"]
-
 _RESTORED = f"{OBJECTS}/restored~"  # a restored file, until it is renamed
 
 

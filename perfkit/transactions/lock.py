@@ -14,8 +14,6 @@ from perfkit.libc import try_lock
 from perfkit.transactions.layout import LOCK, OWNER
 from perfkit.transactions.object_store import open_regular, write_all
 
-__all__ = ["Lock", "is_held"]
-
 _POLL_S = 0.02
 
 

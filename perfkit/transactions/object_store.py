@@ -18,19 +18,6 @@ from perfkit.libc import set_mode
 from perfkit.transactions.layout import OBJECTS, object_path
 from perfkit.transactions.records import Content, Seen
 
-__all__ = [
-    "CANNOT_LINK",
-    "EMPTY",
-    "ObjectStore",
-    "content_of",
-    "copy_file",
-    "copy_into",
-    "digest_of",
-    "link_or_copy",
-    "open_regular",
-    "write_all",
-]
-
 EMPTY = hashlib.sha256().hexdigest()
 
 _CHUNK = 256 << 10

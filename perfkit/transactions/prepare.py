@@ -15,8 +15,6 @@ from perfkit.transactions.layout import is_private
 from perfkit.transactions.object_store import EMPTY, ObjectStore
 from perfkit.transactions.records import Content, Seen
 
-__all__ = ["Known", "prepare"]
-
 
 def _nothing(name: str) -> None:
     return None

@@ -13,23 +13,6 @@ from typing import IO, Any, NamedTuple
 
 from perfkit.errors import UnsafePathError
 
-__all__ = [
-    "DELETE",
-    "MKDIR",
-    "RENAME",
-    "RMDIR",
-    "Change",
-    "Content",
-    "JournalOp",
-    "Previous",
-    "Seen",
-    "is_count",
-    "read_checked",
-    "read_line",
-    "signature",
-    "with_checksum",
-]
-
 FORMAT = 1
 # What reading a malformed file raises.
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, UnsafePathError)

@@ -10,8 +10,6 @@ from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import APPEND_ONLY, IMMUTABLE, MOUNT_POINT, file_attributes
 from perfkit.transactions.layout import PRIVATE_DIR
 
-__all__ = ["check_replaceable"]
-
 _REASONS = {
     MOUNT_POINT: "it is a mount point; unmount it",
     IMMUTABLE: "it is immutable; see chattr(1)",

@@ -22,8 +22,6 @@ from perfkit.transactions.object_store import EMPTY, copy_into, digest_of, open_
 from perfkit.transactions.records import Content, Seen
 from perfkit.transactions.transaction import Commit
 
-__all__ = ["rollback"]
-
 _MAX_SHOWN = 5  # names in an error
 
 

@@ -20,8 +20,6 @@ from perfkit.transactions.object_store import content_of, copy_into, digest_of, 
 from perfkit.transactions.prepare import Known, prepare
 from perfkit.transactions.records import Change, Content
 
-__all__ = ["Commit", "Transaction"]
-
 
 @dataclass(frozen=True, slots=True)
 class Commit:

@@ -17,8 +17,6 @@ from perfkit.transactions.transaction import Commit, Transaction
 from perfkit.updates.planner import LocalCopy, Plan
 from perfkit.updates.staging import StagingArea
 
-__all__ = ["Applied", "PlanApplier", "installed_content"]
-
 
 def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
     """A function that returns what the manifest has under a name."""

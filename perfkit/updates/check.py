@@ -21,8 +21,6 @@ from perfkit.transactions import layout
 from perfkit.updates.planner import Plan
 from perfkit.updates.staging import StagingArea
 
-__all__ = ["Check", "StagedTree", "run_check"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StagedTree:

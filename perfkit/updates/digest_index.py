@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Set
 from perfkit.filesystem.compact import pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Manifest
 
-__all__ = ["BlobIndex", "BlobSet", "DigestIndex"]
-
 
 class DigestIndex:
     """Positions in a sequence of digests, by the first 8 bytes of each digest."""

@@ -21,8 +21,6 @@ from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
 from perfkit.updates.updater import Sync, SyncOptions
 
-__all__ = ["plan"]
-
 
 def plan(
     config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: OperationProgress

@@ -20,22 +20,6 @@ from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 if TYPE_CHECKING:
     from perfkit.updates.sources import Source
 
-__all__ = [
-    "Hold",
-    "HoldReason",
-    "add_hold",
-    "hold",
-    "hold_on",
-    "is_held",
-    "is_time",
-    "keep_holds",
-    "pin",
-    "read_holds",
-    "unhold",
-    "with_hold",
-    "write_holds",
-]
-
 _YEAR_5000 = 95_617_584_000
 _MOST_REFUSED, _MESSAGE_CHARACTERS = 99, 1000
 

@@ -23,8 +23,6 @@ from perfkit.updates.source_types import SourceType
 if TYPE_CHECKING:
     from perfkit.updates.sources import Source
 
-__all__ = ["Installed", "as_recorded", "encode_record", "managed_tree", "read_installed", "require_managed"]
-
 _NOTHING = Manifest.of(())
 
 

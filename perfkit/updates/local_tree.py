@@ -22,8 +22,6 @@ from perfkit.transactions.records import Seen
 from perfkit.updates.digest_index import BlobIndex
 from perfkit.updates.planner import ExistingFile, ExistingFiles
 
-__all__ = ["LocalTree"]
-
 
 def _scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, ScanEntry]]:
     """Everything in a tree except directories and perfkit's own files, by name, each with its index in the manifest;

@@ -18,8 +18,6 @@ from perfkit.releases.format.manifest import EntrySubset, LazySequence
 from perfkit.updates.digest_index import DigestIndex
 from perfkit.updates.routes import Link, Offer, route_seconds
 
-__all__ = ["ExistingFile", "ExistingFiles", "FileInfo", "LocalCopy", "Plan", "decide"]
-
 _NAMES_SHOWN = 5  # in an error
 _FEW = 3  # files with the same content that are searched again for each copy
 

@@ -23,8 +23,6 @@ from perfkit.updates.hold import Hold, HoldReason, hold_on, read_holds, with_hol
 from perfkit.updates.installed import Installed, managed_tree, read_installed, require_managed
 from perfkit.updates.report import SyncReport
 
-__all__ = ["changed_since", "history", "prune", "rollback"]
-
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")

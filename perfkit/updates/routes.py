@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from perfkit.errors import UpdateError
 
-__all__ = ["Link", "Offer", "choose_routes", "route_seconds"]
-
 
 class Link(NamedTuple):
     """The network and the machine, as far as they determine how long a route takes.

@@ -17,8 +17,6 @@ from perfkit.redact import redacted
 from perfkit.releases.format import signature_path
 from perfkit.transactions import layout
 
-__all__ = ["Demands", "FileSigners", "Signers", "Trust", "warn_if_unprotected"]
-
 _log = logging.getLogger(__name__)
 
 

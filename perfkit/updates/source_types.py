@@ -14,8 +14,6 @@ from perfkit.updates.signers import Demands
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
 
-__all__ = ["SourceSpec", "SourceType", "parse_source_type", "site_url"]
-
 
 class SourceType(StrEnum):
     """The types of sources, by the names that `--type` accepts."""

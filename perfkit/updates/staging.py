@@ -26,8 +26,6 @@ from perfkit.transactions import layout
 from perfkit.transactions.object_store import copy_into
 from perfkit.updates.digest_index import BlobIndex, BlobSet
 
-__all__ = ["Fetcher", "StagingArea"]
-
 _RETRIES_OF_ONE = 2  # of each site where there are mirrors
 _PREFIX = layout.FETCHED_OBJECT.rpartition("/")[2]
 _BLOB = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")

@@ -23,8 +23,6 @@ from perfkit.transactions.lock import is_held
 from perfkit.updates.hold import Hold, is_time, read_holds
 from perfkit.updates.installed import Installed, read_installed, require_managed
 
-__all__ = ["TreeStatus", "read_json", "remember_outcome", "splay_s", "status"]
-
 _COMMIT_S = 2.0
 _BACKOFF_S = 60.0
 _MOST_RETRY_AFTER_S = 86_400.0

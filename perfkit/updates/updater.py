@@ -51,8 +51,6 @@ from perfkit.updates.status import remember_outcome
 if TYPE_CHECKING:
     from perfkit.updates.check import Check
 
-__all__ = ["Sync", "SyncOptions", "sync"]
-
 # Typical speeds of the stages after the last download, for the displayed time left.
 _UNPACKED_BYTES_PER_S = 150e6
 _APPLIED_FILES_PER_S = 10e3

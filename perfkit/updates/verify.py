@@ -22,8 +22,6 @@ from perfkit.updates.staging import Fetcher
 from perfkit.updates.status import status
 from perfkit.updates.updater import Sync, SyncOptions
 
-__all__ = ["verify"]
-
 _TRIES = 3
 
 

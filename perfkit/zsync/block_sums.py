@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     _U8 = NDArray[np.uint8]
     _I64 = NDArray[np.int64]
 
-__all__ = ["BlockSums", "md4", "rsum"]
-
 
 class BlockSums(NamedTuple):
     """The checksums of a file's blocks, as a control file lists them.

@@ -25,18 +25,6 @@ from perfkit.filesystem.thread_map import WorkerPool
 if TYPE_CHECKING:
     from perfkit.archives.members import Readable, Writable
 
-__all__ = [
-    "CONTROL_BYTES",
-    "Control",
-    "Copy",
-    "Fetch",
-    "Recipe",
-    "assemble",
-    "make_recipe",
-    "parse_control",
-    "unpack_whole",
-]
-
 CONTROL_BYTES = 64 << 20  # limit of a control file
 _BLOCKS = 2 << 20  # the most blocks to search for, each of which takes 90 bytes: 8 GiB with the blocks of zsyncmake
 _HEADER_BYTES = 64 << 10

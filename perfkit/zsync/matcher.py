@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     _I64 = NDArray[np.int64]
     _Bool = NDArray[np.bool_]
 
-__all__ = ["find_blocks"]
-
 _WINDOW_BYTES = 4 << 20  # of the old file, read at once
 _STRIDE = 64 << 10  # offsets searched at once: the arrays fit into the cache
 _RUN_BYTES = 256 << 10  # of a run of blocks, compared at once

@@ -25,8 +25,6 @@ from perfkit.errors import BatchError, CancelledError, ConfigError, TransferErro
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
 
-__all__ = ["cut_into_shards", "download_many"]
-
 _SHARD_FILES, _SHARD_BYTES = 256, 256 << 20
 _AHEAD = 2  # shards submitted to the scheduler for each thread of the workers
 _UPLOADS = 8  # at once, of a shard

@@ -15,8 +15,6 @@ from perfkit.downloads.manager import Item
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.own_files import read_record, write_record
 
-__all__ = ["Checkpoint", "identity_of"]
-
 _SUFFIX = ".done.json"
 
 

@@ -24,8 +24,6 @@ from perfkit.downloads.shared_limits import Lease, SharedLimits, Use
 from perfkit.progress.meter import FileProgress, Snapshot
 from perfkit.toolkit import Toolkit
 
-__all__ = ["ClusterState", "OnWorker", "ShardCount", "Tasks", "WorkerReport", "on_this_worker", "state_of", "toolkits"]
-
 T = TypeVar("T")
 
 _LOST = "the scheduler was lost; start it again, and repeat the call to go on"

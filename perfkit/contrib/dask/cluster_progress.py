@@ -10,8 +10,6 @@ from perfkit.contrib.dask.cluster import ClusterState, ShardCount
 from perfkit.progress.meter import FileProgress, Progress, Silent, Snapshot
 from perfkit.progress.pace import Pace
 
-__all__ = ["ClusterProgress"]
-
 _ACTIVE = 8  # files that are shown
 
 

@@ -21,8 +21,6 @@ from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
 from perfkit.updates.status import TreeStatus
 
-__all__ = ["HostReport", "HostStatus", "Waves", "status_fleet", "sync_fleet"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Waves:

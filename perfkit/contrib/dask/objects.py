@@ -17,8 +17,6 @@ from fsspec.core import url_to_fs
 
 from perfkit.errors import IntegrityError
 
-__all__ = ["ObjectStore"]
-
 _PART_BYTES = 16 << 20  # of a multipart upload; S3 takes 5 MiB or more, and at most 10,000 parts
 _MOST_PARTS = 10_000
 

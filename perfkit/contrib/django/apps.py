@@ -7,8 +7,6 @@ from django.core import checks
 
 from perfkit.contrib.django.checks import check_deployment, check_settings
 
-__all__ = ["PerfkitAppConfig"]
-
 
 class PerfkitAppConfig(AppConfig):
     """Registers the system checks, under the tag `perfkit`."""

@@ -14,8 +14,6 @@ from perfkit.contrib.django.conf import TreeSettings, read
 from perfkit.downloads.http.urls import is_loopback, origin_of
 from perfkit.redact import redacted
 
-__all__ = ["check_deployment", "check_settings"]
-
 
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **_: Any

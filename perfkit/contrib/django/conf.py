@@ -27,8 +27,6 @@ from perfkit.updates.check import Check
 from perfkit.updates.signers import Signers
 from perfkit.updates.source_types import parse_source_type
 
-__all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "load", "read", "tree_settings"]
-
 _FIELDS = {item.name.upper(): item for item in dataclasses.fields(Config)}
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from perfkit.errors import LockedError
 from perfkit.libc import try_lock
 
-__all__ = ["one_at_a_time"]
-
 _POLL_S = 0.1
 
 

@@ -10,8 +10,6 @@ from django.dispatch import Signal
 from perfkit.errors import PerfkitError
 from perfkit.updates.report import SyncReport
 
-__all__ = ["ReceiverError", "tree_updated"]
-
 #: Sent by `perfkit_sync`, `perfkit_rollback`, `trees.sync` and `trees.rollback` when a tree has another generation than
 #: its receivers last processed, and only after the change is committed to the disk.
 #:

@@ -21,9 +21,6 @@ else:
             return function
 
 
-__all__ = ["rollback_tree", "sync_tree"]
-
-
 @task
 def sync_tree(name: str, wait_s: float = 0.0) -> dict[str, object]:
     """`trees.sync`; returns the report as a JSON-serializable dictionary."""

@@ -34,20 +34,6 @@ from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport, VerifyReport
 from perfkit.updates.status import read_json
 
-__all__ = [
-    "Current",
-    "Status",
-    "current",
-    "due_in_s",
-    "hold",
-    "plan",
-    "rollback",
-    "status",
-    "sync",
-    "unhold",
-    "verify",
-]
-
 _log = logging.getLogger(__name__)
 
 

@@ -12,8 +12,6 @@ from django.views.decorators.http import require_safe
 from perfkit.contrib.django import conf, trees
 from perfkit.errors import PerfkitError
 
-__all__ = ["health"]
-
 
 @require_safe
 @never_cache

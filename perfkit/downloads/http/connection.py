@@ -35,8 +35,6 @@ from perfkit.downloads.http.uninterruptible import HelperThread, call_abortable
 from perfkit.downloads.http.urls import is_loopback
 from perfkit.downloads.throttle import Throttle, receive_buffer
 
-__all__ = ["POOL_CLASSES", "Exchange", "are_replaced", "exchange_here", "socks_pool_classes"]
-
 _UNKNOWN_ROUND_TRIP_S = 0.05
 _SHARERS = 8  # connections assumed to share a limit, until their windows turn out to be too narrow for it
 _BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF)

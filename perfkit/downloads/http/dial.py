@@ -14,8 +14,6 @@ from typing import Any
 
 from perfkit.downloads.http.uninterruptible import AbortedError, call_abortable
 
-__all__ = ["dial"]
-
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305 section 5: between the starts of two attempts
 _ABORT_CHECK_S = 0.05
 _REMEMBERED = 1024  # hosts

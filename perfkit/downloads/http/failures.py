@@ -24,8 +24,6 @@ from perfkit.errors import CancelledError, PerfkitError, TransferError, Transfer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["answer_in", "is_stale", "translated"]
-
 _CHAIN_MOST = 20
 _MOST = 500  # characters of another package's message, which may quote a server
 _LASTING = (

@@ -11,8 +11,6 @@ import termios
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Path", "end_after", "measured", "queued"]
-
 _QUEUED, _RESOLUTION_S = 1.25, 0.004  # times the least round trip, and more than the kernel measures
 _BYTES = 228  # of struct tcp_info, up to tcpi_rcv_ooopack (Linux 5.4)
 _ROUND_TRIP, _LEAST, _OUT_OF_ORDER = 92, 148, 224  # offsets of tcpi_rcv_rtt, tcpi_min_rtt and that

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["OutageWatch"]
-
 _SILENT_S = 1.0  # all connections wait this long before a new one is tried, then one each second
 _REST_S = 5.0  # before the next try after one that was answered: the server is just slow
 

@@ -12,8 +12,6 @@ from perfkit.downloads.http.urls import as_sent, origin_of, split_url
 from perfkit.errors import ConfigError, TransferError
 from perfkit.redact import masked, redacted
 
-__all__ = ["REDIRECTS", "Hop", "may_have_secrets", "target_of", "without_secrets"]
-
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE | re.ASCII)
 _SHOWN = 200  # characters of a URL that a server gives

@@ -12,29 +12,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-__all__ = [
-    "NO_VALIDATOR",
-    "NO_VERSION",
-    "RANGE_REFUSALS",
-    "Answer",
-    "ContentRange",
-    "Validator",
-    "Verdict",
-    "Version",
-    "as_stored",
-    "content_disposition_names",
-    "judge",
-    "judge_part",
-    "lasting_version_of",
-    "may_be_filling_a_cache",
-    "parse_content_range",
-    "parse_date",
-    "parse_repr_digest",
-    "parse_retry_after",
-    "validator_of",
-    "version_of",
-]
-
 Headers = Mapping[str, str]  # of a response: by name in lower case
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)

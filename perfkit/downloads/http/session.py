@@ -32,8 +32,6 @@ from perfkit.downloads.stall import timeouts
 from perfkit.errors import ConfigError
 from perfkit.redact import masked, redacted
 
-__all__ = ["CallersSessions", "CookiePolicy", "OwnSessions", "Sessions"]
-
 _COOKIES = 500  # kept in total; RFC 6265 section 6.1 wants 50 per domain
 _POOLS = 256  # origins whose connections are kept
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")

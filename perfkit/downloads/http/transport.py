@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from perfkit.downloads.http.outage import OutageWatch
     from perfkit.downloads.http.session import Sessions
 
-__all__ = ["Get", "HttpTransport", "Response", "SessionSource", "Transport"]
-
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep the connection
 _DRAIN_S = 2.0  # if it comes within this time
 _FOREIGN_READ_BYTES = 16 << 10

@@ -12,8 +12,6 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from perfkit.errors import ConfigError
 
-__all__ = ["ClientCert", "environment_bundle", "make_context"]
-
 ClientCert = str | tuple[str, str]
 
 SYSTEM = "system"  # as a bundle: the certificates that the operating system trusts

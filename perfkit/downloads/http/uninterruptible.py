@@ -10,8 +10,6 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-__all__ = ["AbortedError", "HelperThread", "call_abortable"]
-
 _ABORT_CHECK_S = 0.05
 
 T = TypeVar("T")

@@ -14,18 +14,6 @@ from urllib.parse import quote, unquote, urlsplit
 from perfkit.errors import ConfigError
 from perfkit.redact import masked
 
-__all__ = [
-    "Origin",
-    "as_sent",
-    "credentials_in",
-    "is_loopback",
-    "is_signed",
-    "origin_of",
-    "signature_url",
-    "split_url",
-    "unsigned",
-]
-
 Origin = tuple[str, str, int]  # scheme, host, port
 
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE | re.ASCII)

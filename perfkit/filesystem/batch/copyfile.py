@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from perfkit.filesystem.batch.run import try_unlink
 from perfkit.libc import preadv, set_mode
 
-__all__ = ["copy_file"]
-
 _FICLONE = 0x40049409  # ioctl_ficlonerange(2)
 _STEP_BYTES = 64 << 20  # of copy_file_range at once
 _BUFFER_BYTES = 256 << 10

@@ -18,8 +18,6 @@ from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches, totals
 from perfkit.libc import link
 from perfkit.progress.meter import Progress
 
-__all__ = ["CopyResult", "copy_tree", "link_tree"]
-
 _BATCH_FILES, _BATCH_BYTES = 64, 8 << 20
 _NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 

@@ -14,8 +14,6 @@ from perfkit.filesystem.batch.removal import remove_tree
 from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
 from perfkit.progress.meter import Progress
 
-__all__ = ["move_many"]
-
 
 def move_many(
     pairs: Iterable[tuple[Path, Path]],

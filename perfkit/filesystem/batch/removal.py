@@ -8,8 +8,6 @@ from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path
 from perfkit.filesystem.scan import BELOW, Level, ScanOptions, descend, totals
 from perfkit.progress.meter import Progress
 
-__all__ = ["remove_tree"]
-
 _REMOVED = BatchResult("", how="remove")  # the names of what was removed are not kept
 
 

@@ -12,8 +12,6 @@ from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 
-__all__ = ["BatchResult", "BatchRun", "OnError", "Path", "temporary_path", "try_unlink"]
-
 T = TypeVar("T")
 OnError = Literal["stop", "continue"]
 Path = str | os.PathLike[str]

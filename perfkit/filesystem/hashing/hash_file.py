@@ -19,8 +19,6 @@ from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.thread_map import WorkerPool, map_in_threads, usable_cpus
 from perfkit.libc import preadv
 
-__all__ = ["FileHash", "hash_file", "hash_one"]
-
 _WINDOW_BYTES = 2 << 20  # mapped at once by each thread: mapped pages are resident memory
 _MAP_FROM_BYTES = LARGE_BYTES  # smallest file that is mapped
 _MAP_MIN_BYTES = _WINDOW_BYTES  # smallest range that is mapped: below, copying is cheaper

@@ -19,8 +19,6 @@ from perfkit.filesystem.hashing import small_files
 from perfkit.filesystem.hashing.small_files import Digest
 from perfkit.filesystem.scan import ScanEntry
 
-__all__ = ["HashProcess"]
-
 _MAX_PENDING = 4  # portions, so that it does not run out of work while we hash one ourselves
 _IDLE_S = 60  # after that it exits by itself
 _SILENCE_S = 20  # without a response when we have nothing else to do, or without reading: it is stopped, or hangs

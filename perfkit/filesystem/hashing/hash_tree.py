@@ -16,8 +16,6 @@ from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 
-__all__ = ["hash_many", "hash_tree"]
-
 _PORTION_FILES = 32
 _WAITING_FILES = 256  # read ahead from the scan; with that many, a second process is worthwhile
 _ALONE_BYTES = 16 << 20  # hashed by this process alone; if files remain, a second one is worthwhile, too

@@ -12,8 +12,6 @@ from collections.abc import Iterable
 
 from perfkit.errors import ManifestError
 
-__all__ = ["Reader", "pack_column", "unzigzag", "zigzag"]
-
 _CODES = {1: "B", 4: "I", 8: "Q"}
 
 

@@ -22,8 +22,6 @@ from perfkit.releases.format.frames import Write
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, pair_entries
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, prefix_dictionary
 
-__all__ = ["MAX_GROUP_BYTES", "MAX_GROUP_SPANS", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
-
 MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new content
 MAX_GROUP_SPANS = 1 << 16  # limit of the number of spans in either
 _MAX_TABLE_BYTES = 64 << 20

@@ -22,8 +22,6 @@ try:
 except ImportError:  # CPython was built without these libraries
     lzma = None  # type: ignore[assignment]
 
-__all__ = ["AVAILABLE", "encode_differences", "no_differences", "restore"]
-
 AVAILABLE = lzma is not None
 
 _DICT_BYTES = 4 << 20

@@ -11,8 +11,6 @@ from dataclasses import replace
 
 from perfkit.releases.format.manifest import Manifest
 
-__all__ = ["DIGEST_BYTES", "complete", "draft_bytes", "made_for", "parse_draft"]
-
 DIGEST_BYTES = 32
 _UNKNOWN = bytes(28)
 

@@ -17,8 +17,6 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format.index import Index, PackRange, Piece
 from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
 
-__all__ = ["CUT_ABOVE_BYTES", "Write", "decode_range", "split_pieces", "tag"]
-
 Write = Callable[[int, int, memoryview], object]  # entry of the manifest, offset in the file, bytes
 
 CUT_ABOVE_BYTES = 64 << 10  # a file up to this size is one piece

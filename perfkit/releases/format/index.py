@@ -21,8 +21,6 @@ from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigza
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef
 
-__all__ = ["MAX_FRAME_BYTES", "Index", "Pack", "PackRange", "Piece"]
-
 MAX_FRAME_BYTES = 16 << 20
 MAX_DICTIONARY_BYTES = 256 << 10
 _MAX_PACKS = 4096

@@ -21,8 +21,6 @@ from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name, most_directories
 from perfkit.releases.format.columns import Reader, pack_column
 
-__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "EntrySubset", "LazySequence", "Manifest", "pair_entries"]
-
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
 MAX_NAME_BYTES = 4096  # PATH_MAX of Linux

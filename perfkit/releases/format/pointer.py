@@ -14,19 +14,6 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format import POINTER_NAME, is_channel, most_compressed, most_content
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
-__all__ = [
-    "BASED_FORMAT",
-    "FORMAT",
-    "MAX_POINTER_BYTES",
-    "MAX_SERIAL",
-    "BaseManifest",
-    "DeltaRef",
-    "ObjectRef",
-    "PackedRef",
-    "Pointer",
-    "short_digest",
-]
-
 FORMAT = 1
 BASED_FORMAT = 2  # the manifest is made from another one
 MAX_POINTER_BYTES = 64 << 10

@@ -21,8 +21,6 @@ from perfkit.releases.format.pointer import (
     short_digest,
 )
 
-__all__ = ["MAX_HISTORY_BYTES", "History", "ReleaseRecord"]
-
 MAX_HISTORY_BYTES = 16 << 20
 
 

@@ -21,8 +21,6 @@ try:
 except ImportError:
     hdiffpatch = None  # type: ignore[assignment]
 
-__all__ = ["AVAILABLE", "HEAD_BYTES", "PredictedGroup", "is_binary", "predicted_groups"]
-
 AVAILABLE = hdiffpatch is not None
 _BATCH_BYTES = 24 << 20  # new content that is compared at once; the suffix array takes 5 bytes for each old byte
 _AROUND_BYTES = 4 << 20  # a part of a large file is compared with the same place in the old one, and this much around

@@ -14,8 +14,6 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
 from perfkit.releases.publish.site import Site
 
-__all__ = ["BlobReader"]
-
 _READ_BYTES = 1 << 20
 
 

@@ -26,8 +26,6 @@ from perfkit.releases.publish.manifest_patch import manifest_slices
 from perfkit.releases.publish.similarity import BLOCK_BYTES, SimilarityIndex, joined, line_marks, unknown_bytes
 from perfkit.releases.publish.site import ObjectWriter
 
-__all__ = ["Comparison", "encode_delta", "new_blobs"]
-
 _Task = Callable[[], tuple[Group, bytes]]
 
 _PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for moved content

@@ -12,9 +12,6 @@ from perfkit.releases.format.index import Index, Pack
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef
 
-__all__ = ["Copies", "FrameTable"]
-
-
 _SMALL_BYTES = 4096  # content too small to tell by itself whether it compresses
 
 

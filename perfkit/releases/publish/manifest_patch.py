@@ -10,8 +10,6 @@ from perfkit.releases.format.delta import MAX_GROUP_BYTES, Slice, write_delta
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress, prefix_dictionary, zstd
 
-__all__ = ["manifest_patch", "manifest_slices"]
-
 _SLICE_BYTES = 1 << 20
 _FEW = 200  # a slice that is this many times larger than its frame has few changes: that is good enough
 # Long equal ranges are found by long-distance matching, at ten times the speed of the level that would find them.

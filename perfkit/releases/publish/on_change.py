@@ -13,8 +13,6 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.publish.publisher import PublishOptions, Release, check_places, publish_manifest
 from perfkit.releases.publish.source_tree import SourceTree
 
-__all__ = ["publish_on_change"]
-
 _log = logging.getLogger(__name__)
 
 _QUIET_S = 0.5  # without changes, before changes are published

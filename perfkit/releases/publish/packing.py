@@ -27,17 +27,6 @@ from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import Copies, FrameTable
 from perfkit.releases.publish.site import ObjectWriter, Site
 
-__all__ = [
-    "Open",
-    "PackWriter",
-    "merge_packs",
-    "pool",
-    "solid_order",
-    "train_dictionary",
-    "write_fine",
-    "write_solid",
-]
-
 FINE_LEVEL = 12
 SOLID_BYTES = 16 << 20  # of a frame's content: twice the window; larger frames save little, and are reused less
 _PACK_BYTES = 256 << 20  # approximate maximum of an object

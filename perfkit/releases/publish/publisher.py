@@ -47,8 +47,6 @@ from perfkit.releases.publish.site import Site, referenced
 from perfkit.releases.publish.source_tree import Links, SourceTree
 from perfkit.releases.statcache import StatCache
 
-__all__ = ["GRACE_S", "PublishOptions", "Release", "check_places", "publish", "publish_manifest"]
-
 _log = logging.getLogger(__name__)
 
 GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync

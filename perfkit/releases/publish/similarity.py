@@ -12,8 +12,6 @@ from collections.abc import Container, Iterable
 
 from perfkit.releases.format.delta import Span
 
-__all__ = ["BLOCK_BYTES", "SimilarityIndex", "joined", "line_marks", "unknown_bytes"]
-
 BLOCK_BYTES = 64 << 10
 _LINES_PER_INDEX = 500_000
 _LINE_BYTES = 40  # of a typical line of text

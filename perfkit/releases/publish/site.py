@@ -22,8 +22,6 @@ from perfkit.releases.format.release_history import History
 from perfkit.releases.format.zstd import compress, decompress
 from perfkit.transactions.lock import Lock
 
-__all__ = ["ObjectWriter", "Site", "referenced"]
-
 _log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20

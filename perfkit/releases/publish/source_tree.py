@@ -21,8 +21,6 @@ from perfkit.releases.format.manifest import Entry
 from perfkit.releases.statcache import FileStat, StatCache
 from perfkit.transactions.layout import PRIVATE_DIR
 
-__all__ = ["Links", "SourceTree"]
-
 Links = Literal["refuse", "skip", "follow"]
 _READ_BYTES = 1 << 20
 _SHOWN = 20  # names in an error

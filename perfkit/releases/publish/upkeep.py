@@ -20,8 +20,6 @@ from perfkit.releases.publish.publisher import GRACE_S
 from perfkit.releases.publish.site import Site, referenced
 from perfkit.transactions.history import Pruned
 
-__all__ = ["SiteReport", "check_site", "promote", "prune_site"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SiteReport:

@@ -10,8 +10,6 @@ from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer
 from perfkit.updates.sources.remote_file import RemoteFile
 
-__all__ = ["ArchiveSource"]
-
 
 class ArchiveSource:
     """One version of an archive; subclasses add `type`, `resolve` and `fetch`. See `Source`."""

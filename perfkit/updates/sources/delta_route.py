@@ -14,8 +14,6 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.staging import StagingArea
 
-__all__ = ["apply_deltas"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from perfkit.downloads.request_list import split_line
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.updates.source_types import SourceType
 
-__all__ = ["FIRST_BYTES", "METALINK_NAMESPACE", "detect_type", "is_html"]
-
 METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 FIRST_BYTES = 16 << 10  # to give to `detect_type`, if the source has that many
 _BLOCK = 512

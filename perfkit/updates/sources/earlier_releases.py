@@ -14,8 +14,6 @@ from perfkit.updates.source_types import site_url
 from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import Fetcher
 
-__all__ = ["OfferedRelease", "list_releases", "pointer_to"]
-
 
 @dataclass(frozen=True, slots=True)
 class OfferedRelease:

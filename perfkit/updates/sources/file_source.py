@@ -27,8 +27,6 @@ from perfkit.updates.sources.detect import is_html
 from perfkit.updates.sources.remote_file import RemoteFile, version_label
 from perfkit.updates.staging import Fetcher, StagingArea
 
-__all__ = ["FileSource", "PromisedFile", "file_name", "find_checksum"]
-
 _COMPRESSED = re.compile(r"(?<=.)\.(?:gz|bz2|xz|zst)$", re.IGNORECASE)
 _HTML_NAME = re.compile(r"\.x?html?$", re.IGNORECASE)
 

@@ -24,8 +24,6 @@ from perfkit.updates.sources.remote_file import version_label
 from perfkit.updates.sources.url_lists import LIST_BYTES, ListedFile, parse_metalink, parse_urls
 from perfkit.updates.staging import Fetcher, StagingArea
 
-__all__ = ["ListSource", "open_list", "reopen_list"]
-
 _READ_CHARACTERS = 128 << 10
 _NAME = "list"  # in the staging area, where the next sync revalidates it
 

@@ -35,8 +35,6 @@ from perfkit.updates.staging import Fetcher
 if TYPE_CHECKING:
     from perfkit.updates.sources.release_source import ReleaseSource
 
-__all__ = ["open_source", "reopen_source"]
-
 _log = logging.getLogger(__name__)
 
 _ARCHIVES = (SourceType.ZIP, SourceType.TAR)

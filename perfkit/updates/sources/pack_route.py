@@ -21,8 +21,6 @@ from perfkit.updates.routes import Offer
 from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import StagingArea
 
-__all__ = ["PackRoute", "Seeds"]
-
 _RANGE_BYTES = 1 << 20  # minimum of a request, if there is that much to fetch: a connection starts slowly
 _MAX_RANGES = 24  # of that size; if there is more to fetch, the ranges are larger
 # Unused bytes that are fetched to save a request: what arrives in the time of one, but a small part of the total.

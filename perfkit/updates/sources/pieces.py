@@ -15,8 +15,6 @@ from perfkit.errors import CancelledError, IntegrityError, TransferError
 from perfkit.transactions.object_store import write_all
 from perfkit.updates.staging import Fetcher
 
-__all__ = ["Pieces", "mend"]
-
 _READ_BYTES = 256 << 10
 
 

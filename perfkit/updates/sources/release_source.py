@@ -41,8 +41,6 @@ from perfkit.updates.staging import Fetcher, StagingArea
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
 
-__all__ = ["ReleaseSource", "open_release", "reopen_release"]
-
 _log = logging.getLogger(__name__)
 
 _LIST = "the list of files"  # what progress displays call a manifest

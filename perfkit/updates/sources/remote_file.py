@@ -22,8 +22,6 @@ from perfkit.updates.installed import as_recorded
 from perfkit.updates.signers import FileSigners
 from perfkit.updates.staging import Fetcher
 
-__all__ = ["RemoteFile", "known_version", "version_label"]
-
 _TAG_CHARACTERS = 40
 
 _log = logging.getLogger(__name__)

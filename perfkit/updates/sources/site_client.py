@@ -20,8 +20,6 @@ from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, Packed
 from perfkit.releases.format.zstd import decompress
 from perfkit.updates.staging import Fetcher
 
-__all__ = ["SiteClient", "StagedRanges"]
-
 _log = logging.getLogger(__name__)
 
 _CONNECTIONS = 3  # opened in addition to the first, for a list of files, an index, and packs

@@ -17,8 +17,6 @@ from perfkit.updates.sources.archive_source import ArchiveSource
 from perfkit.updates.sources.remote_file import RemoteFile
 from perfkit.updates.staging import StagingArea
 
-__all__ = ["TarSource"]
-
 _SMALL_BYTES = 1 << 20  # members up to this size are kept in memory until their digest is known
 
 

@@ -17,8 +17,6 @@ from perfkit.filesystem.paths import check_names, safe_basename
 from perfkit.updates.sources.detect import METALINK_NAMESPACE
 from perfkit.updates.sources.pieces import Pieces
 
-__all__ = ["LIST_BYTES", "ListedFile", "parse_metalink", "parse_urls"]
-
 LIST_BYTES = 64 << 20  # of the largest list that is read
 _FILES = 100_000  # maximum in a list; the default of `Config.max_files`
 _DEPTH = 32  # of XML elements

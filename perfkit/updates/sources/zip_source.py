@@ -18,8 +18,6 @@ from perfkit.updates.sources.archive_source import ArchiveSource
 from perfkit.updates.sources.remote_file import RemoteFile
 from perfkit.updates.staging import StagingArea
 
-__all__ = ["ZipSource"]
-
 _GAP_BYTES = 64 << 10  # shorter gaps between members are fetched too; `coalesce` limits their sum
 _WHOLE_FROM = 0.8  # of the archive: if more is wanted, all of it is downloaded
 

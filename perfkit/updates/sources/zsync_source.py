@@ -31,8 +31,6 @@ from perfkit.zsync.control import (
     unpack_whole,
 )
 
-__all__ = ["ZsyncSource"]
-
 _log = logging.getLogger(__name__)
 _GAP_BYTES = 4 << 10
 

@@ -19,8 +19,6 @@ from perfkit.progress.meter import Progress
 from perfkit.progress.text import described, printable
 from perfkit.toolkit import Toolkit
 
-__all__ = ["ToolkitCommand", "as_command_errors", "command_error", "returncode_of"]
-
 _FAILED, _BAD_USAGE, _RECEIVER_FAILED, _STALE, _INTERRUPTED = 1, 2, 3, 4, 130
 
 

@@ -13,8 +13,6 @@ from perfkit.contrib.django.management.command import as_command_errors, command
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.progress.text import described
 
-__all__ = ["Outcome", "TreesCommand", "add_wait"]
-
 
 class Outcome(NamedTuple):
     """The outcome of a command for a tree.
