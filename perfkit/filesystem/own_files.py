@@ -79,10 +79,13 @@ def create_own(path: str, mode: int = 0o600) -> int:
     """
     directory = os.open(os.path.dirname(path) or ".", _PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        leaf = os.path.basename(path)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(leaf, dir_fd=directory)
-        descriptor = os.open(leaf, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
+        leaf, flags = os.path.basename(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = os.open(leaf, flags, mode, dir_fd=directory)
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(leaf, dir_fd=directory)
+            descriptor = os.open(leaf, flags, mode, dir_fd=directory)
         try:
             if os.geteuid() == 0:
                 owner = os.fstat(directory)

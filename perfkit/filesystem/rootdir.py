@@ -37,6 +37,7 @@ class RootDir:
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._most = _MAX_CACHED
         self._in_use = ""  # a directory whose descriptor must stay open
+        self._missing: str | None = None  # see `remember_missing`
         try:
             self.owner = self._other_user()
         except BaseException:
@@ -88,7 +89,9 @@ class RootDir:
             except OSError as error:
                 if self._closed_some(error):
                     return self.directory(name)
-                if _is_symlink(leaf, fd):
+                if error.errno == errno.ENOENT and self._missing is not None:
+                    self._missing = f"{at}/"
+                elif error.errno != errno.ENOENT and _is_symlink(leaf, fd):
                     raise UnsafePathError(at, "it is a symbolic link where a directory is needed") from error
                 error.filename = at
                 raise
@@ -139,8 +142,19 @@ class RootDir:
         directory, leaf = _split(name)
         return self.directory(directory), leaf
 
+    @contextlib.contextmanager
+    def remember_missing(self) -> Iterator[None]:
+        """Inside this block, `lstat` does not look again for a directory that did not exist."""
+        self._missing = "/"  # of no name
+        try:
+            yield
+        finally:
+            self._missing = None
+
     def lstat(self, name: str) -> os.stat_result | None:
         """lstat(2) of a name; None if it does not exist."""
+        if self._missing is not None and name.startswith(self._missing):
+            return None
         try:
             fd, leaf = self.parent(name)
             return os.stat(leaf, dir_fd=fd, follow_symlinks=False)
@@ -182,6 +196,8 @@ class RootDir:
 
     def mkdir(self, name: str, mode: int = 0o777) -> bool:
         """Create a directory; returns False if it exists already."""
+        if self._missing is not None:
+            self._missing = "/"
         fd, leaf = self.parent(name)
         try:
             os.mkdir(leaf, mode, dir_fd=fd)

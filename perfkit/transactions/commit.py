@@ -123,7 +123,8 @@ class Committer:
     def preparing(self) -> Iterator[None]:
         """A block before the commit: any exception in it aborts the change."""
         try:
-            yield
+            with self.rootdir.remember_missing():
+                yield
         except BaseException:
             self.abort()
             raise

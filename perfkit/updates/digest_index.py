@@ -50,8 +50,10 @@ class BlobIndex:
 
     def find(self, digest: bytes) -> Iterator[int]:
         """The indexes of the entries with this SHA-256, in order."""
-        found = (self.places[at] for at in self._index.candidates(digest))
-        return (at for at in found if self.manifest.digest(at) == digest)
+        for candidate in self._index.candidates(digest):
+            at = self.places[candidate]
+            if self.manifest.digest(at) == digest:
+                yield at
 
     def first(self, digest: bytes) -> int | None:
         """The index of the first entry with this SHA-256."""

@@ -104,3 +104,28 @@ def test_deep_names_with_few_descriptors(root: RootDir) -> None:
         assert read(root, f"{other}/file") == b"of a"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_missing_directories_are_looked_for_once(
+    root: RootDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a block that says so; a directory that is created there counts from then on, and all others after it."""
+    opened: list[str] = []
+    real = os.open
+
+    def counted(path: str, *args: int, **options: int) -> int:
+        opened.append(path)
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", counted)
+    with root.remember_missing():
+        assert [root.lstat(f"new/below/{number}") for number in range(3)] == [None] * 3
+        assert opened == ["new"]
+        assert root.lstat("newer") is None
+        root.mkdir("new")
+        (tmp_path / "root/new/file").touch()
+        assert root.lstat("new/file") is not None
+        assert root.lstat("other/file") is None
+        (tmp_path / "root/other").mkdir()
+        (tmp_path / "root/other/file").touch()
+    assert root.lstat("other/file") is not None
