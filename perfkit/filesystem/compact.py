@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import operator
+import os
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from struct import Struct
 from typing import Any
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
 _DIGESTS = 1024  # in a block, for the same reason
 _MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte
 _SORT_CHUNK = 4096  # numbers that are sorted at a time
+_BLOCK_ROWS, _MAX_BLOCKS = 256, 32
 
 
 class Names:
@@ -144,6 +149,95 @@ class DigestSet(Set[bytes]):
 
     def __len__(self) -> int:
         return len(self._digests)
+
+
+class DigestIndex:
+    """Positions in a sequence of digests, by the first 8 bytes of each digest, in 12 bytes each."""
+
+    def __init__(self, digests: Iterable[bytes]) -> None:
+        keys = array("Q", map(_key, digests))
+        buckets = [
+            array("I") for _ in range(256)
+        ]  # by first byte, since sorting all at once takes several times as much
+        for at, key in enumerate(keys):
+            buckets[key >> 56].append(at)
+        self._order = array("I")
+        for bucket in buckets:
+            self._order.extend(sorted(bucket, key=keys.__getitem__))
+        self._keys = array("Q", map(keys.__getitem__, self._order))
+
+    def candidates(self, digest: bytes, *, skip: int = 0) -> Iterator[int]:
+        """Positions that may have this digest, in order, without the first `skip`; compare the whole digest there."""
+        key = _key(digest)
+        for at in range(bisect_left(self._keys, key) + skip, len(self._keys)):
+            if self._keys[at] != key:
+                return
+            yield self._order[at]
+
+    def count(self, digest: bytes) -> int:
+        """How many digests begin with the same 8 bytes."""
+        key = _key(digest)
+        return bisect_right(self._keys, key) - bisect_left(self._keys, key)
+
+
+def _key(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
+
+
+class FileRows:
+    """A list of rows of one size, most of them in a file, so that millions take half a megabyte of memory.
+
+    Args:
+        row: what a row is made of.
+        create_file: returns a descriptor of an empty file without a name; called once there are many rows.
+    """
+
+    def __init__(self, row: Struct, create_file: Callable[[], int]) -> None:
+        self._row = row
+        self._create_file = create_file
+        self._descriptor = -1
+        self._blocks: dict[int, bytearray] = {}  # those in memory
+        self._changed: set[int] = set()  # of these, the ones that differ from the file
+        self._count = 0
+
+    def append(self, *values: object) -> None:
+        """Add a row."""
+        self._count += 1
+        self[self._count - 1] = values
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: int) -> tuple[Any, ...]:
+        return self._row.unpack_from(self._block(at // _BLOCK_ROWS), at % _BLOCK_ROWS * self._row.size)
+
+    def __setitem__(self, at: int, values: tuple[object, ...]) -> None:
+        self._row.pack_into(self._block(at // _BLOCK_ROWS), at % _BLOCK_ROWS * self._row.size, *values)
+        self._changed.add(at // _BLOCK_ROWS)
+
+    def _block(self, number: int) -> bytearray:
+        block = self._blocks.get(number)
+        if block is None:
+            if len(self._blocks) == _MAX_BLOCKS:
+                self._write_oldest()
+            size = _BLOCK_ROWS * self._row.size
+            stored = b"" if self._descriptor < 0 else os.pread(self._descriptor, size, number * size)
+            block = self._blocks[number] = bytearray(stored.ljust(size, b"\0"))
+        return block
+
+    def _write_oldest(self) -> None:
+        number = next(iter(self._blocks))
+        block = self._blocks.pop(number)
+        if number in self._changed:
+            self._changed.remove(number)
+            if self._descriptor < 0:
+                self._descriptor = self._create_file()
+            if os.pwrite(self._descriptor, block, number * len(block)) < len(block):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 def sort_numbers(numbers: Sequence[int], key: Callable[[int], Any]) -> Iterator[int]:

@@ -23,7 +23,6 @@ from perfkit.errors import (
     StaleSourceError,
     TransferError,
 )
-from perfkit.filesystem.compact import DigestSet
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
@@ -311,16 +310,11 @@ class Sync:
         if manifest.sha256 == installed.manifest.sha256 and local.all_intact:
             return Plan(version=version, installed_version=installed.version, unchanged=len(manifest))
         before, after = _differing(installed.manifest, manifest, local)
-        stored = DigestSet()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._object("")) as objects:
-            for entry in objects:
-                if len(entry.name) == 64:
-                    stored.add(bytes.fromhex(entry.name))
         plan = decide(
             after,
             local.existing(before, after),
             before,
-            stored=stored,
+            stored=lambda digest: os.path.exists(self._object(digest.hex())),
             taken=lambda name: os.path.lexists(os.path.join(self._root, name)),
             local_changes=self._options.local_changes,
         )
