@@ -10,13 +10,15 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from struct import Struct
-from typing import Any
+from typing import Any, overload
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
 _DIGESTS = 1024  # in a block, for the same reason
 _MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte
 _SORT_CHUNK = 4096  # numbers that are sorted at a time
-_BLOCK_ROWS, _MAX_BLOCKS = 256, 32
+_BLOCK_ROWS = 256
+_READ_BYTES = 8 << 10
+_MAX_BLOCKS = 32  # of a file, in memory
 
 
 class Names:
@@ -182,6 +184,53 @@ class DigestIndex:
 
 def _key(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big")
+
+
+class FileBytes:
+    """The bytes of an open file, which are read when they are needed, in little memory if in order.
+
+    Args:
+        descriptor: of the file, which must not change; it is closed with this object.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+        self._blocks: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, key: int) -> int: ...
+    @overload
+    def __getitem__(self, key: slice) -> bytes: ...
+    def __getitem__(self, key: int | slice) -> int | bytes:
+        if not isinstance(key, slice):
+            number, at = divmod(key, _READ_BYTES)
+            return (self._blocks.get(number) or self._read(number))[at]
+        start, stop = key.start or 0, self._size if key.stop is None else key.stop
+        number, at = divmod(start, _READ_BYTES)
+        if at + stop - start <= _READ_BYTES:
+            return (self._blocks.get(number) or self._read(number))[at : at + stop - start]
+        return self._read_at(start, stop - start)
+
+    def _read(self, number: int) -> bytes:
+        """A block, which is kept for a while."""
+        if len(self._blocks) == _MAX_BLOCKS:
+            del self._blocks[next(iter(self._blocks))]
+        start = number * _READ_BYTES
+        block = self._blocks[number] = self._read_at(start, min(_READ_BYTES, self._size - start))
+        return block
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        found = os.pread(self._descriptor, size, start)
+        if len(found) != size:
+            raise OSError(errno.EIO, "a file became shorter while it was read")
+        return found
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
 
 
 class FileRows:

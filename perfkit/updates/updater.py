@@ -36,7 +36,7 @@ from perfkit.transactions.tree import Tree
 from perfkit.updates.apply import Applied, PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
 from perfkit.updates.hold import HoldReason, add_hold, hold_on, is_held, keep_holds, read_holds
-from perfkit.updates.installed import Installed, as_recorded, encode_record, managed_tree, read_installed
+from perfkit.updates.installed import Installed, as_recorded, encode_record, managed_tree, moved_to_file, read_installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
@@ -286,7 +286,7 @@ class Sync:
         if self._source.unchanged():
             return self._installed.manifest
         self._expect(unpacking_s=_BRIEF_S, applying_s=_BRIEF_S)  # for a delta, which `resolve` fetches
-        manifest = self._source.resolve(local, staging)
+        manifest = moved_to_file(self._source.resolve(local, staging), self._fetcher.stage)
         if not manifest and (chosen := self._selection()):
             raise ConfigError(f"{self._source.url}: version {self._source.version} has no files that match {chosen}")
         return manifest

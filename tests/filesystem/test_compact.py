@@ -8,7 +8,8 @@ import io
 import os
 import tempfile
 import weakref
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from random import Random
 from struct import Struct
 
@@ -16,7 +17,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from perfkit.filesystem.compact import DigestIndex, DigestSet, FileRows, Names, pack_numbers, sort_numbers
+from perfkit.filesystem.compact import DigestIndex, DigestSet, FileBytes, FileRows, Names, pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import check_ops, read_ops, write_ops
@@ -80,6 +81,34 @@ def test_digest_index(numbers: list[int]) -> None:
         assert list(index.candidates(digest)) == places
         assert list(index.candidates(digest, skip=1)) == places[1:]
         assert index.count(digest) == len(places)
+
+
+@given(st.integers(0, 40_000), st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 20_000)), max_size=9))
+def test_bytes_of_a_file(size: int, slices: list[tuple[int, int]]) -> None:
+    """Read in any order and amount, they are those of the file."""
+    data = Random(size).randbytes(size)
+    file = unnamed_file()
+    os.write(file, data)
+    stored = FileBytes(file)
+    assert len(stored) == size
+    assert stored[:] == data
+    for start, length in slices:
+        start, stop = min(start, size), min(start + length, size)
+        assert stored[start:stop] == data[start:stop]
+        if start < size:
+            assert (stored[start], stored[start:]) == (data[start], data[start:])
+
+
+def test_a_file_that_becomes_shorter() -> None:
+    """An error, and not other bytes, nor a signal."""
+    file = unnamed_file()
+    os.write(file, bytes(30_000))
+    stored = FileBytes(file)
+    os.truncate(file, 29_000)
+    assert stored[8_000:9_000] == bytes(1_000)
+    for wanted in (slice(29_990, 30_000), slice(None)):
+        with pytest.raises(OSError, match="became shorter"):
+            stored[wanted]
 
 
 def test_rows_in_a_file() -> None:
@@ -263,7 +292,7 @@ def test_content_sets() -> None:
     assert BlobIndex(tree, [3]).first(one) is None
 
 
-def test_parts() -> None:
+def test_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of a manifest is a mapping of its entries, in any order that it is asked in."""
     tree = manifest(**{f"n{number:03}": f"{number % 7}" for number in range(100)})
     part = EntrySubset(tree)
@@ -272,6 +301,16 @@ def test_parts() -> None:
     assert list(part) == [f"n{number:03}" for number in range(0, 100, 3)]
     assert list(part.places()) == [(at, f"n{at:03}") for at in range(0, 100, 3)]
     assert part.names[1:3] == ["n003", "n006"]
+    searches: list[str] = []
+
+    def counted(names: Sequence[str], name: str) -> int:
+        searches.append(name)
+        return bisect_left(names, name)
+
+    monkeypatch.setattr("perfkit.releases.format.manifest.bisect_left", counted)
+    for _ in range(3):  # in order, only the first is searched for
+        assert [part[name] for name in part] == list(part.entries)
+    assert searches == ["n000", "n000"]
     for at in (99, 0, 3, 3, 60, 57):
         assert part[f"n{at:03}"] == tree[at]
     for name in ("n001", "", "z", "n055", "n058"):
