@@ -17,7 +17,6 @@ import queue
 import re
 import socket
 import ssl
-import struct
 import sys
 import threading
 import time
@@ -538,10 +537,8 @@ class _Abortable:
 
 
 def _round_trip_s(sock: Any) -> float:
-    if sys.platform != "linux":
-        return _UNKNOWN_ROUND_TRIP_S
-    (microseconds,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72), 68)
-    return float(microseconds / 1e6)
+    path = measured(sock)
+    return _UNKNOWN_ROUND_TRIP_S if path is None else path.least_s
 
 
 def _set_window(sock: Any, buffer_bytes: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -262,7 +261,7 @@ class OwnSessions:
         if way is None:
             config = self._config
             proxies = dict(config.proxies)
-            if config.trust_env and _has_proxies() and not bypasses_proxy(url):
+            if config.trust_env and not bypasses_proxy(url):
                 for scheme, proxy in get_environ_proxies(url).items():
                     proxies.setdefault(scheme, proxy)
             netrc = get_netrc_auth(url) if config.trust_env and _has_netrc() else None
@@ -353,7 +352,7 @@ class CallersSessions:
             proxies.setdefault("no_proxy", "*")
         ours = self._is_ours(session, url)
         verify, cert = self._find_trust(session, url, ours)
-        options: dict[str, Any] = {"allow_redirects": False, "timeout": hop.timeout}
+        options: dict[str, Any] = {"allow_redirects": False, "timeout": timeouts(self._config)}
         if not hop.trusted:
             request = _prepare_abroad(session, hop)
             options.update(session.merge_environment_settings(url, proxies, True, verify, cert))
@@ -553,13 +552,6 @@ def _encodable(auth: Any) -> Any:
         except UnicodeEncodeError:
             return tuple(each.encode() for each in auth)
     return auth
-
-
-def _has_proxies() -> bool:
-    """Whether the environment may name a proxy, or the operating system's settings."""
-    return sys.platform in ("darwin", "win32") or any(
-        name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ
-    )
 
 
 def _has_netrc() -> bool:

@@ -191,7 +191,7 @@ class HttpTransport:
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
             auth = (request.auth or self._config.auth) if trusted else None
             netrc = request.named and at_home
-            hop = Hop(at, headers, auth, trusted, at != asked, netrc, self._timeout)
+            hop = Hop(at, headers, auth, trusted, at != asked, netrc)
             response = self._send(request.url, hop, cancel, request.limit)
             response.url = request.url if at == asked else at
             location = response.headers.get("location") if response.status in REDIRECTS else None
