@@ -47,7 +47,7 @@ class Adapter(HTTPAdapter):
     def __init__(self, *, keep: int, lean: bool) -> None:
         self._lean = lean
         self._blank = vars(requests.Response())  # making a cookie jar for each takes longer than the rest of a response
-        self._lock = threading.Lock()  # guards the state below
+        self._lock = threading.RLock()  # guards the state below
         self._contexts: dict[object, Any] = {}
         self._pools: dict[object, Any] = {}
         super().__init__(pool_connections=_POOLS, pool_maxsize=keep, max_retries=0)
@@ -87,21 +87,16 @@ class Adapter(HTTPAdapter):
         scheme, host, port = origin
         kind: dict[str, Any] = {}
         if scheme == "https":
-            kind = {"ssl_context": self._context(verify, cert), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
+            kind = {"ssl_context": self.context(verify, cert), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
         manager: Any = self.poolmanager
         if proxy:
-            if hasattr(urllib3, "AsyncPoolManager"):
-                raise ConfigError(
-                    "a proxy is set, and urllib3-future (which niquests installs) has replaced urllib3; reinstall with:"
-                    " pip uninstall urllib3-future && pip install --force-reinstall urllib3"
-                )
             manager = self._proxy_manager(proxy, verify)
         return manager.connection_from_host(host, port, scheme, pool_kwargs=kind)
 
     def _proxy_manager(self, proxy: str, verify: Any) -> Any:
         options: dict[str, Any] = {}
         if proxy.lower().startswith("https:"):
-            options["proxy_ssl_context"] = self._context(verify, None)
+            options["proxy_ssl_context"] = self.context(verify, None)
         try:
             url = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
             if not urlsplit(url).hostname:
@@ -115,23 +110,18 @@ class Adapter(HTTPAdapter):
                 f"the proxy {masked(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
             ) from error
 
-    def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
-        key = (verify, cert)
-        if key not in self._contexts:
-            self._contexts[key] = make_context(verify, cert)
-        return self._contexts[key]
-
-    def use_context(
-        self, verify: bool | str, cert: ClientCert | None, *, setting: str, cert_setting: str = "Config.client_cert"
-    ) -> None:
-        """Create the TLS context for these settings now.
+    def context(
+        self, verify: bool | str, cert: ClientCert | None, setting: str = "verify", cert_setting: str = "cert"
+    ) -> Any:
+        """The TLS context for these settings, created now if there is none.
 
         Raises:
             ConfigError: one of their files cannot be used.
         """
         with self._lock:
             if (verify, cert) not in self._contexts:
-                self._contexts[verify, cert] = make_context(verify, cert, setting=setting, cert_setting=cert_setting)
+                self._contexts[verify, cert] = make_context(verify, cert, setting, cert_setting)
+            return self._contexts[verify, cert]
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: the pool has its context."""
@@ -279,7 +269,7 @@ class OwnSessions:
             self._trust = _configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
         verify, setting = self._trust
         if needed and (verify is not True or config.client_cert is not None):
-            self._adapter.use_context(verify, config.client_cert, setting=setting)
+            self._adapter.context(verify, config.client_cert, setting, "Config.client_cert")
         return verify
 
     def close(self) -> None:
@@ -400,12 +390,8 @@ class CallersSessions:
         cert = config.client_cert or session.cert
         cert = tuple(cert) if isinstance(cert, list) else cert
         if (verify is not True or cert) and ours and url.startswith("https:"):
-            self._adapter.use_context(
-                verify,
-                cert,
-                setting=setting,
-                cert_setting="Config.client_cert" if config.client_cert else "session.cert",
-            )
+            cert_setting = "Config.client_cert" if config.client_cert else "session.cert"
+            self._adapter.context(verify, cert, setting, cert_setting)
         return verify, cert
 
     def _session(self) -> Any:
