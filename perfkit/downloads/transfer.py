@@ -63,7 +63,6 @@ _log = logging.getLogger(__name__)
 _EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may let the download continue
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # in response to an expired link
 _SHORT_ANSWER_BYTES = 4096  # a 206 with less than requested, and less than this, counts as a failure
-_ROUND_TRIPS = 3  # a range that takes no longer than this many is not shared
 _CACHE_FILL_S = 10.0  # a full response that a cache may be storing is not cut off earlier: most would keep none of it
 _POLL_S = 0.2  # how often to check whether another process ended its download
 _LARGE_BYTES = 4 << 20
@@ -209,8 +208,8 @@ class Transfer:
             partial = self._widenable()
             if partial is None:
                 return None
-            worth_s = _ROUND_TRIPS * self._context.network.controller.round_trip_s
-            runner = partial.map.split(self._config.min_segment_bytes, worth_s) or partial.map.hedge()
+            round_trip_s = self._context.network.controller.round_trip_s
+            runner = partial.map.split(self._config.min_segment_bytes, round_trip_s) or partial.map.hedge()
             return self._enter(partial, runner) if runner else None
 
     def _widenable(self) -> PartialFile | None:
