@@ -78,11 +78,11 @@ class Runner:
         return max(seconds, silent_s) if silent_s > _LONG_S else seconds
 
     def _in_slow_start(self, now: float, round_trip_s: float) -> bool:
-        """Whether it is no more than two round trips behind a connection that meets no loss, limit or full link."""
+        """Whether it is no more than three round trips behind one that meets no loss, limit or full link."""
         if not (self.fresh and round_trip_s):
             return False
         round_trips = (now - self.first_s) / round_trip_s
-        return not self.marks or self.position - self.start >= _slow_start_bytes(round_trips - 2)
+        return not self.marks or self.position - self.start >= _slow_start_bytes(round_trips - 3)
 
     @property
     def remaining(self) -> int | None:
