@@ -147,7 +147,7 @@ class SegmentMap:
             return _complement(missing, self._size)
 
     def set_size(self, size: int) -> None:
-        """Set the size once it is known; open-ended ranges end there."""
+        """Set the size once it is known, at the latest where a stream ended; open-ended ranges end there."""
         with self._lock:
             self._size = size
             for gap in self._gaps:
@@ -306,10 +306,6 @@ class SegmentMap:
                 return False
             segment.keeps_cut = segment.keeps_cut or segment.end - runner.position < within
             return segment.keeps_cut
-
-    def end_here(self, runner: Runner) -> None:
-        """Set the size to the runner's position, where a stream of unknown length ended."""
-        self.set_size(runner.position)
 
     def release(self, runner: Runner, *, not_before_s: float = 0.0) -> None:
         """Remove a runner. What it did not fetch is missing again, unless a second runner is on it."""

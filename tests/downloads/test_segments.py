@@ -124,7 +124,7 @@ def test_a_size_that_becomes_known_late() -> None:
     assert ranges.advance(runner, 10) == 10
     assert ranges.done() == [(0, 10)]
     assert not ranges.complete
-    ranges.end_here(runner)
+    ranges.set_size(runner.position)
     assert (ranges.size, ranges.complete, ranges.done()) == (10, True, [(0, 10)])
 
 
