@@ -348,7 +348,7 @@ class _Publisher:
     def _open(self, entry: int) -> BinaryIO:
         path = os.path.join(self._src, self._manifest.name(entry))
         nofollow = 0 if self._follow else os.O_NOFOLLOW
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | nofollow), "rb")
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | nofollow), "rb")
 
     def _put_manifest(self) -> tuple[PackedRef, BaseManifest | None]:
         """The object with the manifest; or with the changes to an earlier release's manifest, if that is large."""

@@ -283,8 +283,8 @@ class ReleaseSource:
     def _read_manifest(self, local: LocalTree, staging: StagingArea | None) -> Manifest:
         mmap_large_allocations()
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
-        if (path := local.path_of_blob(sha256)) is not None:  # after a rollback the history has it
-            with contextlib.suppress(OSError, ManifestError), open(path, "rb") as file:
+        if (recorded := local.open_blob(sha256)) is not None:  # after a rollback the history has it
+            with contextlib.suppress(OSError, ManifestError), recorded as file:
                 return Manifest.parse(file.read(), sha256=sha256)
         if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
