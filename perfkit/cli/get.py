@@ -17,6 +17,7 @@ from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_credentials, add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.minisign.public_keys import read_public_keys
+from perfkit.progress.text import described
 from perfkit.redact import redacted
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ class _Results:
         error = download.error
         if error is not None:
             self.failed += 1
-            print_error(str(error) if isinstance(error, PerfkitError) else f"{redacted(download.url)}: {error}")
+            where = "" if isinstance(error, PerfkitError) else f"{redacted(download.url)}: "
+            print_error(where + described(error))
         if self._as_json:
             print_text(self._separator + json.dumps(_as_json(download)))
             self._separator = ","

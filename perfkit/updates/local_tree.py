@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from itertools import chain
 from typing import BinaryIO
 
@@ -15,6 +14,7 @@ from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.own_files import open_own
 from perfkit.filesystem.scan import ScanEntry, scan_in_order
+from perfkit.filesystem.thread_map import cached_property
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import EntrySubset, Manifest
