@@ -150,7 +150,7 @@ def test_mistakes(text: str, reason: str, trees: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    (["sync"], "give names"), (["status"], "give names"), (["sync", "one", "--all"], "give names"),
+    (["sync"], "names of trees"), (["status"], "give trees; or --all"), (["sync", "one", "--all"], "names of trees"),
     (["sync", "https://h"], "give a SOURCE and a DEST, or names of trees"),
     (["sync", "one", "x"], "there is no tree 'x'; perfkit.toml lists one, two"),
 ])  # fmt: skip

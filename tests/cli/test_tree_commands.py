@@ -78,6 +78,8 @@ def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
     cli_origin.publish(TWO, "2")
     assert main(["sync", cli_origin.url, "tree", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == "1"
+    assert main(["sync", cli_origin.url, "tree"]) == 0
+    assert capsys.readouterr().err.endswith("; the tree is pinned\n")
     assert main(["status", "tree"]) == 0
     assert "1, pin, since" in capsys.readouterr().out
     assert main(["unhold", "tree"]) == 0

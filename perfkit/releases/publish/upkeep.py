@@ -125,5 +125,5 @@ def promote(
 def _pointer(site: Site) -> Pointer:
     pointer = site.pointer() if os.path.isdir(site.objects) else None
     if pointer is None:
-        raise ConfigError(f"{site.root} is not a site: it has no perfkit.json and objects; publish to it first")
+        raise ConfigError(f"{site.root} is no directory of a site: it lacks perfkit.json or objects; publish to it")
     return pointer
