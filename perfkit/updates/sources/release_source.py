@@ -181,11 +181,13 @@ def _fetch_pointer(
         pointer = Pointer.parse(data)
         if pointer.channel != (site.channel or ""):
             wanted, found = (f"channel {each}" if each else "site" for each in (site.channel, pointer.channel))
-            raise ManifestError(f"{site.url}: the pointer of its {wanted} is that of the {found}; promote it again")
+            raise ManifestError(f"the pointer of its {wanted} is that of the {found}; promote it again")
         return _Offered(data, pointer, version), trust
-    except (ManifestError, SignatureError):
+    except (ManifestError, SignatureError) as error:
         site.forget_pointer()
-        raise
+        if isinstance(error, SignatureError):
+            raise
+        raise ManifestError(f"{redacted(site.url)}: {error}") from error
 
 
 class ReleaseSource:
