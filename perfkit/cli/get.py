@@ -85,6 +85,8 @@ def _get(arguments: argparse.Namespace) -> int:
         for name in ("output", "checksum", "mirror", "key"):
             if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
                 raise ConfigError(f"--{name} needs exactly one URL and no -i FILE")
+        if arguments.output == "-":
+            raise ConfigError("-o needs a file, not standard output; give ./- for a file of this name")
         if arguments.checksum and arguments.checksums:
             raise ConfigError("--checksum or --checksums, not both")
         if arguments.base is not None and arguments.input is None:

@@ -137,3 +137,4 @@ def test_system_errors_name_the_tree(cli_origin: Origin, tmp_path: Path, capsys:
 def test_what_to_do_about_a_system_error(code: int, remedy: str) -> None:
     assert described(OSError(code, os.strerror(code), "tree/a")).startswith(f"tree/a: {os.strerror(code)}; {remedy}")
     assert described(OSError("said otherwise")) == "said otherwise"
+    assert described(OSError(code, "a device; choose a file", "tree/a")) == "tree/a: a device; choose a file"
