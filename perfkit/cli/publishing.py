@@ -26,8 +26,8 @@ examples:
   perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
   perfkit publish rules site --version 'r{n}' --watch    again whenever files change
 to upload it, the pointer last:
-  rsync -a --exclude perfkit.json site/ web:/srv/rules/
-  rsync -a site/perfkit.json web:/srv/rules/
+  rsync -a --exclude 'perfkit*.json' --exclude '.*' site/ web:/srv/rules/
+  rsync -a site/perfkit*.json web:/srv/rules/
 """
 _RELEASES_EXAMPLES = """\
 examples:

@@ -28,7 +28,7 @@ def add_credentials(command: argparse.ArgumentParser) -> None:
 def add_wait(command: argparse.ArgumentParser) -> None:
     """Add the option of the commands that lock a tree."""
     command.add_argument(
-        "--wait", metavar="TIME", default="0", help="how long to wait for another change of the tree (default 0)"
+        "--wait", metavar="TIME", default="0", help="how long to wait while another command is at work (default 0)"
     )
 
 

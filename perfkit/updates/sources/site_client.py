@@ -240,7 +240,8 @@ class SiteClient:
             refused = status in {416, *RANGE_REFUSALS} or (status is None and not getattr(error, "transient", True))
             if isinstance(error, CancelledError) or not refused:
                 raise error
-            _log.warning("%s: falling back to whole packs: %s", redacted(self.url), error)
+            if not packs:
+                _log.warning("%s: falling back to whole packs: %s", redacted(self.url), error)
             packs[each.pack] = index.packs[each.pack].object
         for ref, path in zip(packs.values(), self.get(packs.values(), "files of the release"), strict=True):
             os.rename(path, self._fetcher.path(_range_name(ref.sha256, 0, ref.bytes)))
