@@ -13,26 +13,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = [
-    "APPEND_ONLY",
-    "IMMUTABLE",
-    "MOUNT_POINT",
-    "allow_process_settings",
-    "file_attributes",
-    "holds_modes",
-    "is_being_written",
-    "link",
-    "mmap_large_allocations",
-    "preadv",
-    "rename_to_new",
-    "set_mode",
-    "sync_directory",
-    "sync_file",
-    "syncfs",
-    "trim_heap",
-    "try_lock",
-]
-
 # ENOSYS: of the kernel or the file system; EPERM: refused by a container's filter of system calls (seccomp)
 _UNSUPPORTED = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL}
 

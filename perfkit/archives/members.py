@@ -13,20 +13,6 @@ from perfkit.archives.links import follow_links
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
 
-__all__ = [
-    "CHUNK_BYTES",
-    "HARD_LINK",
-    "LINKS",
-    "SYMLINK",
-    "Limits",
-    "Member",
-    "MemberNames",
-    "Readable",
-    "Selection",
-    "Writable",
-    "stage_if_changed",
-]
-
 CHUNK_BYTES = 256 << 10
 LINKS = ("refuse", "skip", "follow")
 SYMLINK, HARD_LINK = "a symbolic link", "a hard link"  # kinds of members

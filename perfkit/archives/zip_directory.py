@@ -15,18 +15,6 @@ from dataclasses import dataclass
 from perfkit.archives.members import SYMLINK, Limits, Member, MemberNames
 from perfkit.errors import ManifestError
 
-__all__ = [
-    "DEFLATED",
-    "ENCRYPTED",
-    "LOCAL_HEADER",
-    "STORED",
-    "ReadRange",
-    "ZipMember",
-    "apply_zip64",
-    "extra_fields",
-    "list_members",
-]
-
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END_SIGNATURE = b"PK\x05\x06"
 _LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
