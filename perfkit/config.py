@@ -252,14 +252,14 @@ def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
         raise ConfigError(f"{name} {reason}")
 
 
-def convert(name: str, value: object) -> object:
-    """A value of a settings file, in the type of the `Config` field: sizes and times may be text, pairs lists, paths
-    `Path` objects.
+def convert(of: type[Any], name: str, value: object) -> object:
+    """A value of a settings file, in the type of this field of a dataclass, such as `Config`: sizes and times may be
+    text, pairs lists, paths `Path` objects.
 
     Raises:
         ConfigError: it has another type; the message does not name the field.
     """
-    (item,) = (each for each in dataclasses.fields(Config) if each.name == name)
+    (item,) = (each for each in dataclasses.fields(of) if each.name == name)
     kind = str(item.type)
     if isinstance(value, str) and _is_size(name):
         return parse_size(value)
@@ -292,8 +292,12 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+
+
 def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) for each in value)
+    return _is_texts(value) and len(value) == 2  # type: ignore[arg-type]
 
 
 def _is_range(value: object) -> bool:
@@ -313,6 +317,7 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     "Auth": (lambda value: _is_pair(value) or callable(value), "a (user, password) pair or a requests.auth.AuthBase"),
     "str | tuple[str, str]": (lambda value: isinstance(value, str) or _is_pair(value), "a path or a pair of paths"),
     "tuple[int, int]": (_is_range, "a start and a later end, in bytes"),
+    "tuple[str, ...]": (_is_texts, "a list of text"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from perfkit.archives.links import follow_links
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
+from perfkit.redact import value_shown
 
 CHUNK_BYTES = 256 << 10
 LINKS = ("refuse", "skip", "follow")
@@ -84,7 +85,7 @@ class Selection:
         if self.strip_components < 0:
             raise ConfigError(f"strip_components must be 0 or more; got {self.strip_components}")
         if self.links not in LINKS:
-            raise ConfigError(f"links must be one of {', '.join(LINKS)}; got {self.links!r}")
+            raise ConfigError(f"links must be one of {', '.join(LINKS)}; got {value_shown(self.links)}")
         _matcher(self.include), _matcher(self.exclude)
 
     @classmethod

@@ -118,15 +118,8 @@ def plan(name: str, *, release: str | None = None, config: Config | None = None)
 
 def _options(tree: TreeSettings) -> dict[str, Any]:
     """What the settings say about the source, for `Toolkit.sync` and `Toolkit.plan`."""
-    return {
-        "type": tree.type,
-        "selection": tree.selection,
-        "decompress": tree.decompress,
-        "checksums": tree.checksums,
-        "mirrors": tree.mirrors,
-        "public_keys": tree.public_keys,
-        "threshold": tree.threshold,
-    }
+    names = ("type", "selection", "decompress", "checksums", "mirrors", "public_keys", "threshold")
+    return {name: getattr(tree, name) for name in names}
 
 
 def due_in_s(name: str) -> float:

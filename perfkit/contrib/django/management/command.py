@@ -55,7 +55,7 @@ class ToolkitCommand(BaseCommand):
         for option, fields in _FIELDS.items():
             if options.get(option) is not None:
                 try:
-                    changes |= {name: convert(name, options[option]) for name in fields}
+                    changes |= {name: convert(Config, name, options[option]) for name in fields}
                 except ConfigError as error:
                     raise ConfigError(f"--{option.replace('_', '-')}: {error}") from error
         return dataclasses.replace(config, **changes)
