@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from perfkit.filesystem.batch import remove_tree
+from perfkit.filesystem.batch.removal import remove_tree
 from perfkit.filesystem.scan import scan
 from perfkit.filesystem.watch import ALL, watch
 from tests.support.files import make, sha

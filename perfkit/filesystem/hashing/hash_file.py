@@ -40,30 +40,9 @@ class FileHash(NamedTuple):
 
 
 def hash_file(
-    path: str | os.PathLike[str],
-    *,
-    chunk_bytes: int | None = None,
-    whole: bool = True,
-    lease: bool = False,
+    path: str | os.PathLike[str], *, chunk_bytes: int | None = None, whole: bool = True, lease: bool = False
 ) -> FileHash:
-    """SHA-256 of one file, using a few MiB of memory whatever its size.
-
-    The digest of the whole file is inherently serial. Chunk digests use all CPUs; if both are requested, they are
-    computed in one pass. Files of /proc and /sys, whose size is not that of their content, are read to their end.
-
-    Args:
-        chunk_bytes: also hash each chunk of this size.
-        whole: False for only the chunks.
-        lease: hold a read lease (fcntl(2), "Leases") where the kernel grants one: a file of 8 MiB and more is then
-            mapped (mmap(2)), not read. A process that opens the file for writing or truncates it waits until the lease
-            is released, after the current 2 MiB of a large file; an open with O_NONBLOCK fails. Without it, nobody
-            waits.
-
-    Raises:
-        FileChangedError: the file changed in content, size or metadata while it was read.
-        ConfigError: `chunk_bytes` is not positive, or neither digest is requested.
-        OSError: the file can't be read, or is not a regular file.
-    """
+    """SHA-256 of one file; see `Toolkit.hash_file`."""
     name = os.fspath(path)
     if chunk_bytes is None and not whole:
         raise ConfigError("hash_file: with whole=False, chunk_bytes must be given")
