@@ -32,7 +32,7 @@ from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR, STATE
 from perfkit.updates.hold import Hold
 from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport, VerifyReport
-from perfkit.updates.status import read_json
+from perfkit.updates.status import TreeStatus, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -238,24 +238,21 @@ setting_changed.connect(_forget_paths)  # sent by override_settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
-    """The state of a tree, without a request to its source. Times are seconds since 1970; None means never."""
+class Status(TreeStatus):
+    """The state of a tree of the settings, without a request to its source.
+
+    Attributes:
+        name: in the settings.
+        source: in the settings, without passwords.
+        receivers_notified: whether all receivers of `tree_updated` have processed this generation.
+        generations: those that `rollback` can restore, oldest first.
+    """
 
     name: str
-    source: str
     dest: str
     state: Literal["installed", "absent"]
-    version: str | None = None
-    generation: int | None = None
-    changed_s: float | None = None  # when this generation was created
-    checked_s: float | None = None  # when a sync last succeeded
-    failed_s: float | None = None  # when one failed, if none has succeeded since
-    error: str | None = None  # why
-    held: Hold | None = None  # what syncs pass over
-    not_before_s: float | None = None  # before this, the source wants no request
-    interrupted: bool = False  # whether a crash has left a change that the next use of the tree completes
-    receivers_notified: bool = False  # whether all receivers of `tree_updated` have processed this generation
-    generations: tuple[Generation, ...] = ()  # that `rollback` can restore, oldest first
+    receivers_notified: bool = False
+    generations: tuple[Generation, ...] = ()
 
 
 def status(name: str) -> Status:
@@ -267,25 +264,17 @@ def status(name: str) -> Status:
         as `Toolkit.status`.
     """
     tree = tree_settings(name)
-    place: dict[str, Any] = {"name": name, "source": redacted(tree.source), "dest": tree.dest}
+    source = redacted(tree.source)
     if not _is_tree(tree):
-        return Status(**place, state="absent")
+        return Status(name=name, source=source, dest=tree.dest, state="absent")
     with Toolkit(tree.config) as kit:
         generations, found = kit.history(tree.dest), kit.status(tree.dest)
-    current = next(each for each in generations if each.current)  # 0: the tree before the first sync
     return Status(
-        **place,
-        state="installed" if current.number else "absent",
-        version=current.label.get("version"),
-        generation=current.number or None,
-        changed_s=current.created_s or None,
-        checked_s=found.checked_s,
-        failed_s=found.failed_s,
-        error=found.error,
-        held=found.held,
-        not_before_s=found.not_before_s,
-        interrupted=found.interrupted,
-        receivers_notified=current.number > 0 and _notified(tree.dest) == current.number,
+        **{**vars(found), "source": source},
+        name=name,
+        dest=tree.dest,
+        state="installed" if found.generation else "absent",
+        receivers_notified=found.generation > 0 and _notified(tree.dest) == found.generation,
         generations=tuple(generations),
     )
 
