@@ -66,19 +66,10 @@ def parse_seconds(text: str) -> float:
 
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_SET_BY_PERFKIT = frozenset(
-    {
-        "range",
-        "if-range",
-        "if-match",
-        "if-none-match",
-        "if-modified-since",
-        "if-unmodified-since",
-        "content-length",
-        "transfer-encoding",
-        "connection",
-    }
-)
+_CONDITIONS = {"if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+_SET_BY_PERFKIT = {*_CONDITIONS, "range", "content-length", "transfer-encoding", "connection"}
+_AT_LEAST_1 = ("segments", "min_segment_bytes", "connections_per_host", "buffer_bytes", "keep_generations", "max_files")
+_AT_LEAST_0 = ("stall_bytes_per_s", "retries", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s", "max_redirects")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
@@ -158,25 +149,11 @@ class Config:
     def __post_init__(self) -> None:
         self._check_types()
         _require(self.workers is None or self.workers >= 1, "workers", "at least 1, or None", self.workers)
-        for name in (
-            "segments",
-            "min_segment_bytes",
-            "connections_per_host",
-            "buffer_bytes",
-            "keep_generations",
-            "max_files",
-        ):
+        for name in _AT_LEAST_1:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):
             _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
-        for name in (
-            "stall_bytes_per_s",
-            "retries",
-            "backoff_base_s",
-            "backoff_cap_s",
-            "retry_after_cap_s",
-            "max_redirects",
-        ):
+        for name in _AT_LEAST_0:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         check_headers(self.headers)
         _require(not self.ca_bundle or self.verify is True, "verify", "True with a ca_bundle", self.verify)
@@ -223,9 +200,7 @@ class Config:
         fields = {f"PERFKIT_{item.name.upper()}": item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for variable, text in (os.environ if environ is None else environ).items():
-            if not variable.startswith("PERFKIT_") or not text:
-                continue
-            if variable in _OTHER_VARIABLES:
+            if not variable.startswith("PERFKIT_") or not text or variable in _OTHER_VARIABLES:
                 continue
             if variable not in fields:
                 import difflib
@@ -382,9 +357,8 @@ def _certificate(text: str) -> str | tuple[str, str]:
     return (certificate, key) if separator else certificate
 
 
-_READERS: dict[
-    str, tuple[Callable[[str], object], str]
-] = {  # by the type of the field: parser, and description of the format
+# By the type of the field: the function that reads a variable, and the format in words.
+_READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "bool": (_switch, "1 or 0, true or false, yes or no, on or off"),
     "int": (int, "a whole number"),
     "size": (_size, "a number of bytes, such as 500K or 5M"),

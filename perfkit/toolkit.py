@@ -52,6 +52,9 @@ class Toolkit:
     A Toolkit may be used by many threads at once, and after a fork. Its first download starts threads and opens
     connections, so use it as a context manager, or call `close()`.
 
+    Each call that changes a tree or a site locks it. Its argument `wait_s` says how many seconds to wait for another
+    process or thread that has locked it; after that, the call raises LockedError.
+
     Args:
         config: settings; the defaults suit most callers.
         progress: displays progress, such as `Bars()`; none by default.
@@ -353,9 +356,6 @@ class Toolkit:
 
         An exception that leaves the block, or a crash, discards all changes. Replaced contents are kept for a rollback.
 
-        Args:
-            wait_s: how long to wait for another process or thread that is changing the same tree.
-
         Raises:
             LockedError: another process or thread is still changing the tree.
             UpdateError, FileChangedError, OSError: the change failed; nothing was changed.
@@ -396,7 +396,6 @@ class Toolkit:
             links: what to do with symbolic links: `refuse`, `skip`, or `follow` them, also to files outside of `src`.
             serial: the number of the release, larger than those before it. By default it is the time, or one more than
                 the last one. A site that is created anew continues from a `perfkit.json` kept in its directory.
-            wait_s: how long to wait for another process that publishes to this site.
             sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
             expires_s: how long clients may install the release, in seconds; publishing again renews it.
             level: compression level for first installs, from 1 to 22; lower levels publish faster. Updates use 12 at
@@ -497,7 +496,7 @@ class Toolkit:
 
         Args:
             version: the version of the release, one of those that `releases` lists.
-            sign_key, expires_s, wait_s: as for `publish`.
+            sign_key, expires_s: as for `publish`.
 
         Raises:
             ConfigError: there is no such site or release; the name is invalid; or the site is signed, and no key is
@@ -533,7 +532,6 @@ class Toolkit:
         Args:
             keep: how many generations before the current one a tree keeps, for `rollback`.
             dry_run: change nothing, and return what would be removed.
-            wait_s: as for `sync` and `publish`.
 
         Raises:
             ManifestError: the site is damaged.
@@ -639,7 +637,6 @@ class Toolkit:
                 public keys of `perfkit keygen` or `minisign -G`, each as its base64 line or the path of its file. The
                 tree remembers them.
             threshold: how many of these keys have to sign a release.
-            wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
@@ -707,7 +704,6 @@ class Toolkit:
             to: the number of the generation, as in `history`; by default the previous one. To return to the tree before
                 the first sync, pass 0.
             hold: if False, the next sync installs the newest version again.
-            wait_s: as for `sync`.
 
         Raises:
             RollbackError: the generation is not kept, or its contents are damaged; the tree is as it was.
@@ -721,9 +717,6 @@ class Toolkit:
     def pin(self, dest: Path, *, wait_s: float = 0.0) -> None:
         """Keep the installed version of a tree: `sync` passes over all others until `unhold`.
 
-        Args:
-            wait_s: as for `sync`.
-
         Raises:
             UpdateError: nothing is installed in `dest`.
             LockedError, OSError: as `sync`.
@@ -735,9 +728,6 @@ class Toolkit:
     def hold(self, dest: Path, version: str, *, wait_s: float = 0.0) -> None:
         """Make `sync` pass over a version of the installed source, until `unhold` or `sync(release=...)` with it.
 
-        Args:
-            wait_s: as for `sync`.
-
         Raises:
             UpdateError: nothing is installed in `dest`, or this version is, or the tree is pinned.
             LockedError, OSError: as `sync`.
@@ -748,9 +738,6 @@ class Toolkit:
 
     def unhold(self, dest: Path, *, wait_s: float = 0.0) -> Hold | None:
         """End all holds, so that `sync` passes over no version; returns the latest hold, or None.
-
-        Args:
-            wait_s: as for `sync`.
 
         Raises:
             UpdateError: `dest` is not a managed tree.
@@ -786,9 +773,6 @@ class Toolkit:
     def changed_since(self, dest: Path, generation: int, *, wait_s: float = 0.0) -> list[str] | None:
         """The names of the files that differ between a tree and a generation; None if the generation is not kept.
 
-        Args:
-            wait_s: as for `sync`.
-
         Raises:
             as `history`.
             LockedError: another process or thread is changing the tree.
@@ -807,7 +791,6 @@ class Toolkit:
         Args:
             repair: fetch missing and changed files again; extra files stay.
             mirrors: where else to fetch them from, as for `sync`.
-            wait_s: as for `sync`, if `repair` is true.
 
         Raises:
             UpdateError: no release is installed in `dest`.
