@@ -167,19 +167,30 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def is_being_written(descriptor: int) -> bool:
-    """Whether any process has this file, open here for reading, open for writing: fcntl(2) then refuses a lease.
+def take_lease(descriptor: int) -> None:
+    """Take a read lease on an open file (fcntl(2), "Leases"), until it is closed: other processes that open the file
+    for writing, or truncate it, then wait.
 
-    False where that can't be known: only the file's owner and root get leases, and network file systems have none.
+    The kernel announces them by a signal, by default SIGIO, which would end the process; here by one that is ignored.
+
+    Raises:
+        OSError: EAGAIN: a process has the file open for writing. Only Linux has leases, for the owner and root, and not
+            on network file systems.
     """
     import signal
 
+    if not hasattr(fcntl, "F_SETLEASE"):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, 0)  # to no process
+
+
+def is_being_written(descriptor: int) -> bool:
+    """Whether any process has this file, open here for reading, open for writing; False where that can't be known."""
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored; the default, SIGIO, would end the process
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        take_lease(descriptor)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except AttributeError:  # only Linux has leases
-        return False
     except OSError as error:
         return error.errno == errno.EAGAIN
     return False

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal, Protocol
 
 from perfkit.archives.links import follow_links
@@ -107,12 +107,7 @@ class Selection:
 
     def record(self) -> dict[str, object]:
         """The selection as a JSON object."""
-        return {
-            "strip_components": self.strip_components,
-            "include": [*self.include],
-            "exclude": [*self.exclude],
-            "links": self.links,
-        }
+        return asdict(self)
 
     def __str__(self) -> str:
         words = [f"strip {self.strip_components}"] if self.strip_components else []

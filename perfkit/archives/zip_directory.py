@@ -10,7 +10,8 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from perfkit.archives.members import SYMLINK, Limits, Member, MemberNames
 from perfkit.errors import ManifestError
@@ -19,7 +20,7 @@ _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END_SIGNATURE = b"PK\x05\x06"
 _LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
-_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
+_CENTRAL = struct.Struct("<4sH2x2H4x3L4H2x2L")  # 4.3.12, without version, times and internal attributes
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
 
 _TAIL_BYTES = 64 << 10  # searched first for the end record; most central directories are in it, too
@@ -84,15 +85,11 @@ class _Tail:
 
     def __init__(self, read_range: ReadRange, size: int) -> None:
         self._read_range = read_range
-        self._size = size
+        self.size = size
         self._data = b""
 
-    @property
-    def size(self) -> int:
-        return self._size
-
     def read(self, start: int, end: int) -> bytes:
-        begins = self._size - len(self._data)
+        begins = self.size - len(self._data)
         if start < begins:
             more = self._read_range(start, begins)
             if len(more) != begins - start:
@@ -146,52 +143,31 @@ def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int,
 
 
 def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> Iterator[ZipMember]:
-    entries = list(_parse_entries(data, directory))
-    entries.sort(key=lambda entry: entry.start)
-    ends = [*(entry.start for entry in entries), directory.start][1:]
-    for entry, end in zip(entries, ends, strict=True):
-        if entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed > end:
-            raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
-        if (name := names.admit(entry.name, kind=entry.kind)) is None:
+    entries = sorted(_parse_entries(data, directory), key=lambda entry: entry.member.start)
+    ends = [*(entry.member.start for entry in entries), directory.start][1:]
+    for (member, kind, flags), end in zip(entries, ends, strict=True):
+        least = member.start + LOCAL_HEADER.size + len(member.raw_name) + member.packed
+        if least > end:
+            raise ManifestError(f"member {member.name!r} of the zip archive overlaps with the next one")
+        if (name := names.admit(member.name, kind=kind)) is None:
             continue
-        if entry.flags & ENCRYPTED:
-            raise ManifestError(f"member {entry.name!r} of the zip archive is encrypted")
-        if entry.method not in (STORED, DEFLATED, _ZSTD):
-            raise ManifestError(f"member {entry.name!r} is compressed by method {entry.method}, not deflate or zstd")
-        if entry.method == STORED and entry.packed != entry.size:
-            raise ManifestError(f"member {entry.name!r} is stored, but has two sizes: {entry.packed} and {entry.size}")
-        # the local header may have a longer extra field than this one, and a data descriptor may follow
-        reach = (
-            entry.start + LOCAL_HEADER.size + len(entry.raw_name) + _COMMENT_BYTES + entry.packed + _DESCRIPTOR_BYTES
-        )
-        yield ZipMember(
-            name,
-            entry.size,
-            entry.executable,
-            entry.crc32,
-            entry.method,
-            entry.packed,
-            entry.start,
-            min(end, reach),
-            entry.raw_name,
-            entry.name if entry.kind == SYMLINK else None,
-        )
+        if flags & ENCRYPTED:
+            raise ManifestError(f"member {member.name!r} of the zip archive is encrypted")
+        if member.method not in (STORED, DEFLATED, _ZSTD):
+            raise ManifestError(f"member {member.name!r} is compressed by method {member.method}, not deflate or zstd")
+        if member.method == STORED and member.packed != member.size:
+            raise ManifestError(f"member {member.name!r} is stored, but has two sizes: {member.packed}, {member.size}")
+        # The local header may have a longer extra field than this one, and a data descriptor may follow.
+        end = min(end, least + _COMMENT_BYTES + _DESCRIPTOR_BYTES)
+        yield replace(member, name=name, end=end, link=member.name if kind == SYMLINK else None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A record of the central directory."""
+class _Entry(NamedTuple):
+    """A record of the central directory: a member, under its name in the archive and without its end."""
 
-    name: str
-    raw_name: bytes
+    member: ZipMember
     kind: str
-    executable: bool
     flags: int
-    method: int
-    crc32: int
-    packed: int
-    size: int
-    start: int
 
 
 def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
@@ -199,25 +175,9 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
     for _ in range(directory.count):
         if len(data) - position < _CENTRAL.size:
             raise ManifestError("the central directory of the zip archive is truncated")
-        (
-            signature,
-            made_by,
-            _,
-            flags,
-            method,
-            _,
-            _,
-            crc,
-            packed,
-            size,
-            name_length,
-            extra_length,
-            comment_length,
-            disk,
-            _,
-            attributes,
-            start,
-        ) = _CENTRAL.unpack_from(data, position)
+        record = _CENTRAL.unpack_from(data, position)
+        signature, made_by, flags, method, crc, packed, size, *lengths, disk, attributes, start = record
+        name_length, extra_length, comment_length = lengths
         position += _CENTRAL.size
         raw_name = data[position : position + name_length]
         extra = data[position + name_length : position + name_length + extra_length]
@@ -232,18 +192,9 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
         if made_by >> 8 in _WINDOWS_SYSTEMS and "/" not in name:
             name = name.replace("\\", "/")  # as unzip reads what .NET wrote before version 4.6.1
         mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
-        yield _Entry(
-            name,
-            raw_name,
-            _kind(name, mode),
-            bool(mode & 0o100),
-            flags,
-            method,
-            crc,
-            packed,
-            size,
-            start + directory.shift,
-        )
+        start += directory.shift
+        member = ZipMember(name, size, bool(mode & 0o100), crc, method, packed, start, start, raw_name)
+        yield _Entry(member, _kind(name, mode), flags)
     if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
         raise ManifestError("the central directory of the zip archive is followed by other data")
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
 
 _EXAMPLES = """\
-examples:
   perfkit get https://example.org/a.iso          into the current directory
   perfkit get -o b.iso --checksum sha256:... URL under another name, verified
   perfkit get --checksums https://example.org/SHA256SUMS https://example.org/a.iso
@@ -36,8 +35,6 @@ examples:
 
 
 def add_get(get: Parser) -> None:
-    get.description = "Download files in parallel and in segments, and resume interrupted downloads."
-    get.epilog = _EXAMPLES
     get.add_argument("urls", nargs="*", metavar="URL", help="the files to download")
     listed = "read more URLs from FILE, or - for standard input; one per line: URL[<TAB>NAME[<TAB>CHECKSUM]]"
     get.add_argument("-i", "--input", metavar="FILE", help=listed)
@@ -71,7 +68,7 @@ def add_get(get: Parser) -> None:
     )
     add_progress(get)
     add_output(get, "print one JSON object with all results on standard output")
-    get.set_defaults(run=_get)
+    get.describe("Download files in parallel and in segments, and resume interrupted downloads.", _EXAMPLES, _get)
 
 
 def _get(arguments: argparse.Namespace) -> int:

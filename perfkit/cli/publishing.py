@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
 
 _PUBLISH_EXAMPLES = """\
-examples:
   perfkit publish rules site --version 2026.11
   perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
   perfkit publish rules site --version 'r{n}' --watch    again whenever files change
@@ -30,29 +29,20 @@ to upload it, the pointer last:
   rsync -a site/perfkit.json web:/srv/rules/
 """
 _RELEASES_EXAMPLES = """\
-examples:
   perfkit releases https://example.org/rules
   perfkit releases https://example.org/rules --json
 """
 _PROMOTE_EXAMPLES = """\
-examples:
   perfkit promote site --channel canary --version 2026.12
   perfkit promote site --channel stable --version 2026.11 --sign-key release.key
 """
-_CHECK_EXAMPLES = """\
-examples:
-  perfkit check site
-"""
 _PRUNE_EXAMPLES = """\
-examples:
   perfkit prune site --dry-run       what no release has needed for a day
   perfkit prune rules --keep 0       every generation of a tree but the current one
 """
 
 
 def add_publish(publish: Parser) -> None:
-    publish.description = "Publish a directory as the current release of a static site."
-    publish.epilog = _PUBLISH_EXAMPLES
     publish.add_argument("src", metavar="SRC", help="the directory to publish")
     publish.add_argument("site", metavar="SITE", help="the site: a directory for any static file server")
     what = "the name of the release; {n} is replaced by its number, {time} by its time"
@@ -77,7 +67,7 @@ def add_publish(publish: Parser) -> None:
     add_wait(publish)
     add_progress(publish)
     add_output(publish, "print one JSON object for each release")
-    publish.set_defaults(run=_publish)
+    publish.describe("Publish a directory as the current release of a static site.", _PUBLISH_EXAMPLES, _publish)
 
 
 def _publish(arguments: argparse.Namespace) -> int:
@@ -157,7 +147,7 @@ def add_check(check: Parser) -> None:
     check.add_argument("site", metavar="SITE", help="the site")
     add_progress(check)
     about = "Hash all objects of a site's releases; exits with 1 if one is missing or damaged."
-    define(check, _check, about, _CHECK_EXAMPLES)
+    define(check, _check, about, "  perfkit check site")
 
 
 def _check(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _ON_CHANGE_FAILED = 3  # exit code
 
 _EXAMPLES = """\
-examples:
   perfkit sync https://example.org/rules rules
   perfkit sync https://example.org/rules rules --dry-run
   perfkit sync https://example.org/rules rules --quiet --json    for programs

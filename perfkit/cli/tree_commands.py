@@ -22,38 +22,22 @@ if TYPE_CHECKING:
     from perfkit.updates.status import TreeStatus
 
 _ROLLBACK_EXAMPLES = """\
-examples:
   perfkit rollback rules             to the previous generation
   perfkit rollback rules --to 3      to one that `perfkit history rules` lists
 """
 _HISTORY_EXAMPLES = """\
-examples:
   perfkit history rules
   perfkit history rules --json
 """
 _VERIFY_EXAMPLES = """\
-examples:
   perfkit verify rules               lists missing, changed and extra files
   perfkit verify rules --repair      and fetches those missing or changed
 """
 _STATUS_EXAMPLES = """\
-examples:
   perfkit status rules
   perfkit status rules --max-age 2d     exits with 1 if no sync succeeded for two days
   perfkit status rules --metrics /var/lib/node_exporter/rules.prom
   perfkit status --all                  the trees that perfkit.toml lists
-"""
-_HOLD_EXAMPLES = """\
-examples:
-  perfkit hold rules 2026.12
-"""
-_PIN_EXAMPLES = """\
-examples:
-  perfkit pin rules
-"""
-_UNHOLD_EXAMPLES = """\
-examples:
-  perfkit unhold rules
 """
 
 
@@ -195,7 +179,7 @@ def add_hold(hold: Parser) -> None:
     hold.add_argument("version", metavar="VERSION", help="the version to pass over")
     add_wait(hold)
     about = "Have syncs pass over a version until the source offers another one."
-    define(hold, _hold, about, _HOLD_EXAMPLES)
+    define(hold, _hold, about, "  perfkit hold rules 2026.12")
 
 
 def _hold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
@@ -207,7 +191,8 @@ def _hold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 def add_pin(pin: Parser) -> None:
     add_tree(pin)
     add_wait(pin)
-    define(pin, _pin, "Keep the installed version of a tree: sync passes over all others until unhold.", _PIN_EXAMPLES)
+    about = "Keep the installed version of a tree: sync passes over all others until unhold."
+    define(pin, _pin, about, "  perfkit pin rules")
 
 
 def _pin(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
@@ -220,7 +205,7 @@ def add_unhold(unhold: Parser) -> None:
     add_tree(unhold)
     add_wait(unhold)
     about = "Have syncs install new versions again, after a rollback, a failed check or pin."
-    define(unhold, _unhold, about, _UNHOLD_EXAMPLES)
+    define(unhold, _unhold, about, "  perfkit unhold rules")
 
 
 def _unhold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -17,7 +18,7 @@ from perfkit.errors import ConfigError, FileChangedError
 from perfkit.filesystem.hashing.small_files import LARGE_BYTES, READ_BYTES
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.thread_map import WorkerPool, map_in_threads, usable_cpus
-from perfkit.libc import preadv
+from perfkit.libc import preadv, take_lease
 
 _WINDOW_BYTES = 2 << 20  # mapped at once by each thread: mapped pages are resident memory
 _MAP_FROM_BYTES = LARGE_BYTES  # smallest file that is mapped
@@ -90,7 +91,9 @@ class _Source:
                 raise OSError(code, "not a regular file", path)
             self.size = self.status.st_size
             if lease:
-                self._leased = _lease(self.descriptor)
+                with contextlib.suppress(OSError):  # it is read, then
+                    take_lease(self.descriptor)
+                    self._leased = True
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -176,23 +179,6 @@ class _Source:
         if (after.st_mtime_ns, after.st_ctime_ns) != (before.st_mtime_ns, before.st_ctime_ns):
             raise FileChangedError(self.path, "the file was modified while it was read")
         return FileHash(self.name, self.size, after.st_mtime_ns, after.st_ctime_ns, sha256, chunk_bytes, chunks)
-
-
-def _lease(descriptor: int) -> bool:
-    """Take a read lease (fcntl(2), "Leases"); False for other users' files, files open for writing, network mounts.
-
-    The kernel announces a lease break by a signal, by default SIGIO, which would kill the process. We choose a signal
-    that is ignored, and poll instead.
-    """
-    import signal
-
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored by default
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETOWN, 0)  # and sent to no process
-    except (OSError, AttributeError):
-        return False
-    return True
 
 
 def _whole(source: _Source) -> str:
