@@ -65,6 +65,18 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_auth(text: str) -> tuple[str, str]:
+    """User and password from `USER:PASSWORD`.
+
+    Raises:
+        ConfigError: there is no colon.
+    """
+    user, colon, password = text.partition(":")
+    if not colon:
+        raise ConfigError("user and password must be given as USER:PASSWORD")
+    return user, password
+
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONDITIONS = {"if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 _SET_BY_PERFKIT = {*_CONDITIONS, "range", "content-length", "transfer-encoding", "connection"}
@@ -336,13 +348,6 @@ def _size(text: str) -> int:
     return 0 if text == "0" else parse_size(text)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    user, colon, password = text.partition(":")
-    if not colon:
-        raise ValueError
-    return user, password
-
-
 def _verify(text: str) -> bool | str:
     try:
         return _switch(text)
@@ -365,7 +370,7 @@ _READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "float": (parse_seconds, "a number of seconds, such as 1.5, 90s or 2m"),
     "str": (str, "text"),
     "Mapping[str, str]": (json.loads, "a JSON object whose values are strings"),
-    "Auth": (_pair, "user:password"),
+    "Auth": (parse_auth, "user:password"),
     "bool | str": (_verify, "1 or 0, true or false, yes or no, on or off, or the path of a CA bundle"),
     "str | tuple[str, str]": (_certificate, f"a path, or two with {os.pathsep!r} between them"),
 }

@@ -61,12 +61,7 @@ def read_members(
         Anything that `source` raises.
     """
     limits = limits or Limits()
-    return _read_members(
-        _Blocks(DecompressedStream(source, limits)), MemberNames(selection or Selection(), limits), limits
-    )
-
-
-def _read_members(blocks: _Blocks, names: MemberNames, limits: Limits) -> Iterator[tuple[Member, Content]]:
+    blocks, names = _Blocks(DecompressedStream(source, limits)), MemberNames(selection or Selection(), limits)
     for header, extended in _headers(blocks, limits):
         name = header.name if extended.path is None else extended.path
         kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")

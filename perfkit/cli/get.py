@@ -209,18 +209,9 @@ class _Results:
 
 
 def _as_json(download: Download) -> dict[str, object]:
-    record: dict[str, object] = {
-        "url": redacted(download.url),
-        "path": download.path,
-        "bytes": download.bytes,
-        "bytes_received": download.bytes_received,
-        "resumed_from": download.resumed_from,
-        "segments": download.segments,
-        "retries": download.retries,
-        "checksum": download.checksum,
-        "seconds": round(download.seconds, 3),
-        "unchanged": download.unchanged,
-    }
+    names = ("path", "bytes", "bytes_received", "resumed_from", "segments", "retries", "checksum", "unchanged")
+    record: dict[str, object] = {"url": redacted(download.url), **{name: getattr(download, name) for name in names}}
+    record["seconds"] = round(download.seconds, 3)
     if download.error is not None:
         record["error"] = error_as_json(download.error)
     return record

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perfkit.cli.frame import Outcome, add_all, define
 from perfkit.cli.keys import add_public_key
-from perfkit.cli.output import CHANGED, edits_of, print_error
+from perfkit.cli.output import CHANGED, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_rates, add_wait
 from perfkit.config import parse_seconds
@@ -101,13 +101,13 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     synced = sync_tree(kit, arguments)
     report, note = synced.report, synced.not_due
     if not note:
-        held = f"; {report.held} is on hold" if report.held else ""
-        note = (
+        done = (
             f"{report.version or 'nothing is installed'}, generation {report.generation}: {report.added} "
             f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
             f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
-            f"{edits_of(report)}{held}{_selected(report, arguments)}"
         )
+        held = [f"{report.held} is on hold"] if report.held else []
+        note = "; ".join([done, *report.edits(), *held, *_selected(report, arguments)])
     code = CHANGED if arguments.exit_code and report.generation_is_new else 0
     if synced.failure is not None:
         print_error(f"{synced.failure}; the next sync runs it again")
@@ -207,10 +207,10 @@ def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, s
     return None
 
 
-def _selected(report: SyncReport, arguments: argparse.Namespace) -> str:
+def _selected(report: SyncReport, arguments: argparse.Namespace) -> list[str]:
     """Which part of the source the tree has, if no option selects one."""
     kept = report.selection and _selection(arguments) is None
-    return f"; selected as before: {report.selection} (--include '*' selects all)" if kept else ""
+    return [f"selected as before: {report.selection} (--include '*' selects all)"] if kept else []
 
 
 def _selection(arguments: argparse.Namespace) -> Selection | None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from perfkit.cli.frame import Outcome, add_all, add_tree, define, outcome_of_check
-from perfkit.cli.output import edits_of
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
@@ -56,9 +55,9 @@ def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     version = report.version or "the tree before the first change"
     note = (
         f"{version}, generation {report.generation}: {report.added} added, "
-        f"{report.changed} changed, {report.removed} removed{edits_of(report)}"
+        f"{report.changed} changed, {report.removed} removed"
     )
-    return Outcome(dataclasses.asdict(report), note)
+    return Outcome(dataclasses.asdict(report), "; ".join([note, *report.edits()]))
 
 
 def add_history(history: Parser) -> None:

@@ -1,6 +1,8 @@
 """The commands as functions, for views, Celery tasks, cron scripts and tests.
 
-Each call creates its own Toolkit and closes it, so nothing is shared across forks, threads or greenlets.
+Each call creates its own Toolkit and closes it, so nothing is shared across forks, threads or greenlets. `name` is the
+name of a tree in `settings.PERFKIT["TREES"]`; each function raises ConfigError if there is no such tree, or the
+settings are invalid.
 """
 
 from __future__ import annotations
@@ -50,7 +52,6 @@ def sync(
     """Update a tree from its source, and send `tree_updated` unless all receivers have processed the result already.
 
     Args:
-        name: the name of the tree in `settings.PERFKIT["TREES"]`.
         release: the version to install from a site, as for `Toolkit.sync`.
         retry_rejected: run the tree's `CHECK` again on a version that it refused before.
         allow_older: install a release although a later one was installed before.
@@ -59,7 +60,6 @@ def sync(
         progress: displays progress; none by default.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         ReceiverError: the tree is up to date, but a receiver failed.
         LockedError: another process or thread was still changing the tree after `wait_s`.
         as `Toolkit.sync`.
@@ -91,24 +91,22 @@ def rollback(
         to, hold: as for `Toolkit.rollback`.
 
     Raises:
-        ConfigError, ReceiverError, LockedError: as `sync`.
+        ReceiverError, LockedError: as `sync`.
         as `Toolkit.rollback`.
     """
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
 
-    def go_back(kit: Toolkit, left_s: float) -> SyncReport:
-        return kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
-
-    return _change(tree, wait_s, config, None, go_back)
+    return _change(
+        tree, wait_s, config, None, lambda kit, left_s: kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
+    )
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
     """What `sync` would do now; nothing is written, and no signal is sent.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         as `Toolkit.plan`.
     """
     tree = tree_settings(name)
@@ -127,7 +125,6 @@ def due_in_s(name: str) -> float:
     `sync` itself ignores this.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         as `Toolkit.status`.
     """
     tree = tree_settings(name)
@@ -148,7 +145,6 @@ def verify(
     """Hash every file of a tree again, as `Toolkit.verify`. A repair sends no signal: the release is the same.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         as `Toolkit.verify`.
     """
     tree = tree_settings(name)
@@ -160,7 +156,6 @@ def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
     """Make `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         as `Toolkit.hold`.
     """
     tree = tree_settings(name)
@@ -178,7 +173,6 @@ def unhold(name: str, *, wait_s: float = 0.0) -> Hold | None:
     """End all holds of a tree, as `Toolkit.unhold`.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         as `Toolkit.unhold`.
     """
     tree = tree_settings(name)
@@ -208,7 +202,6 @@ def current(name: str) -> Current:
     For a process that caches what it has built from a tree's files: build it again when this differs.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         RecoveryError, OSError: the record of generations is damaged, or can't be read.
     """
     path = _state_path(name)
@@ -259,7 +252,6 @@ def status(name: str) -> Status:
     """The state of a tree.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         RollbackError, OSError: as `Toolkit.history`.
         as `Toolkit.status`.
     """

@@ -27,13 +27,9 @@ class Command(TreesCommand):
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         report = trees.rollback(name, to=options["to"], hold=not options["no_hold"], wait_s=options["wait"])
         version = printable(report.version or "") or "the tree before the first sync"
-        edited = (
-            f"  {printable(each)} was restored with local edits; the released content is not kept"
-            for each in report.restored_with_edits
-        )
         lines = [
             (1, self.style.SUCCESS(f"{name}: {version} (generation {report.generation})")),
             (1, f"  {report.added} added, {report.changed} changed, {report.removed} removed"),
-            *((1, self.style.WARNING(line)) for line in edited),
+            *((1, self.style.WARNING(f"  {printable(line)}")) for line in report.edits()),
         ]
         return Outcome(dataclasses.asdict(report), lines)

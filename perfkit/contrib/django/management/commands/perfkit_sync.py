@@ -87,19 +87,14 @@ class Command(TreesCommand, ToolkitCommand):
         return str(self.style.WARNING(f"{name}: {what}: {printable(held)} is on hold"))
 
     def _lines(self, name: str, report: SyncReport) -> list[tuple[int, str]]:
-        version, warning = printable(report.version), self.style.WARNING
+        version = printable(report.version)
         if report.held is not None:
             return [(1, self._stays(name, report.version, report.held))]
         if report.route == "none":
             return [(1, f"{name}: {version} is installed already (generation {report.generation})")]
         counts = f"{report.added} added, {report.changed} changed, {report.removed} removed"
-        kept = (
-            f"  {printable(edited)} had local edits, which are kept as {printable(fresh)}"
-            for edited, fresh in report.saved_as.items()
-        )
-        lost = (f"  {printable(edited)} had local edits, which were overwritten" for edited in report.overwritten)
         return [
             (1, self.style.SUCCESS(f"{name}: {version} (generation {report.generation})")),
             (1, f"  {counts}; {report.bytes_received} bytes received in {report.seconds:.1f} s"),
-            *((1, warning(line)) for line in (*kept, *lost)),
+            *((1, self.style.WARNING(f"  {printable(line)}")) for line in report.edits()),
         ]
