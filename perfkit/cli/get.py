@@ -41,31 +41,23 @@ def add_get(get: Parser) -> None:
     get.add_argument("--base", metavar="URL", help="the base URL of the list, which may then be a SHA256SUMS file")
     where = get.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="FILE", help="the file to write, for a single URL")
-    where.add_argument(
-        "-d", "--directory", metavar="DIR", help="the directory to write into (default: the current one)"
-    )
+    what = "the directory to write into (default: the current one)"
+    where.add_argument("-d", "--directory", metavar="DIR", help=what)
     add_rates(get)
     get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 16)")
-    get.add_argument(
-        "--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL"
-    )
-    get.add_argument(
-        "--checksums",
-        metavar="FILE|URL",
-        help="a file with the checksums of all files, such as SHA256SUMS or a.iso.md5",
-    )
-    get.add_argument(
-        "--mirror", action="append", default=[], metavar="URL", help="another URL of the same file (can be repeated)"
-    )
-    get.add_argument(
-        "--key", metavar="TEXT", help="a name that identifies the file when its URL changes, for a single URL"
-    )
+    what = "the expected checksum, such as sha256:..., for a single URL"
+    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help=what)
+    what = "a file with the checksums of all files, such as SHA256SUMS or a.iso.md5"
+    get.add_argument("--checksums", metavar="FILE|URL", help=what)
+    what = "another URL of the same file (can be repeated)"
+    get.add_argument("--mirror", action="append", default=[], metavar="URL", help=what)
+    what = "a name that identifies the file when its URL changes, for a single URL"
+    get.add_argument("--key", metavar="TEXT", help=what)
     add_credentials(get)
     add_public_key(get)
     get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")
-    get.add_argument(
-        "--no-resume", action="store_true", help="ignore existing and partial files, and fetch everything again"
-    )
+    what = "ignore existing and partial files, and fetch everything again"
+    get.add_argument("--no-resume", action="store_true", help=what)
     add_progress(get)
     add_output(get, "print one JSON object with all results on standard output")
     get.describe("Download files in parallel and in segments, and resume interrupted downloads.", _EXAMPLES, _get)

@@ -48,18 +48,16 @@ def add_publish(publish: Parser) -> None:
     what = "the name of the release; {n} is replaced by its number, {time} by its time"
     publish.add_argument("--version", required=True, metavar="V", help=what)
     publish.add_argument("--watch", action="store_true", help="publish again whenever files change, until Ctrl-C")
-    publish.add_argument(
-        "--keep-deltas", type=int, default=3, metavar="N", help="earlier releases with a direct delta (default 3)"
-    )
+    what = "earlier releases with a direct delta (default 3)"
+    publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help=what)
     what = "how many releases can be installed (default 16)"
     publish.add_argument("--keep-releases", type=int, default=16, metavar="N", help=what)
     what = "how long to keep objects that no release needs, for syncs under way, such as 6h (default 1d)"
     publish.add_argument("--grace", default="1d", metavar="TIME", help=what)
     what = "compression level for first installs, from 1 (fast) to 22 (small; default 19)"
     publish.add_argument("--level", type=int, default=19, metavar="N", help=what)
-    publish.add_argument(
-        "--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out (can be repeated)"
-    )
+    what = "names to leave out (can be repeated)"
+    publish.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=what)
     what = "symbolic links: refuse them (default), skip them, or publish what they point to"
     publish.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
     publish.add_argument("--serial", type=int, metavar="N", help="the serial of the release (default: the time)")

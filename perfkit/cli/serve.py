@@ -17,9 +17,8 @@ _EXAMPLES = """\
 
 def add_serve(serve: Parser) -> None:
     serve.add_argument("site", metavar="SITE", help="the directory to serve")
-    serve.add_argument(
-        "--port", type=int, default=8000, metavar="P", help="the port; 0 picks a free one (default 8000)"
-    )
+    what = "the port; 0 picks a free one (default 8000)"
+    serve.add_argument("--port", type=int, default=8000, metavar="P", help=what)
     add_output(serve, "print the address as a JSON object", quiet="don't print the address")
     serve.describe(
         "Serve a directory on loopback, with Range requests, for development. Ctrl-C stops it.", _EXAMPLES, _serve

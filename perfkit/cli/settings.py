@@ -27,9 +27,8 @@ def add_credentials(command: argparse.ArgumentParser) -> None:
 
 def add_wait(command: argparse.ArgumentParser) -> None:
     """Add the option of the commands that lock a tree."""
-    command.add_argument(
-        "--wait", metavar="TIME", default="0", help="how long to wait for another change of the tree (default 0)"
-    )
+    what = "how long to wait for another change of the tree (default 0)"
+    command.add_argument("--wait", metavar="TIME", default="0", help=what)
 
 
 def config_for(arguments: argparse.Namespace) -> Config:

@@ -54,19 +54,14 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--checksums", metavar="FILE|URL", help=what)
     what = "decompress a plain file (gz, bz2, xz, zst); later syncs do so too"
     sync.add_argument("--decompress", action=argparse.BooleanOptionalAction, help=what)
-    sync.add_argument(
-        "--strip-components", type=int, default=0, metavar="N", help="leading directories to remove from names"
-    )
+    what = "leading directories to remove from names"
+    sync.add_argument("--strip-components", type=int, default=0, metavar="N", help=what)
     what = "only files of a release or archive that match, as in a .gitignore (can be repeated)"
     sync.add_argument("--include", action="append", default=[], metavar="PATTERN", help=what)
     what = "leave out files of a release or archive that match (can be repeated)"
     sync.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=what)
-    sync.add_argument(
-        "--links",
-        choices=("refuse", "skip", "follow"),
-        default="refuse",
-        help="symbolic links in an archive: refuse it (default), skip them, or copy what they point to",
-    )
+    what = "symbolic links in an archive: refuse it (default), skip them, or copy what they point to"
+    sync.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
     sync.add_argument("--channel", metavar="NAME", help="install the release that this channel of the site offers")
     sync.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")

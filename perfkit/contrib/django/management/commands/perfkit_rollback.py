@@ -19,9 +19,8 @@ class Command(TreesCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
-        parser.add_argument(
-            "--no-hold", action="store_true", help="have the next sync install the newest release again"
-        )
+        what = "have the next sync install the newest release again"
+        parser.add_argument("--no-hold", action="store_true", help=what)
         add_wait(parser)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:

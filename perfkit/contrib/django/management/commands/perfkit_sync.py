@@ -28,15 +28,12 @@ class Command(TreesCommand, ToolkitCommand):
         super().add_arguments(parser)
         parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
         parser.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
-        parser.add_argument(
-            "--retry-rejected", action="store_true", help="check again releases that the tree's CHECK refused"
-        )
-        parser.add_argument(
-            "--now", action="store_true", help="ignore MIN_INTERVAL, and a pause that a server asked for"
-        )
-        parser.add_argument(
-            "--allow-older", action="store_true", help="accept an older release than was installed before"
-        )
+        what = "check again releases that the tree's CHECK refused"
+        parser.add_argument("--retry-rejected", action="store_true", help=what)
+        what = "ignore MIN_INTERVAL, and a pause that a server asked for"
+        parser.add_argument("--now", action="store_true", help=what)
+        what = "accept an older release than was installed before"
+        parser.add_argument("--allow-older", action="store_true", help=what)
         parser.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
         add_wait(parser)
 
