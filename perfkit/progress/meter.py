@@ -69,8 +69,8 @@ class Snapshot:
     speed_bytes_per_s: float  # over the last seconds, without resumed bytes
     eta_s: float | None  # for the rest of the bytes at their recent speed
     elapsed_s: float
-    active: tuple[FileProgress, ...]
-    finished: tuple[FileProgress, ...]  # since the last snapshot, at most the last hundred
+    active: tuple[FileProgress, ...] = ()
+    finished: tuple[FileProgress, ...] = ()  # since the last snapshot, at most the last hundred
     total_estimated: bool = False  # some sizes are unknown yet, and assumed to be the mean of the others
     share: float | None = None  # of the work, 0 to 1; never falls, and is 1 only at the end
     files_unchanged: int = 0  # of `files_done`: were current already
@@ -361,26 +361,26 @@ class Meter:
             finished = tuple(each.progress(now) for each in self._finished) if files else ()
             self._finished.clear()
             return Snapshot(
-                self._phase,
-                expected,
-                self._done,
-                self._failed,
-                self._received,
-                total,
-                self._known,
-                self._resumed,
-                speed,
-                self._eta_s(now, expected, ended, total),
-                now - self._started_s,
-                active,
-                finished,
-                estimated,
-                None if soon else self._share(expected, ended, total),
-                self._unchanged,
-                self._continued,
-                self._cancelled,
-                self._kept,
-                tuple(self._failures.items()),
+                phase=self._phase,
+                files_total=expected,
+                files_done=self._done,
+                files_failed=self._failed,
+                received_bytes=self._received,
+                total_bytes=total,
+                known_bytes=self._known,
+                resumed_bytes=self._resumed,
+                speed_bytes_per_s=speed,
+                eta_s=self._eta_s(now, expected, ended, total),
+                elapsed_s=now - self._started_s,
+                active=active,
+                finished=finished,
+                total_estimated=estimated,
+                share=None if soon else self._share(expected, ended, total),
+                files_unchanged=self._unchanged,
+                files_resumed=self._continued,
+                files_cancelled=self._cancelled,
+                kept_bytes=self._kept,
+                failures=tuple(self._failures.items()),
             )
 
     def _total_bytes(self, expected: int | None) -> int | None:

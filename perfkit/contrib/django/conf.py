@@ -217,6 +217,7 @@ _A_PLACE = 'Write BASE_DIR / "rules": a relative path would depend on where the 
 _A_TIME = "Leave it out for none."
 _A_PATTERN = 'Write patterns as in a .gitignore: ["*.rules"].'
 _A_KEY = 'Write ["RW…"], with the line that `perfkit keygen` prints, or the path of a file with it.'
+_COMPONENTS = "It is the number of leading directories to remove."
 _REFUSED = "Leave it out to refuse archives with symbolic links."
 # The settings of a tree: the field of `TreeSettings` or `Selection`, the id of the problem if the value is invalid, the
 # function that reads it, and how to fix it.
@@ -224,12 +225,7 @@ _VALUES: Mapping[str, tuple[str, str, Callable[[object], object], str]] = {
     "SOURCE": ("source", "E006", _location, _A_LOCATION),
     "DEST": ("dest", "E007", _absolute, _A_PLACE),
     "TYPE": ("type", "E009", _type, "Leave it out to have the type detected."),
-    "STRIP_COMPONENTS": (
-        "strip_components",
-        "E009",
-        _selected("strip_components"),
-        "It is the number of leading directories to remove.",
-    ),
+    "STRIP_COMPONENTS": ("strip_components", "E009", _selected("strip_components"), _COMPONENTS),
     "INCLUDE": ("include", "E009", _selected("include"), _A_PATTERN),
     "EXCLUDE": ("exclude", "E009", _selected("exclude"), _A_PATTERN),
     "LINKS": ("links", "E009", _links, _REFUSED),

@@ -92,11 +92,8 @@ class _Copier:
         failed: set[str] = set()  # directories that could not be created
         for entry in chain.from_iterable(scan_batches(self._source, ScanOptions(directories=True))):
             if failed and any(entry.name.startswith(each) for each in failed):
-                run.add(
-                    BatchResult(
-                        entry.name, error=entry.error or OSError(errno.ENOENT, "its directory could not be created")
-                    )
-                )
+                why = entry.error or OSError(errno.ENOENT, "its directory could not be created")
+                run.add(BatchResult(entry.name, error=why))
             elif entry.kind == "directory":
                 try:
                     self._make_directory(entry)
