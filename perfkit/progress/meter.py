@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from perfkit.progress.pace import Pace
@@ -246,6 +246,21 @@ class FileMeter:
         self._meter.end(self, self._reason)
 
 
+@dataclass(slots=True)
+class _Totals:
+    """The sums over all files that a `Snapshot` has under these names."""
+
+    files_done: int = 0
+    files_failed: int = 0
+    files_cancelled: int = 0
+    files_unchanged: int = 0
+    files_resumed: int = 0
+    received_bytes: int = 0
+    resumed_bytes: int = 0
+    kept_bytes: int = 0
+    known_bytes: int = 0
+
+
 class Meter:
     """Counts all files of a run. Sizes may become known late, and the list of files may still be growing.
 
@@ -260,19 +275,11 @@ class Meter:
         self._phase = phase
         self._started_s = self.clock()
         self._pace = Pace(self._started_s)
+        self._totals = _Totals()
         self._expected = 0
         self._open_lists = 0  # lists of files that are still being read
-        self._sized = 0  # files of known size
-        self._known = 0  # the sum of their sizes
-        self._received = 0
-        self._resumed = 0
+        self._sized = 0  # files whose size is known
         self._transferred = 0
-        self._done = 0
-        self._unchanged = 0
-        self._continued = 0
-        self._failed = 0
-        self._cancelled = 0
-        self._kept = 0
         self._failures: dict[str, int] = {}
         self._active: dict[FileMeter, None] = {}  # in the order they began
         self._finished: deque[FileMeter] = deque(maxlen=_FINISHED_KEPT)
@@ -311,18 +318,18 @@ class Meter:
 
     def add(self, *, received: int = 0, resumed: int = 0, transferred: int = 0) -> None:
         """Count bytes of a file; negative numbers take them back."""
-        self._received += received
-        self._resumed += resumed
+        self._totals.received_bytes += received
+        self._totals.resumed_bytes += resumed
         self._transferred += transferred
 
     def resize(self, before: int | None, after: int | None) -> None:
         """The size of a file became known, or changed."""
         self._sized += (after is not None) - (before is not None)
-        self._known += (after or 0) - (before or 0)
+        self._totals.known_bytes += (after or 0) - (before or 0)
 
     def keep(self, count: int) -> None:
         """`count` bytes of a file that failed stay, for the next run."""
-        self._kept += count
+        self._totals.kept_bytes += count
 
     def begin(self, file: FileMeter) -> None:
         """A file became active."""
@@ -331,13 +338,13 @@ class Meter:
     def end(self, file: FileMeter, reason: str) -> None:
         """A file is done, failed or cancelled."""
         if file.state is State.DONE:
-            self._done += 1
-            self._unchanged += file.unchanged
-            self._continued += file.resumed_bytes > 0
+            self._totals.files_done += 1
+            self._totals.files_unchanged += file.unchanged
+            self._totals.files_resumed += file.resumed_bytes > 0
         elif file.state is State.CANCELLED:
-            self._cancelled += 1
+            self._totals.files_cancelled += 1
         else:
-            self._failed += 1
+            self._totals.files_failed += 1
             if reason in self._failures or len(self._failures) < _REASONS_KEPT:
                 self._failures[reason] = self._failures.get(reason, 0) + 1
         self._active.pop(file, None)
@@ -353,7 +360,7 @@ class Meter:
             now = self.clock()
             speed = self._pace.see(now, self._transferred)
             expected = None if self._open_lists else self._expected
-            ended = self._done + self._failed + self._cancelled
+            ended = self._totals.files_done + self._totals.files_failed + self._totals.files_cancelled
             total = self._total_bytes(expected)
             estimated = total is not None and expected is not None and self._sized < expected
             soon = estimated and now - self._started_s < _SETTLED_S
@@ -361,14 +368,10 @@ class Meter:
             finished = tuple(each.progress(now) for each in self._finished) if files else ()
             self._finished.clear()
             return Snapshot(
+                **asdict(self._totals),
                 phase=self._phase,
                 files_total=expected,
-                files_done=self._done,
-                files_failed=self._failed,
-                received_bytes=self._received,
                 total_bytes=total,
-                known_bytes=self._known,
-                resumed_bytes=self._resumed,
                 speed_bytes_per_s=speed,
                 eta_s=self._eta_s(now, expected, ended, total),
                 elapsed_s=now - self._started_s,
@@ -376,10 +379,6 @@ class Meter:
                 finished=finished,
                 total_estimated=estimated,
                 share=None if soon else self._share(expected, ended, total),
-                files_unchanged=self._unchanged,
-                files_resumed=self._continued,
-                files_cancelled=self._cancelled,
-                kept_bytes=self._kept,
                 failures=tuple(self._failures.items()),
             )
 
@@ -387,14 +386,14 @@ class Meter:
         """The sum of all sizes, unknown ones assumed to be the mean of the others; None if none is known."""
         if expected is None or (not self._sized and expected):
             return None
-        mean = self._known // max(1, self._sized)
+        mean = self._totals.known_bytes // max(1, self._sized)
         more = sum(max(0, each.received_bytes - mean) for each in self._active if each.total_bytes is None)
-        return max(self._received, self._known + max(0, expected - self._sized) * mean + more)
+        return max(self._totals.received_bytes, self._totals.known_bytes + max(0, expected - self._sized) * mean + more)
 
     def _eta_s(self, now: float, expected: int | None, ended: int, total: int | None) -> float | None:
         """Seconds left, from bytes if there are any, else from the number of files; None if unknown."""
-        if total is not None and self._received:
-            return self._pace.eta_s(total - self._received)
+        if total is not None and self._totals.received_bytes:
+            return self._pace.eta_s(total - self._totals.received_bytes)
         if expected is None or not ended:
             return None
         return (now - self._started_s) / ended * max(0, expected - ended)
@@ -403,4 +402,4 @@ class Meter:
         done = expected is not None and ended >= expected
         if total == 0:  # nothing but empty and unchanged files so far
             return self._pace.share(ended, expected, ended=done)
-        return self._pace.share(self._received, total, ended=done)
+        return self._pace.share(self._totals.received_bytes, total, ended=done)
