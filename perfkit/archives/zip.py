@@ -49,9 +49,6 @@ def read_directory(
     Up to three ranges are read, plus those of links to be followed. The file that a link points to is listed under both
     names: members at the same offset have the same content.
 
-    Args:
-        read_range: returns the bytes from start (inclusive) to end (exclusive).
-
     Raises:
         ManifestError: not a zip archive, damaged, split, or a decompression bomb; members overlap; a wanted member is
             encrypted, a duplicate, compressed by another method than deflate or zstd, or a link that is refused or

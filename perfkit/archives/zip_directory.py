@@ -34,7 +34,7 @@ _UTF8 = 1 << 11
 _UNIX_SYSTEMS = (3, 19)  # 4.4.2: systems where the upper half of the external attributes is a mode
 _WINDOWS_SYSTEMS = (0, 10, 11, 14)  # FAT, NTFS, that of Info-ZIP, VFAT
 
-ReadRange = Callable[[int, int], bytes]
+ReadRange = Callable[[int, int], bytes]  # the bytes of an archive from start (inclusive) to end (exclusive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,6 @@ def list_members(read_range: ReadRange, size: int, names: MemberNames, limits: L
     One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one.
 
     Args:
-        read_range: returns the bytes from start (inclusive) to end (exclusive).
         names: the caller has to close it.
 
     Raises:

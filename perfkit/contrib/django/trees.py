@@ -2,7 +2,7 @@
 
 Each call creates its own Toolkit and closes it, so nothing is shared across forks, threads or greenlets. `name` is the
 name of a tree in `settings.PERFKIT["TREES"]`; each function raises ConfigError if there is no such tree, or the
-settings are invalid.
+settings are invalid, and whatever the method of `Toolkit` with its name raises.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ def sync(
     Raises:
         ReceiverError: the tree is up to date, but a receiver failed.
         LockedError: another process or thread was still changing the tree after `wait_s`.
-        as `Toolkit.sync`.
     """
     tree = tree_settings(name)
     os.makedirs(tree.dest, exist_ok=True)
@@ -92,23 +91,17 @@ def rollback(
 
     Raises:
         ReceiverError, LockedError: as `sync`.
-        as `Toolkit.rollback`.
     """
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
-
     return _change(
         tree, wait_s, config, None, lambda kit, left_s: kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
     )
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
-    """What `sync` would do now; nothing is written, and no signal is sent.
-
-    Raises:
-        as `Toolkit.plan`.
-    """
+    """What `sync` would do now; nothing is written, and no signal is sent."""
     tree = tree_settings(name)
     with Toolkit(config or tree.config) as kit:
         return kit.plan(tree.source, tree.dest, release=release, **_options(tree))
@@ -122,10 +115,7 @@ def _options(tree: TreeSettings) -> dict[str, Any]:
 
 def due_in_s(name: str) -> float:
     """Seconds until the next sync is due by `MIN_INTERVAL` and by what the source has asked for; 0 if it is due now.
-    `sync` itself ignores this.
-
-    Raises:
-        as `Toolkit.status`.
+    `sync` itself ignores this. Raises what `Toolkit.status` raises.
     """
     tree = tree_settings(name)
     if not _is_tree(tree):
@@ -142,22 +132,14 @@ def verify(
     config: Config | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Hash every file of a tree again, as `Toolkit.verify`. A repair sends no signal: the release is the same.
-
-    Raises:
-        as `Toolkit.verify`.
-    """
+    """Hash every file of a tree again, as `Toolkit.verify`. A repair sends no signal: the release is the same."""
     tree = tree_settings(name)
     with Toolkit(config or tree.config, progress=progress) as kit:
         return kit.verify(tree.dest, repair=repair, mirrors=tree.mirrors, wait_s=wait_s)
 
 
 def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
-    """Make `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`.
-
-    Raises:
-        as `Toolkit.hold`.
-    """
+    """Make `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`."""
     tree = tree_settings(name)
     with Toolkit(tree.config) as kit:
         if version is None:
@@ -170,11 +152,7 @@ def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
 
 
 def unhold(name: str, *, wait_s: float = 0.0) -> Hold | None:
-    """End all holds of a tree, as `Toolkit.unhold`.
-
-    Raises:
-        as `Toolkit.unhold`.
-    """
+    """End all holds of a tree, as `Toolkit.unhold`."""
     tree = tree_settings(name)
     with Toolkit(tree.config) as kit:
         return kit.unhold(tree.dest, wait_s=wait_s)
