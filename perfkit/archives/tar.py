@@ -171,11 +171,7 @@ class _Blocks:
         self.position = 0
 
     def take(self, most: int) -> memoryview:
-        """The next bytes of the current chunk: at least one, unless `most` is 0.
-
-        Raises:
-            ManifestError: the stream has ended.
-        """
+        """The next bytes of the current chunk: at least one, unless `most` is 0; it is an error if there are none."""
         if not self._chunk and most:
             self._chunk = memoryview(self._unpacked.read_chunk())
             if not self._chunk:

@@ -124,11 +124,7 @@ class FileMeter:
         self._ended = False
 
     def start(self, total_bytes: int | None, *, host: str = "", path: str = "") -> None:
-        """The file is being transferred; called again when its size, source or path becomes known or changes.
-
-        Args:
-            total_bytes: None: unchanged.
-        """
+        """The file is being transferred; called again when its size (None: as before), source or path changes."""
         with self._lock:
             if self._ended:
                 return
@@ -179,11 +175,7 @@ class FileMeter:
                 self.state = State.VERIFYING
 
     def done(self, *, unchanged: bool = False) -> None:
-        """The file is complete.
-
-        Args:
-            unchanged: it was current already.
-        """
+        """The file is complete; `unchanged`: it was current already."""
         with self._lock:
             if not self._ended:
                 self.unchanged = unchanged
@@ -351,11 +343,7 @@ class Meter:
         self._finished.append(file)
 
     def snapshot(self, *, files: bool = True) -> Snapshot:
-        """The current numbers. Files that ended since the last snapshot are only in this one.
-
-        Args:
-            files: False leaves out the individual files.
-        """
+        """The current numbers; with `files`, also those of files that are active, or ended since the last snapshot."""
         with self.lock:
             now = self.clock()
             speed = self._pace.see(now, self._transferred)

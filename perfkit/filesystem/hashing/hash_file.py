@@ -166,11 +166,7 @@ class _Source:
             fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
     def confirmed(self, sha256: str | None, chunk_bytes: int | None, chunks: tuple[str, ...]) -> FileHash:
-        """The result, if the file was not modified since it was opened.
-
-        Raises:
-            FileChangedError: it was.
-        """
+        """The result; FileChangedError is raised if the file was modified since it was opened."""
         before, after = self.status, os.fstat(self.descriptor)
         if after.st_size != before.st_size:
             raise FileChangedError(
