@@ -78,12 +78,10 @@ def sync(
             **_options(tree),
         )
 
-    return _change(tree, wait_s, config, progress, update)
+    return _change(tree, wait_s, update, config, progress)
 
 
-def rollback(
-    name: str, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0, config: Config | None = None
-) -> SyncReport:
+def rollback(name: str, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
     """Return a tree to a kept generation, without the network, and send `tree_updated`.
 
     Args:
@@ -95,9 +93,11 @@ def rollback(
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
-    return _change(
-        tree, wait_s, config, None, lambda kit, left_s: kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
-    )
+
+    def go_back(kit: Toolkit, left_s: float) -> SyncReport:
+        return kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
+
+    return _change(tree, wait_s, go_back)
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
@@ -256,9 +256,9 @@ def _is_tree(tree: TreeSettings) -> bool:
 def _change(
     tree: TreeSettings,
     wait_s: float,
-    config: Config | None,
-    progress: Progress | None,
     change: Callable[[Toolkit, float], SyncReport],
+    config: Config | None = None,
+    progress: Progress | None = None,
 ) -> SyncReport:
     with one_at_a_time(tree.dest, wait_s) as left_s:
         with Toolkit(config or tree.config, progress=progress) as kit:
