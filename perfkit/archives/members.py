@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -242,6 +242,52 @@ class MemberNames:
 
 def _plain(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+class Stream:
+    """The bytes of an archive, read forwards; it is an error if they end too early.
+
+    Attributes:
+        position: in the archive.
+    """
+
+    def __init__(self, read: Callable[[], bytes], archive: str, position: int = 0) -> None:
+        self._read = read  # the next chunk, of any size; empty at the end
+        self._archive = archive  # for messages
+        self._chunk = memoryview(b"")
+        self.position = position
+
+    def take(self, most: int) -> memoryview:
+        """The next bytes of the current chunk: at least one, unless `most` is 0."""
+        if not self._chunk and most:
+            self._chunk = memoryview(self._read())
+            if not self._chunk:
+                raise ManifestError(f"{self._archive} is truncated at byte {self.position}")
+        taken, self._chunk = self._chunk[:most], self._chunk[most:]
+        self.position += len(taken)
+        return taken
+
+    def take_exactly(self, count: int) -> bytes:
+        taken = bytes(self.take(count))
+        while len(taken) < count:
+            taken += self.take(count - len(taken))
+        return taken
+
+    def chunks(self, end: int) -> Generator[memoryview, None, None]:
+        """The bytes up to this position."""
+        while self.position < end:
+            yield self.take(end - self.position)
+
+    def skip_to(self, position: int) -> None:
+        for _ in self.chunks(position):
+            pass
+
+    def rest(self) -> Iterator[memoryview]:
+        """All that is left."""
+        while chunk := self._chunk or memoryview(self._read()):
+            self._chunk = memoryview(b"")
+            self.position += len(chunk)
+            yield chunk
 
 
 def stage_if_changed(
