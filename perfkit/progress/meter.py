@@ -211,21 +211,21 @@ class FileMeter:
             speed = self.transferred_bytes / elapsed_s
         waits = self.state is State.RETRYING
         return FileProgress(
-            self.name,
-            self.state,
-            self.received_bytes,
-            self.total_bytes,
-            self.resumed_bytes,
-            speed,
-            eta_s,
-            share,
-            elapsed_s,
-            self.path,
-            self._host,
-            self.unchanged,
-            self._reason if waits or self._ended else "",
-            self._retries,
-            max(0.0, self._retry_at_s - now) if waits else None,
+            name=self.name,
+            state=self.state,
+            received_bytes=self.received_bytes,
+            total_bytes=self.total_bytes,
+            resumed_bytes=self.resumed_bytes,
+            speed_bytes_per_s=speed,
+            eta_s=eta_s,
+            share=share,
+            elapsed_s=elapsed_s,
+            path=self.path,
+            host=self._host,
+            unchanged=self.unchanged,
+            reason=self._reason if waits or self._ended else "",
+            retries=self._retries,
+            retry_in_s=max(0.0, self._retry_at_s - now) if waits else None,
         )
 
     def _discard(self) -> None:

@@ -201,11 +201,7 @@ def _state_path(name: str) -> str:
     return os.path.join(tree_settings(name).dest, STATE)
 
 
-def _forget_paths(**_: Any) -> None:
-    _state_path.cache_clear()
-
-
-setting_changed.connect(_forget_paths)  # sent by override_settings
+setting_changed.connect(lambda **_: _state_path.cache_clear(), weak=False)  # sent by override_settings
 
 
 @dataclass(frozen=True, kw_only=True)
