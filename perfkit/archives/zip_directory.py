@@ -10,7 +10,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from perfkit.archives.members import SYMLINK, Limits, Member, MemberNames
@@ -45,8 +45,8 @@ class ZipMember(Member):
     method: int
     packed: int  # compressed bytes
     start: int  # of the local header
-    end: int
     raw_name: bytes  # as the local header must have it
+    end: int
     link: str | None = None  # path in the archive of a symbolic link, whose content is its target
 
 
@@ -142,31 +142,39 @@ def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int,
 
 
 def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> Iterator[ZipMember]:
-    entries = sorted(_parse_entries(data, directory), key=lambda entry: entry.member.start)
-    ends = [*(entry.member.start for entry in entries), directory.start][1:]
-    for (member, kind, flags), end in zip(entries, ends, strict=True):
-        least = member.start + LOCAL_HEADER.size + len(member.raw_name) + member.packed
+    entries = sorted(_parse_entries(data, directory), key=lambda entry: entry.start, reverse=True)
+    while entries:
+        entry = entries.pop()
+        end = entries[-1].start if entries else directory.start
+        least = entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed
         if least > end:
-            raise ManifestError(f"member {member.name!r} of the zip archive overlaps with the next one")
-        if (name := names.admit(member.name, kind=kind)) is None:
+            raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
+        if (name := names.admit(entry.name, kind=entry.kind)) is None:
             continue
-        if flags & ENCRYPTED:
-            raise ManifestError(f"member {member.name!r} of the zip archive is encrypted")
-        if member.method not in (STORED, DEFLATED, _ZSTD):
-            raise ManifestError(f"member {member.name!r} is compressed by method {member.method}, not deflate or zstd")
-        if member.method == STORED and member.packed != member.size:
-            raise ManifestError(f"member {member.name!r} is stored, but has two sizes: {member.packed}, {member.size}")
+        if entry.flags & ENCRYPTED:
+            raise ManifestError(f"member {entry.name!r} of the zip archive is encrypted")
+        if entry.method not in (STORED, DEFLATED, _ZSTD):
+            raise ManifestError(f"member {entry.name!r} is compressed by method {entry.method}, not deflate or zstd")
+        if entry.method == STORED and entry.packed != entry.size:
+            raise ManifestError(f"member {entry.name!r} is stored, but has two sizes: {entry.packed} and {entry.size}")
         # The local header may have a longer extra field than this one, and a data descriptor may follow.
         end = min(end, least + _COMMENT_BYTES + _DESCRIPTOR_BYTES)
-        yield replace(member, name=name, end=end, link=member.name if kind == SYMLINK else None)
+        yield ZipMember(name, *entry[3:], end, entry.name if entry.kind == SYMLINK else None)
 
 
 class _Entry(NamedTuple):
-    """A record of the central directory: a member, under its name in the archive and without its end."""
+    """A record of the central directory."""
 
-    member: ZipMember
+    name: str
     kind: str
     flags: int
+    size: int  # from here on the fields of ZipMember
+    executable: bool
+    crc32: int
+    method: int
+    packed: int
+    start: int
+    raw_name: bytes
 
 
 def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
@@ -192,8 +200,7 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
             name = name.replace("\\", "/")  # as unzip reads what .NET wrote before version 4.6.1
         mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
         start += directory.shift
-        member = ZipMember(name, size, bool(mode & 0o100), crc, method, packed, start, start, raw_name)
-        yield _Entry(member, _kind(name, mode), flags)
+        yield _Entry(name, _kind(name, mode), flags, size, bool(mode & 0o100), crc, method, packed, start, raw_name)
     if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
         raise ManifestError("the central directory of the zip archive is followed by other data")
 
