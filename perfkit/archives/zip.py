@@ -74,14 +74,6 @@ def read_directory(
     return members
 
 
-def crc32(file: BinaryIO) -> int:
-    """The CRC-32 of the rest of `file`."""
-    crc = 0
-    while chunk := file.read(CHUNK_BYTES):
-        crc = zlib.crc32(chunk, crc)
-    return crc
-
-
 def matches_file(member: ZipMember, file: BinaryIO) -> bool:
     """Whether an open, seekable file has the size and the CRC-32 of a member.
 
@@ -90,7 +82,10 @@ def matches_file(member: ZipMember, file: BinaryIO) -> bool:
     if file.seek(0, 2) != member.size:
         return False
     file.seek(0)
-    return crc32(file) == member.crc32
+    crc = 0
+    while chunk := file.read(CHUNK_BYTES):
+        crc = zlib.crc32(chunk, crc)
+    return crc == member.crc32
 
 
 def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
