@@ -346,9 +346,9 @@ class Toolkit:
 
     def watch(self, path: Path) -> DirtySet:
         """Watch the names that change below `path`: `with kit.watch(path) as dirty: ...`; see `DirtySet`."""
-        from perfkit.filesystem.watch import watch
+        from perfkit.filesystem.watch import DirtySet
 
-        return watch(path)
+        return DirtySet(path)
 
     @contextlib.contextmanager
     def transaction(self, root: Path, *, wait_s: float = 0.0) -> Iterator[Transaction]:
