@@ -28,10 +28,6 @@ to upload it, the pointer last:
   rsync -a --exclude perfkit.json site/ web:/srv/rules/
   rsync -a site/perfkit.json web:/srv/rules/
 """
-_RELEASES_EXAMPLES = """\
-  perfkit releases https://example.org/rules
-  perfkit releases https://example.org/rules --json
-"""
 _PROMOTE_EXAMPLES = """\
   perfkit promote site --channel canary --version 2026.12
   perfkit promote site --channel stable --version 2026.11 --sign-key release.key
@@ -109,7 +105,7 @@ def add_releases(releases: Parser) -> None:
     releases.add_argument("url", metavar="URL", help="of the site")
     add_credentials(releases)
     about = "List the releases of a site that sync --release can install; a star marks the current one."
-    define(releases, _releases, about, _RELEASES_EXAMPLES)
+    define(releases, _releases, about, "  perfkit releases https://example.org/rules")
 
 
 def _releases(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:

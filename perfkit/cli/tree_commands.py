@@ -24,10 +24,6 @@ _ROLLBACK_EXAMPLES = """\
   perfkit rollback rules             to the previous generation
   perfkit rollback rules --to 3      to one that `perfkit history rules` lists
 """
-_HISTORY_EXAMPLES = """\
-  perfkit history rules
-  perfkit history rules --json
-"""
 _VERIFY_EXAMPLES = """\
   perfkit verify rules               lists missing, changed and extra files
   perfkit verify rules --repair      and fetches those missing or changed
@@ -63,7 +59,7 @@ def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 def add_history(history: Parser) -> None:
     add_tree(history)
     about = "List the generations that rollback can restore; a star marks the current one."
-    define(history, _history, about, _HISTORY_EXAMPLES)
+    define(history, _history, about, "  perfkit history rules")
 
 
 def _history(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
