@@ -77,7 +77,6 @@ def hash_many(root: str | os.PathLike[str], entries: Iterable[ScanEntry]) -> Ite
             if len(work.special) >= _MAX_SPECIAL or not waiting:
                 yield from _hash_special(root, work.special, cpus)
                 work.special = []
-        yield from _hash_special(root, work.special, cpus)
     finally:
         if helper is not None:
             helper.close()
