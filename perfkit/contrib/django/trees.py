@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from perfkit.contrib.django.conf import TreeSettings, tree_settings
 from perfkit.contrib.django.locking import one_at_a_time
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import replace_own
+from perfkit.filesystem.own_files import write_record
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
@@ -279,8 +278,7 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     if os.path.exists(path):
         return  # a receiver changed the tree again, and all receivers were called for that change
     try:
-        with replace_own(path, 0o644) as file:  # a web server may read it as another user
-            file.write(json.dumps({"generation": report.generation}).encode())
+        write_record(path, {"generation": report.generation}, 0o644)  # a web server may read it as another user
     except OSError as error:
         _log.warning("can't write %s, so the next sync calls the receivers again: %s", path, error)
 
