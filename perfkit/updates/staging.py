@@ -349,13 +349,17 @@ class StagingArea:
             os.close(self._writing.descriptor)
             self._writing = None
 
-    def path_so_far(self, digest: bytes) -> str:
-        """The file of a blob that `writer` has begun to write, or has written."""
-        if digest in self._left:
-            return self._path(digest) + "~"
-        if (entry := made_for(digest)) is not None:
-            digest = bytes(self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)])
-        return self._path(digest)
+    def open_so_far(self, digest: bytes) -> BinaryIO | None:
+        """A blob that `writer` has begun to write, or has written; None: it has not."""
+        path = self._path(digest) + "~"
+        if digest not in self._left:
+            if (entry := made_for(digest)) is not None:
+                digest = bytes(self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)])
+            path = self._path(digest)
+        try:
+            return open(path, "rb", buffering=0)
+        except FileNotFoundError:
+            return None
 
     def discard_partial(self) -> None:
         """Discard incomplete blobs at the end of a route: the next one writes them from the start."""

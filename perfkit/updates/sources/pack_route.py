@@ -9,6 +9,7 @@ from functools import cache
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
+from perfkit.filesystem.own_files import open_own
 from perfkit.libc import trim_heap
 from perfkit.releases.format.frames import decode_range, split_pieces, tag
 from perfkit.releases.format.index import Index, PackRange
@@ -200,7 +201,7 @@ class Seeds:
 
     def _search(self, path: str, wanted: dict[tuple[int, int], list[int]]) -> None:
         offset = 0
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_own) as file:
             for data in split_pieces(file):
                 for number in wanted.get((tag(data), len(data)), ()):
                     self._found[number] = path, offset
@@ -221,7 +222,7 @@ class Seeds:
                 continue
             piece = self._index.piece(number)
             path, offset = self._found[number]
-            with contextlib.suppress(OSError), open(path, "rb") as file:
+            with contextlib.suppress(OSError), open(path, "rb", opener=open_own) as file:
                 data = os.pread(file.fileno(), piece.length, offset)
                 if len(data) == piece.length:
                     write(piece.entry, piece.offset, memoryview(data))

@@ -181,11 +181,13 @@ def _fetch_pointer(
         pointer = Pointer.parse(data)
         if pointer.channel != (site.channel or ""):
             wanted, found = (f"channel {each}" if each else "site" for each in (site.channel, pointer.channel))
-            raise ManifestError(f"{site.url}: the pointer of its {wanted} is that of the {found}; promote it again")
+            raise ManifestError(f"the pointer of its {wanted} is that of the {found}; promote it again")
         return _Offered(data, pointer, version), trust
-    except (ManifestError, SignatureError):
+    except (ManifestError, SignatureError) as error:
         site.forget_pointer()
-        raise
+        if isinstance(error, SignatureError):
+            raise
+        raise ManifestError(f"{redacted(site.url)}: {error}") from error
 
 
 class ReleaseSource:
@@ -283,8 +285,8 @@ class ReleaseSource:
     def _read_manifest(self, local: LocalTree, staging: StagingArea | None) -> Manifest:
         mmap_large_allocations()
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
-        if (path := local.path_of_blob(sha256)) is not None:  # after a rollback the history has it
-            with contextlib.suppress(OSError, ManifestError), open(path, "rb") as file:
+        if (recorded := local.open_blob(sha256)) is not None:  # after a rollback the history has it
+            with contextlib.suppress(OSError, ManifestError), recorded as file:
                 return Manifest.parse(file.read(), sha256=sha256)
         if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
