@@ -87,7 +87,7 @@ class Index:
     at: array[int] = field(repr=False)
     packed: array[int] = field(repr=False)
     sizes: array[int] = field(repr=False)
-    _first: array[int] = field(repr=False)  # the first piece of each frame, and the number of pieces
+    _first: Sequence[int] = field(repr=False)  # the first piece of each frame, and the number of pieces
     entries: array[int] = field(repr=False)
     offsets: array[int] = field(repr=False)
     starts: array[int] = field(repr=False)
@@ -166,7 +166,7 @@ class Index:
         """
         of, _, _, packs, packs_of, at, sizes = _read_frames(Reader(raw, "index", _MAGIC))
         none = array("I")
-        return cls(of, packs, packs_of, at, sizes, none, array("I", range(len(at) + 1)), none, none, none, none, none)
+        return cls(of, packs, packs_of, at, sizes, none, range(len(at) + 1), none, none, none, none, none)
 
     @classmethod
     def parse(cls, raw: bytes, manifest: Manifest, *, known: bool = False) -> Index:
