@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # rsync 3.2.7 (Debian 12's package; so does 3.5.0).
 # Most would guess: files are put in place in the order of their names, so "objects/..." before "pointer.json"; and with
-# --delay-updates, "to make the operation a little more atomic" (rsync(1)), nothing is in place before all has arrived.
+# --delay-updates, which "attempts to make the updating of the files a little more atomic" (rsync(1)), those that refer to
+# others come last.
 # Seen: a directory's own files come before everything below its subdirectories, whatever their names are. So an index,
 # a repository's metadata or an HTML page at the top is public before the files that it refers to. --delay-updates keeps
 # that order when it puts the files in place at the end. Two runs are needed: one with --exclude, one for the index.
