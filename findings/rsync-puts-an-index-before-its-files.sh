@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # rsync 3.2.7 (Debian 12's package; so does 3.5.0).
 # Most would guess: files are put in place in the order of their names, so "objects/..." before "pointer.json"; and with
-# --delay-updates, which "attempts to make the updating of the files a little more atomic" (rsync(1)), those that refer to
-# others come last.
+# --delay-updates, which renames all files at the end (rsync(1)), none is in place before the others have arrived.
 # Seen: a directory's own files come before everything below its subdirectories, whatever their names are. So an index,
 # a repository's metadata or an HTML page at the top is public before the files that it refers to. --delay-updates keeps
-# that order when it puts the files in place at the end. Two runs are needed: one with --exclude, one for the index.
+# that order among the renames. Two runs are needed: one with --exclude, one for the index.
 # Needs apt-get and dpkg of Debian 12, and no root.
 set -euo pipefail
 folder=$(mktemp -d)
