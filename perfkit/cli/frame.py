@@ -72,9 +72,8 @@ def define(command: Parser, work: Work, about: str, examples: str, *, after: Aft
         work: called for each tree, if the command is for trees.
         after: called with the outcomes of the trees for which `work` did not fail.
     """
-    command.description, command.epilog = about, examples
     add_output(command, "print one JSON object on standard output")
-    command.set_defaults(run=partial(_run, command, work, after))
+    command.describe(about, examples, partial(_run, command, work, after))
 
 
 def add_tree(command: Parser) -> None:

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import itertools
 import os
 import re
 import tomllib
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from perfkit.cli.parser import Parser
 from perfkit.config import Config, convert
 from perfkit.errors import ConfigError
+from perfkit.filesystem.paths import overlapping
 from perfkit.minisign.public_keys import is_key
 
 _SETTINGS = {item.name for item in dataclasses.fields(Config)}
@@ -77,7 +77,8 @@ def read_entries(path: str, sync: Parser) -> dict[str, TreeEntry]:
         raise ConfigError(f"{path}: write each tree as a table, [trees.NAME]")
     options = {action.dest: action for action in sync.options() if action.dest not in _FOR_A_RUN | _OF_CONFIG}
     trees = {name: _tree(path, name, entry, settings, options) for name, entry in entries.items()}
-    _refuse_overlaps(path, trees)
+    for one, other in overlapping({name: tree.dest for name, tree in trees.items()}):
+        raise ConfigError(f"{path}: trees.{other}.dest is, or lies in, the directory of trees.{one}")
     return trees
 
 
@@ -129,7 +130,7 @@ def _setting(path: str, table: str, key: str, value: object, known: Collection[s
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
         raise ConfigError(f"{where}: there is no such key; {hint}")
     with _named(where):
-        value = convert(key, value)
+        value = convert(Config, key, value)
     if key not in _PATHS or value == "system":
         return value
     if isinstance(value, tuple):
@@ -171,11 +172,3 @@ def _named(where: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _refuse_overlaps(path: str, trees: Mapping[str, TreeEntry]) -> None:
-    """Refuse trees in the same directory or inside one another, which would overwrite each other."""
-    places = sorted((os.path.join(os.path.realpath(tree.dest), ""), name) for name, tree in trees.items())
-    for (outer, one), (inner, other) in itertools.pairwise(places):
-        if inner.startswith(outer):
-            raise ConfigError(f"{path}: trees.{other}.dest is, or lies in, the directory of trees.{one}")

@@ -49,6 +49,13 @@ class SyncReport:
         """Whether the tree changed, or at least the version that it has."""
         return self.route != "none" or self.version != (self.previous_version or "")
 
+    def edits(self) -> list[str]:
+        """What happened to locally edited files, in a sentence for each."""
+        kept = (f"{name} had local edits, which are kept as {fresh}" for name, fresh in self.saved_as.items())
+        lost = (f"{name} had local edits, which were overwritten" for name in self.overwritten)
+        back = "was restored with local edits, since the released content is not kept"
+        return [*kept, *lost, *(f"{name} {back}" for name in self.restored_with_edits)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
