@@ -182,7 +182,7 @@ def fetch(get: Get, network: Network, cancel: Cancel) -> bytes:
     """Fetch a checksum file. The caller already has a place at a host, and retries after a failure.
 
     Raises:
-        HTTPStatusError, TransferError, GiveUpError: it can't be fetched now.
+        HTTPStatusError, TransferError: it can't be fetched now.
         CancelledError: cancelled.
     """
     with network.transport.open(get, cancel) as response:

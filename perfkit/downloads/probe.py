@@ -23,7 +23,7 @@ from perfkit.downloads.http.semantics import (
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
+from perfkit.downloads.retry import Network, backoff_s, may_retry, refuse
 from perfkit.errors import CancelledError, TransferError
 
 _USABLE = frozenset({Verdict.BODY, Verdict.EMPTY, Verdict.STATUS})
@@ -89,11 +89,9 @@ def probe(
                 if answer.verdict is Verdict.STATUS:
                     refuse(url, response, answer.reason, host=host, network=network)
                 return _read(url, response, answer, most, known, requests)
-        except GiveUpError as end:
-            raise end.error from None
         except TransferError as error:
             failures += 1
-            if not error.transient or failures > config.retries:
+            if not may_retry(error, config) or failures > config.retries:
                 raise
         finally:
             limiter.leave(host)
@@ -107,7 +105,6 @@ def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel:
 
     Raises:
         HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
-        GiveUpError: the host asks for a long wait.
     """
     with network.transport.open(get, cancel) as response:
         fields = as_stored(response.headers, get.url)
