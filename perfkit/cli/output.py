@@ -60,7 +60,7 @@ def print_text(text: str) -> None:
 def print_result(arguments: argparse.Namespace, record: Mapping[str, object], note: str) -> None:
     """Print the result of a command: the record with `--json`, else the note, if any, unless `--quiet` was given."""
     if arguments.json:
-        print_text(json.dumps(record) + "\n")
+        print_text(json.dumps(record, default=list) + "\n")  # a long list is made only now
     elif note and not arguments.quiet:
         print_line(f"perfkit: {note}")
 

@@ -227,7 +227,7 @@ def _planned(plan: Plan) -> Outcome:
     names = ("fetch", "remove", "added", "changed")
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)
-    record = {value: getattr(plan, value) for value in values} | {each: list(getattr(plan, each)) for each in names}
+    record = {each: getattr(plan, each) for each in (*values, *names)}
     version, held = plan.version or "nothing is installed", f"; {plan.held} is on hold" if plan.held else ""
     note = (
         f"{version}: {counted(len(plan.fetch), 'file')} to fetch, {here} available locally, {len(plan.remove)} to "

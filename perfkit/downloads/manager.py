@@ -405,7 +405,7 @@ class DownloadManager:
                 os.makedirs(directory, exist_ok=True)
                 batch.directories.add(directory)
         except (TransferError, OSError) as error:
-            transfer.fail(error)
+            transfer.abandon(error)
             return None
         return transfer
 

@@ -19,6 +19,7 @@ from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.network_path import Path
+from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_have_secrets, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent
 from perfkit.downloads.stall import timeouts
@@ -29,8 +30,7 @@ from perfkit.redact import redacted
 if TYPE_CHECKING:
     import requests
 
-    from perfkit.downloads.http.connection import Exchange
-    from perfkit.downloads.http.outage import OutageWatch
+    from perfkit.downloads.http.exchange import Exchange
     from perfkit.downloads.http.session import Sessions
 
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep the connection
@@ -145,7 +145,7 @@ class HttpTransport:
         self._sessions: Sessions | None = None
         self._waiting: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._reading: set[Exchange] = set()
-        self._outage: OutageWatch | None = None  # once there is a connection
+        self._outage = OutageWatch()
         self._timeout = timeouts(config)
         self._common = {"Accept": "*/*", "User-Agent": f"perfkit/{__version__}"} if session is None else {}
         self._configured = _canonical(config.headers)
@@ -159,8 +159,7 @@ class HttpTransport:
             if exchange.deadline_s < now_s:
                 exchange.expired = True
                 exchange.abort()
-        if self._outage is not None:
-            self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
+        self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
 
     def path(self) -> Path | None:
         known = [path for each in tuple(self._reading) if each.incoming and (path := each.incoming.path())]
@@ -174,8 +173,7 @@ class HttpTransport:
             sessions, self._sessions = self._sessions, None
         if sessions is not None:
             sessions.close()
-        if self._outage is not None:
-            self._outage.close()
+        self._outage.close()
 
     def open(self, request: Get, cancel: Cancel) -> Response:
         private = self._configured
@@ -191,7 +189,7 @@ class HttpTransport:
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
             auth = (request.auth or self._config.auth) if trusted else None
             netrc = request.named and at_home
-            hop = Hop(at, headers, auth, trusted, at != asked, netrc, self._timeout)
+            hop = Hop(at, headers, auth, trusted, at != asked, netrc)
             response = self._send(request.url, hop, cancel, request.limit)
             response.url = request.url if at == asked else at
             location = response.headers.get("location") if response.status in REDIRECTS else None
@@ -264,12 +262,13 @@ class HttpTransport:
             if self._sessions is None:
                 # Here, since importing requests takes longer than most commands that need no network.
                 from perfkit.downloads.http import failures
-                from perfkit.downloads.http.connection import Exchange
-                from perfkit.downloads.http.outage import OutageWatch
-                from perfkit.downloads.http.session import Adapter, CallersSessions, OwnSessions
+                from perfkit.downloads.http.adapter import Adapter
+                from perfkit.downloads.http.callers_session import CallersSessions
+                from perfkit.downloads.http.exchange import Exchange
+                from perfkit.downloads.http.session import OwnSessions
 
                 config = self._config
-                self._failures, self._make_exchange, self._outage = failures, Exchange, OutageWatch()
+                self._failures, self._make_exchange = failures, Exchange
                 adapter = Adapter(keep=max(config.most_streams, config.segments) + 2, lean=self._given is None)
                 if self._given is None:
                     self._sessions = OwnSessions(config, adapter)

@@ -185,6 +185,7 @@ class Index:
         columns = [reader.column(width, piece_count) for width in (4, 8, 4, 4)]
         tags = reader.column(8, tag_count)
         reader.end()
+        del raw, reader  # frees megabytes if there are many files
         if sum(per_pack) != frame_count or sum(per_frame) != piece_count:
             _refuse("its counts are inconsistent")
         packs_of, at = _places(packs, per_pack, gaps, sizes)
@@ -306,6 +307,7 @@ class _Pieces:
             yield used
         if next(coded_tags, None) is not None:
             _refuse("too many tags")
+        self._coded.clear()  # frees megabytes, too
 
     def check(self) -> None:
         """Check that the pieces cover every blob of the manifest, each byte once."""

@@ -8,6 +8,8 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
 
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.request import Request
@@ -17,12 +19,13 @@ from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME, channel_name
 from perfkit.releases.format.index import Index, PackRange
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, PackedRef
-from perfkit.releases.format.zstd import decompress
+from perfkit.releases.format.zstd import decompress_stream
 from perfkit.updates.staging import Fetcher
 
 _log = logging.getLogger(__name__)
 
 _CONNECTIONS = 3  # opened in addition to the first, for a list of files, an index, and packs
+_READ_BYTES = 64 << 10
 _WHOLE_BYTES = 4 << 20  # up to this size one connection is used: it ends by the time that others would have begun
 _RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
 
@@ -133,8 +136,10 @@ class SiteClient:
     def get_packed(self, packed: PackedRef, label: str, *, beside: Iterable[ObjectRef] = ()) -> bytes:
         """The decompressed bytes of an object, such as `the index`; `beside` as in `get`."""
         (path,) = self.get([packed.object], label, beside=beside, phase=f"reading {label}")
+        whole = BytesIO()
         with open(path, "rb") as file:
-            return decompress(file.read(packed.object.bytes + 1), packed.size)
+            whole.writelines(decompress_stream(iter(partial(file.read, _READ_BYTES), b""), packed.size))
+        return whole.getvalue()
 
     def not_staged(self, refs: Iterable[ObjectRef]) -> list[ObjectRef]:
         """Those of the objects that have to be fetched."""
