@@ -271,8 +271,9 @@ def _misfit(value: object, kind: str, *, secret: bool) -> str:
     return f"must be {form}{' or None' if optional else ''}; got {shown}"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_time(value: object) -> bool:
+    """A time-out of more than a century would overflow in the kernel's structures."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _CENTURY_S
 
 
 def _is_whole(value: object) -> bool:
@@ -294,7 +295,7 @@ def _is_range(value: object) -> bool:
 _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a field: its check, and its name in words
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "int": (_is_whole, "a whole number"),
-    "float": (_is_number, "a finite number"),
+    "float": (_is_time, "a number of seconds, less than a century"),
     "str": (lambda value: isinstance(value, str), "text"),
     "bool | str": (lambda value: isinstance(value, bool | str), "True, False or the path of a CA bundle"),
     "Mapping[str, str]": (

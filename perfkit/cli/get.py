@@ -17,6 +17,7 @@ from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_credentials, add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.minisign.public_keys import read_public_keys
+from perfkit.progress.text import described
 from perfkit.redact import redacted
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _get(arguments: argparse.Namespace) -> int:
         for name in ("output", "checksum", "mirror", "key"):
             if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
                 raise ConfigError(f"--{name} needs exactly one URL and no -i FILE")
+        if arguments.output == "-":
+            raise ConfigError("-o needs a file, not standard output; give ./- for a file of this name")
         if arguments.checksum and arguments.checksums:
             raise ConfigError("--checksum or --checksums, not both")
         if arguments.base is not None and arguments.input is None:
@@ -182,7 +185,8 @@ class _Results:
         error = download.error
         if error is not None:
             self.failed += 1
-            print_error(str(error) if isinstance(error, PerfkitError) else f"{redacted(download.url)}: {error}")
+            where = "" if isinstance(error, PerfkitError) else f"{redacted(download.url)}: "
+            print_error(where + described(error))
         if self._as_json:
             print_text(self._separator + json.dumps(_as_json(download)))
             self._separator = ","

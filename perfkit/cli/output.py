@@ -100,19 +100,17 @@ def progress_for(arguments: argparse.Namespace) -> Progress | None:
 
 @contextlib.contextmanager
 def log_shown(arguments: argparse.Namespace) -> Iterator[None]:
-    """With `--verbose`, print what perfkit logs: requests, retries, routes."""
-    if not getattr(arguments, "verbose", False):
-        yield
-        return
+    """Print what perfkit logs: warnings; with `--verbose`, also requests, retries and routes."""
     import logging
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            print_line(f"perfkit: {record.getMessage()}")
+            kind = "warning: " if record.levelno >= logging.WARNING else ""
+            print_line(f"perfkit: {kind}{record.getMessage()}")
 
     log, handler = logging.getLogger("perfkit"), Lines()
     before = log.level
-    log.setLevel(logging.DEBUG)
+    log.setLevel(logging.DEBUG if getattr(arguments, "verbose", False) else logging.WARNING)
     log.addHandler(handler)
     try:
         yield

@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_output(command: Parser, json: str, *, quiet: str = "no progress and notes; errors are still shown") -> None:
+def add_output(command: Parser, json: str, *, quiet: str = "show only warnings and errors") -> None:
     """Add the two options that every command has."""
     command.add_argument("-q", "--quiet", action="store_true", help=quiet)
     command.add_argument("--json", action="store_true", help=json)

@@ -25,8 +25,8 @@ _PUBLISH_EXAMPLES = """\
   perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
   perfkit publish rules site --version 'r{n}' --watch    again whenever files change
 to upload it, the pointer last:
-  rsync -a --exclude perfkit.json site/ web:/srv/rules/
-  rsync -a site/perfkit.json web:/srv/rules/
+  rsync -a --exclude 'perfkit*.json' --exclude '.*' site/ web:/srv/rules/
+  rsync -a site/perfkit*.json web:/srv/rules/
 """
 _PROMOTE_EXAMPLES = """\
   perfkit promote site --channel canary --version 2026.12

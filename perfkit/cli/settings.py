@@ -27,7 +27,7 @@ def add_credentials(command: argparse.ArgumentParser) -> None:
 
 def add_wait(command: argparse.ArgumentParser) -> None:
     """Add the option of the commands that lock a tree."""
-    what = "how long to wait for another change of the tree (default 0)"
+    what = "how long to wait while another command is at work (default 0)"
     command.add_argument("--wait", metavar="TIME", default="0", help=what)
 
 

@@ -101,7 +101,7 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
             f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
             f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
         )
-        held = [f"{report.held} is on hold"] if report.held else []
+        held = _held(report.held, report.version)
         note = "; ".join([done, *report.edits(), *held, *_selected(report, arguments)])
     code = CHANGED if arguments.exit_code and report.generation_is_new else 0
     if synced.failure is not None:
@@ -228,10 +228,17 @@ def _planned(plan: Plan) -> Outcome:
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)
     record = {each: getattr(plan, each) for each in (*values, *names)}
-    version, held = plan.version or "nothing is installed", f"; {plan.held} is on hold" if plan.held else ""
-    note = (
+    version = plan.version or "nothing is installed"
+    work = (
         f"{version}: {counted(len(plan.fetch), 'file')} to fetch, {here} available locally, {len(plan.remove)} to "
         f"remove; by {plan.route}: {amount(plan.bytes)} in {counted(plan.requests, 'request')}, "
-        f"about {plan.seconds:.1f} s{held}"
+        f"about {plan.seconds:.1f} s"
     )
+    note = "; ".join([work, *_held(plan.held, plan.version)])
     return Outcome({**record, "saved_as": plan.saved_as, "offers": offers}, note)
+
+
+def _held(held: str | None, installed: str) -> list[str]:
+    if held is None:
+        return []
+    return ["the tree is pinned" if held == installed else f"{held} is on hold"]

@@ -20,7 +20,8 @@ class SyncReport:
         overwritten: locally edited files that were not saved.
         restored_with_edits: files that a rollback restored with the local edits that they had before an update, because
             the content of the release itself was never kept.
-        held: the version that the source offers and that was skipped, since it is on hold: see `Hold`.
+        held: the version that the source offers and that was skipped, since it is on hold (see `Hold`); if the tree is
+            pinned, the installed version.
         selection: the part of the release or archive that the tree has, such as `+*.rules -old/`; empty: all of it.
         seconds: how long it took.
     """

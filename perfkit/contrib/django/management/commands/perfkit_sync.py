@@ -81,7 +81,8 @@ class Command(TreesCommand, ToolkitCommand):
 
     def _stays(self, name: str, version: str, held: str) -> str:
         what = f"{printable(version)} stays" if version else "nothing is installed"
-        return str(self.style.WARNING(f"{name}: {what}: {printable(held)} is on hold"))
+        why = "it is pinned" if held == version else f"{printable(held)} is on hold"
+        return str(self.style.WARNING(f"{name}: {what}: {why}"))
 
     def _lines(self, name: str, report: SyncReport) -> list[tuple[int, str]]:
         version = printable(report.version)
