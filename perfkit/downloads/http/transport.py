@@ -38,6 +38,7 @@ _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep th
 _DRAIN_S = 2.0  # if it comes within this time
 _FOREIGN_READ_BYTES = 16 << 10
 
+_MOST_KEPT = 1024  # connections for each origin: urllib3 makes room for all of them at once
 SessionSource = Any  # a requests.Session, or a callable that makes one (requests is loaded when it is used)
 
 
@@ -275,7 +276,8 @@ class HttpTransport:
 
                 config = self._config
                 self._failures, self._make_exchange = failures, Exchange
-                adapter = Adapter(keep=max(config.most_streams, config.segments) + 2, lean=self._given is None)
+                keep = min(_MOST_KEPT, max(config.most_streams, config.segments) + 2)
+                adapter = Adapter(keep=keep, lean=self._given is None)
                 if self._given is None:
                     self._sessions = OwnSessions(config, adapter)
                 else:
