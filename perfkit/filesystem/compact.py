@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import operator
+import os
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import Any
+from struct import Struct
+from typing import Any, overload
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
 _DIGESTS = 1024  # in a block, for the same reason
 _MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte
 _SORT_CHUNK = 4096  # numbers that are sorted at a time
+_BLOCK_ROWS = 256
+_READ_BYTES = 8 << 10
+_MAX_BLOCKS = 32  # of a file, in memory
 
 
 class Names:
@@ -144,6 +151,142 @@ class DigestSet(Set[bytes]):
 
     def __len__(self) -> int:
         return len(self._digests)
+
+
+class DigestIndex:
+    """Positions in a sequence of digests, by the first 8 bytes of each digest, in 12 bytes each."""
+
+    def __init__(self, digests: Iterable[bytes]) -> None:
+        keys = array("Q", map(_key, digests))
+        buckets = [
+            array("I") for _ in range(256)
+        ]  # by first byte, since sorting all at once takes several times as much
+        for at, key in enumerate(keys):
+            buckets[key >> 56].append(at)
+        self._order = array("I")
+        for bucket in buckets:
+            self._order.extend(sorted(bucket, key=keys.__getitem__))
+        self._keys = array("Q", map(keys.__getitem__, self._order))
+
+    def candidates(self, digest: bytes, *, skip: int = 0) -> Iterator[int]:
+        """Positions that may have this digest, in order, without the first `skip`; compare the whole digest there."""
+        key = _key(digest)
+        for at in range(bisect_left(self._keys, key) + skip, len(self._keys)):
+            if self._keys[at] != key:
+                return
+            yield self._order[at]
+
+    def count(self, digest: bytes) -> int:
+        """How many digests begin with the same 8 bytes."""
+        key = _key(digest)
+        return bisect_right(self._keys, key) - bisect_left(self._keys, key)
+
+
+def _key(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
+
+
+class FileBytes:
+    """The bytes of an open file, which are read when they are needed, in little memory if in order.
+
+    Args:
+        descriptor: of the file, which must not change; it is closed with this object.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+        self._blocks: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, key: int) -> int: ...
+    @overload
+    def __getitem__(self, key: slice) -> bytes: ...
+    def __getitem__(self, key: int | slice) -> int | bytes:
+        if not isinstance(key, slice):
+            number, at = divmod(key, _READ_BYTES)
+            return (self._blocks.get(number) or self._read(number))[at]
+        start, stop = key.start or 0, self._size if key.stop is None else key.stop
+        number, at = divmod(start, _READ_BYTES)
+        if at + stop - start <= _READ_BYTES:
+            return (self._blocks.get(number) or self._read(number))[at : at + stop - start]
+        return self._read_at(start, stop - start)
+
+    def _read(self, number: int) -> bytes:
+        """A block, which is kept for a while."""
+        if len(self._blocks) == _MAX_BLOCKS:
+            del self._blocks[next(iter(self._blocks))]
+        start = number * _READ_BYTES
+        block = self._blocks[number] = self._read_at(start, min(_READ_BYTES, self._size - start))
+        return block
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        found = os.pread(self._descriptor, size, start)
+        if len(found) != size:
+            raise OSError(errno.EIO, "a file became shorter while it was read")
+        return found
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+class FileRows:
+    """A list of rows of one size, most of them in a file, so that millions take half a megabyte of memory.
+
+    Args:
+        row: what a row is made of.
+        create_file: returns a descriptor of an empty file without a name; called once there are many rows.
+    """
+
+    def __init__(self, row: Struct, create_file: Callable[[], int]) -> None:
+        self._row = row
+        self._create_file = create_file
+        self._descriptor = -1
+        self._blocks: dict[int, bytearray] = {}  # those in memory
+        self._changed: set[int] = set()  # of these, the ones that differ from the file
+        self._count = 0
+
+    def append(self, *values: object) -> None:
+        """Add a row."""
+        self._count += 1
+        self[self._count - 1] = values
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: int) -> tuple[Any, ...]:
+        return self._row.unpack_from(self._block(at // _BLOCK_ROWS), at % _BLOCK_ROWS * self._row.size)
+
+    def __setitem__(self, at: int, values: tuple[object, ...]) -> None:
+        self._row.pack_into(self._block(at // _BLOCK_ROWS), at % _BLOCK_ROWS * self._row.size, *values)
+        self._changed.add(at // _BLOCK_ROWS)
+
+    def _block(self, number: int) -> bytearray:
+        block = self._blocks.get(number)
+        if block is None:
+            if len(self._blocks) == _MAX_BLOCKS:
+                self._write_oldest()
+            size = _BLOCK_ROWS * self._row.size
+            stored = b"" if self._descriptor < 0 else os.pread(self._descriptor, size, number * size)
+            block = self._blocks[number] = bytearray(stored.ljust(size, b"\0"))
+        return block
+
+    def _write_oldest(self) -> None:
+        number = next(iter(self._blocks))
+        block = self._blocks.pop(number)
+        if number in self._changed:
+            self._changed.remove(number)
+            if self._descriptor < 0:
+                self._descriptor = self._create_file()
+            if os.pwrite(self._descriptor, block, number * len(block)) < len(block):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 def sort_numbers(numbers: Sequence[int], key: Callable[[int], Any]) -> Iterator[int]:

@@ -1,20 +1,22 @@
-"""What a change does to each name, in columns: a hundred bytes a file, where objects would take a thousand."""
+"""What a change does to each name, in columns: fifty bytes of memory a file, where objects would take a thousand."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 from array import array
-from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
+from struct import Struct
 from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.compact import Digests, Lookup, Names, pack_numbers, sort_numbers
+from perfkit.filesystem.compact import DigestIndex, DigestSet, FileRows, Lookup, Names, pack_numbers, sort_numbers
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.records import Change, Content, signature
 
 _WRITE, _DELETE, _RECORD, _OMIT = 1, 2, 4, 8
 _NO_CONTENT = 0  # the number of a file that does not exist
+_CONTENT = Struct("=32sqH")  # SHA-256, size and mode
 _ABSENT = -1  # in place of a signature, which is never -1
 
 
@@ -34,14 +36,15 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     Args:
         staged: the common prefix of the names of staged files, before a number.
         fetched: the common prefix of the names of fetched files, before the SHA-256 of their content in hex.
+        create_file: returns a descriptor of an empty file without a name, for a change of many files.
         modes: whether files that differ only in their mode count as different.
     """
 
-    def __init__(self, staged: str, fetched: str, *, modes: bool = True) -> None:
+    def __init__(self, staged: str, fetched: str, create_file: Callable[[], int], *, modes: bool = True) -> None:
         self._prefixes = staged, fetched
         self._names = names = Names()
         self._flags = bytearray()
-        self._contents = contents = _Contents(modes=modes)
+        self._contents = contents = _Contents(create_file, modes=modes)
         self._after, self._before, self._recorded = (_Numbers() for _ in range(3))  # of contents
         after = self._after
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
@@ -193,6 +196,18 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         """The previous content in the generation's record."""
         return self._contents[self._recorded[row]]
 
+    def recorded_once(self, rows: Iterable[int]) -> Sequence[int]:
+        """Those of these rows that have a previous content in the generation's record, each content once."""
+        rows = pack_numbers(filter(self._recorded.__getitem__, rows))
+
+        def digests() -> Iterator[bytes]:
+            return (self._contents.digest(self._recorded[row]) for row in rows)
+
+        index, repeated = DigestIndex(digests()), DigestSet()
+        return pack_numbers(
+            row for row, digest in zip(rows, digests(), strict=True) if index.count(digest) == 1 or repeated.add(digest)
+        )
+
     def before(self, row: int) -> Content | None:
         """The previous content on disk."""
         return self._contents[self._before[row]]
@@ -280,41 +295,43 @@ class _Numbers:
 class _Contents:
     """Contents by number; 0 is the number of a file that does not exist."""
 
-    def __init__(self, *, modes: bool) -> None:
+    def __init__(self, create_file: Callable[[], int], *, modes: bool) -> None:
         self._compare_modes = modes
-        self._digests = Digests()
-        self._digests.append(bytes(32))
-        self._sizes, self._modes = array("q", (0,)), array("H", (0,))
+        self._rows = FileRows(_CONTENT, create_file)
+        self._rows.append(bytes(32), 0, 0)
 
     def add(self, content: Content | None) -> int:
         """Add a content; returns its number."""
         if content is None:
             return _NO_CONTENT
-        self._digests.append(bytes.fromhex(content.sha256))
-        self._sizes.append(content.size)
-        self._modes.append(content.mode)
-        return len(self._sizes) - 1
+        self._rows.append(bytes.fromhex(content.sha256), content.size, content.mode)
+        return len(self._rows) - 1
 
     def put(self, number: int, content: Content | None) -> int:
         """Replace a content that only one row has; returns the number of the new one."""
         if number == _NO_CONTENT or content is None:
             return self.add(content)
-        self._digests[number] = bytes.fromhex(content.sha256)
-        self._sizes[number], self._modes[number] = content.size, content.mode
+        self._rows[number] = bytes.fromhex(content.sha256), content.size, content.mode
         return number
 
     def __getitem__(self, number: int) -> Content | None:
         if number == _NO_CONTENT:
             return None
-        return Content(self.sha256(number), self._sizes[number], self._modes[number])
+        digest, size, mode = self._rows[number]
+        return Content(digest.hex(), size, mode)
+
+    def digest(self, number: int) -> bytes:
+        """Its SHA-256."""
+        digest: bytes = self._rows[number][0]
+        return digest
 
     def sha256(self, number: int) -> str:
         """In hexadecimal."""
-        return self._digests[number].hex()
+        return self.digest(number).hex()
 
     def same(self, one: int, other: int) -> bool:
         """Whether both have the same content and, if modes matter, the same mode, or neither exists."""
         if one == other or not one or not other:
             return one == other
-        same_mode = not self._compare_modes or self._modes[one] == self._modes[other]
-        return same_mode and self._sizes[one] == self._sizes[other] and self.sha256(one) == self.sha256(other)
+        (*content, mode), (*other_content, other_mode) = self._rows[one], self._rows[other]
+        return content == other_content and (not self._compare_modes or mode == other_mode)

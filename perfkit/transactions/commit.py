@@ -14,12 +14,12 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from itertools import chain, groupby, islice
 from typing import IO
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import holds_modes, sync_directory, sync_file, syncfs
 from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.history import History, Timeline, state_lines
@@ -70,7 +70,6 @@ class Committer:
         self._lock = lock
         self._stage = stage_directory(lock.token)  # so that not even two unlocked processes share one
         self._count = 0
-        self._completed = False  # the change is made, and only its journal is left to delete
 
     @cached_property
     def holds_modes(self) -> bool:
@@ -87,7 +86,6 @@ class Committer:
         """
         self.recover()
         self.rootdir.close_cached()
-        self.store.begin()
         self.rootdir.mkdir(self._stage, 0o700)
 
     def _new_staged_name(self) -> str:
@@ -117,7 +115,12 @@ class Committer:
 
     def new_change_set(self) -> ChangeSet:
         """A change set whose new files are staged here, or were fetched."""
-        return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED_OBJECT, modes=self.holds_modes)
+        return ChangeSet(f"{self._stage}/", FETCHED_OBJECT, self._create_unnamed_file, modes=self.holds_modes)
+
+    def _create_unnamed_file(self) -> int:
+        name, fd = self.create_staged_file()
+        self.rootdir.unlink(name)
+        return fd
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
@@ -132,7 +135,7 @@ class Committer:
         """Abort a change that is not committed: delete its staged files, and the objects that were kept for it."""
         with contextlib.suppress(LockedError):  # then the objects belong to the new owner
             self._lock.check()
-            self.store.revert()
+            self.history.delete_unreachable()
         self.discard_stage()
 
     def discard_stage(self) -> None:
@@ -165,7 +168,6 @@ class Committer:
         """
         with self.preparing():
             ops = self._operations(change_set, changes, timeline, record)
-        self._completed = False
         try:
             self._write_journal(ops)
             failure = self._apply()
@@ -178,12 +180,11 @@ class Committer:
             # An interrupt may have come before or after the commit point: what is on disk decides.
             if self.rootdir.lstat(JOURNAL) is not None:
                 self.recover()
-            elif not self._completed:
-                self.store.revert()
+            else:
+                self.history.delete_unreachable()
             self.discard_stage()
             raise
         if failure is not None:
-            self.store.revert()
             self.discard_stage()
             raise failure
 
@@ -289,7 +290,6 @@ class Committer:
             if failure is not None:
                 self._undo(modified)
             self._sync(iter(()), modified)
-            self._completed = True
             self.rootdir.unlink(JOURNAL)
             sync_directory(self.rootdir.directory(PRIVATE_DIR))
         except (OSError, UnsafePathError, UpdateError) as error:

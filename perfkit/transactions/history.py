@@ -21,6 +21,7 @@ from perfkit.transactions.records import (
     FORMAT,
     MALFORMED,
     Change,
+    Content,
     is_count,
     pack,
     read_checked,
@@ -203,18 +204,19 @@ class History:
         except (PerfkitError, OSError) as error:
             _log.warning("%s: could not delete old generations: %s", self._rootdir.root, error)
 
-    def needed_objects(self, timeline: Timeline) -> DigestSet:
-        """The SHA-256 of all contents that are needed to undo what was done, and to redo what was undone."""
+    def needed_objects(self, timeline: Timeline) -> Iterator[bytes]:
+        """The SHA-256 of all contents that are needed to undo what was done, and to redo what was undone.
+
+        Raises:
+            RollbackError: a record is damaged or missing.
+        """
         here = timeline.chain.index(timeline.current)
-        needed = DigestSet()
         for number in timeline.chain[1 : here + 1]:
-            for digest in self._objects_before(number):
-                needed.add(digest)
+            yield from self._objects_before(number)
         for number in timeline.chain[here + 1 :]:
             for change in self.changes(number):
                 if change.after is not None:
-                    needed.add(bytes.fromhex(change.after.sha256))
-        return needed
+                    yield bytes.fromhex(change.after.sha256)
 
     def freed_by(self, timeline: Timeline) -> Pruned:
         """What is deleted once only the generations of this timeline are reachable.
@@ -355,19 +357,21 @@ def state_lines(timeline: Timeline) -> Iterator[bytes]:
 
 
 def record_lines(
-    number: int, label: Mapping[str, str], changes: Iterable[Change], restored_with_edits: Collection[str] = ()
+    number: int, label: Mapping[str, str], change_set: ChangeSet, restored_with_edits: Collection[str] = ()
 ) -> Iterator[bytes]:
     """A record: its header, the objects that undoing needs, and the changes, so that most readers can stop early.
 
     Args:
-        changes: iterated twice.
         restored_with_edits: names of edited files whose original content is not stored: rollback restores the edits.
     """
-    before = DigestSet()
-    added = changed = removed = bytes_before = 0
+    changes = change_set.recorded_changes()
+    once = change_set.recorded_once(changes.rows)
+
+    def replaced() -> Iterator[Content]:
+        return filter(None, map(change_set.recorded, once))
+
+    added = changed = removed = 0
     for change in changes:
-        if change.before is not None and before.add(bytes.fromhex(change.before.sha256)):
-            bytes_before += change.before.size
         if not is_private(change.name):
             added += change.before is None
             changed += change.before is not None and change.after is not None
@@ -380,17 +384,17 @@ def record_lines(
         "added": added,
         "changed": changed,
         "removed": removed,
-        "bytes_before": bytes_before,
+        "bytes_before": sum(content.size for content in replaced()),
         "as_found": list(restored_with_edits),
     }
     rows = ([change.name, pack(change.before), pack(change.after)] for change in changes)
-    return with_checksum(itertools.chain([head], _digest_line(before), rows))
+    return with_checksum(itertools.chain([head], _digest_line(content.sha256 for content in replaced()), rows))
 
 
-def _digest_line(digests: Iterable[bytes]) -> Iterator[bytes]:
+def _digest_line(digests: Iterable[str]) -> Iterator[bytes]:
     """A list of digests as a line of JSON, in pieces."""
     separator = b"["
     for digest in digests:
-        yield b'%b"%b"' % (separator, digest.hex().encode())
+        yield b'%b"%b"' % (separator, digest.encode())
         separator = b","
     yield b"]\n" if separator == b"," else b"[]\n"

@@ -9,10 +9,10 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 
 from perfkit.errors import FileChangedError, UpdateError
-from perfkit.filesystem.compact import Digests
+from perfkit.filesystem.compact import DigestIndex
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import set_mode
 from perfkit.transactions.layout import OBJECTS, object_path
@@ -31,11 +31,6 @@ class ObjectStore:
 
     def __init__(self, rootdir: RootDir) -> None:
         self._rootdir = rootdir
-        self._added = Digests()  # of objects, since `begin`
-
-    def begin(self) -> None:
-        """Begin a change: `revert` removes what is added from now on."""
-        self._added = Digests()
 
     def inspect(self, name: str, seen: Seen | None = None) -> Content:
         """The content of a file, without keeping it.
@@ -79,7 +74,6 @@ class ObjectStore:
         found = self._rootdir.lstat(target)
         if found is None:
             self._rootdir.mkdir(OBJECTS, 0o700)
-            self._added.append(bytes.fromhex(sha256))
             link_or_copy(self._rootdir, name, fd, target)
         elif found.st_ino != os.fstat(fd).st_ino:
             temporary = f"{target}~"
@@ -103,26 +97,20 @@ class ObjectStore:
         self._rootdir.unlink(target)
         return False
 
-    def revert(self) -> None:
-        """Delete the objects that were added since `begin`."""
-        for digest in self._added:
-            with contextlib.suppress(OSError):  # then the next `delete_except` does it
-                self._rootdir.unlink(object_path(digest.hex()))
-        self._added = Digests()
-
-    def delete_except(self, needed: Collection[bytes]) -> None:
+    def delete_except(self, needed: Iterable[bytes]) -> None:
         """Delete every object but these, given by SHA-256."""
         for path in self._all_except(needed):
             self._rootdir.unlink(path)
 
-    def sizes_except(self, needed: Collection[bytes]) -> list[int]:
+    def sizes_except(self, needed: Iterable[bytes]) -> list[int]:
         """The bytes that the disk would get back from each object that `delete_except` would delete."""
         found = (self._rootdir.lstat(path) for path in self._all_except(needed))
         return [each.st_size if each.st_nlink == 1 else 0 for each in found if each is not None]
 
-    def _all_except(self, needed: Collection[bytes]) -> Iterator[str]:
+    def _all_except(self, needed: Iterable[bytes]) -> Iterator[str]:
+        index = DigestIndex(needed)
         for name in self._rootdir.iterdir(OBJECTS):
-            if not (_DIGEST.fullmatch(name) and bytes.fromhex(name) in needed):
+            if not (_DIGEST.fullmatch(name) and index.count(bytes.fromhex(name))):
                 yield object_path(name)
 
 

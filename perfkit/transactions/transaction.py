@@ -85,7 +85,7 @@ class Transaction:
                 return Commit(timeline.current)
             if recorded:
                 timeline = timeline.append(self._keep_generations)
-                record = record_lines(timeline.current, self._label, recorded, restored_with_edits)
+                record = record_lines(timeline.current, self._label, change_set, restored_with_edits)
         committer.commit(change_set, changes, timeline, record)
         changes.sign(self._rootdir)
         return Commit(timeline.current, changes)

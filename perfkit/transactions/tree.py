@@ -192,9 +192,13 @@ class Tree:
         if generation not in timeline.chain:
             return None
         numbers, undo = timeline.at(generation).path(timeline.current)
-        changes = self._committer.new_change_set()
-        self._history.changes_between(numbers, undo=undo, into=changes)
-        return [name for name in map(changes.name, changes.rows()) if not is_private(name)]
+        self._begin()
+        try:
+            changes = self._committer.new_change_set()
+            self._history.changes_between(numbers, undo=undo, into=changes)
+            return [name for name in map(changes.name, changes.rows()) if not is_private(name)]
+        finally:
+            self._committer.discard_stage()
 
     def shares_content(self) -> tuple[bool, bool]:
         """Whether replaced files are kept as hard links, and whether copies are reflinks; neither uses space."""

@@ -7,33 +7,10 @@ take most of the memory that a sync may use.
 from __future__ import annotations
 
 import itertools
-from array import array
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Set
 
-from perfkit.filesystem.compact import pack_numbers, sort_numbers
+from perfkit.filesystem.compact import DigestIndex, pack_numbers
 from perfkit.releases.format.manifest import Manifest
-
-
-class DigestIndex:
-    """Positions in a sequence of digests, by the first 8 bytes of each digest."""
-
-    def __init__(self, digests: Iterable[bytes]) -> None:
-        keys = array("Q", (_key(digest) for digest in digests))
-        self._order = array("I", sort_numbers(range(len(keys)), keys.__getitem__))
-        self._keys = array("Q", (keys[at] for at in self._order))
-
-    def candidates(self, digest: bytes, *, skip: int = 0) -> Iterator[int]:
-        """Positions that may have this digest, in order, without the first `skip`; compare the whole digest there."""
-        key = _key(digest)
-        for at in range(bisect_left(self._keys, key) + skip, len(self._keys)):
-            if self._keys[at] != key:
-                return
-            yield self._order[at]
-
-
-def _key(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "big")
 
 
 class BlobIndex:

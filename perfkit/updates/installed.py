@@ -7,14 +7,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config
 from perfkit.downloads.file_origin import digest_of
 from perfkit.downloads.http.urls import unsigned
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import open_own, read_record, replace_own
+from perfkit.filesystem.compact import FileBytes
+from perfkit.filesystem.own_files import create_own, open_own, read_record, write_record
+from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from perfkit.updates.sources import Source
 
 _NOTHING = Manifest.of(())
+_MANY_FILES = 50_000  # from here on, a manifest is read from a file and not kept in memory
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Installed:
         if self.type is None:
             return _NOTHING
         with open(open_own(os.path.join(self.root, layout.MANIFEST)), "rb") as file:
-            return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
+            manifest = Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
+            return manifest if len(manifest) < _MANY_FILES else manifest.reading(FileBytes(os.dup(file.fileno())))
 
     def is_from(self, source: str) -> bool:
         """Whether what is installed came from this source."""
@@ -95,10 +98,24 @@ class Installed:
         return replace(self, serials=serials, serial=0 if self.is_from(source) else self.serial)
 
 
+def moved_to_file(manifest: Manifest, directory: str) -> Manifest:
+    """The same manifest; one of many files has its bytes in a file without a name in this directory, not in memory.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    if len(manifest) < _MANY_FILES:
+        return manifest
+    path = os.path.join(directory, "manifest~")
+    with open(create_own(path), "r+b") as file:
+        os.unlink(path)
+        file.write(manifest.raw)
+        file.flush()
+        return manifest.reading(FileBytes(os.dup(file.fileno())))
+
+
 def _write_serials(root: str, serials: Mapping[str, int]) -> None:
-    path = os.path.join(root, layout.SERIALS)
-    with replace_own(path, 0o644) as file:
-        file.write(json.dumps(serials).encode())
+    write_record(os.path.join(root, layout.SERIALS), dict(serials), 0o644)
 
 
 def as_recorded(source: str) -> str:

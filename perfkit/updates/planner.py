@@ -12,10 +12,9 @@ from typing import NamedTuple, Protocol
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
-from perfkit.filesystem.compact import pack_numbers
+from perfkit.filesystem.compact import DigestIndex, pack_numbers
 from perfkit.filesystem.paths import backup_name
 from perfkit.releases.format.manifest import EntrySubset, LazySequence
-from perfkit.updates.digest_index import DigestIndex
 from perfkit.updates.routes import Link, Offer, route_seconds
 
 _NAMES_SHOWN = 5  # in an error
@@ -180,7 +179,7 @@ def decide(
     existing: Mapping[str, FileInfo],
     installed: Mapping[str, FileInfo],
     *,
-    stored: Collection[bytes] = (),
+    stored: Callable[[bytes], bool] = lambda digest: False,
     taken: Callable[[str], bool] = lambda name: False,
     local_changes: LocalChanges = "keep",
 ) -> Plan:
@@ -190,7 +189,7 @@ def decide(
         wanted: the files of the version to install, by name.
         existing: the files in the tree under the names of `wanted` and `installed`.
         installed: the files of the installed version, by name.
-        stored: the blobs in the tree's history, by SHA-256.
+        stored: whether the tree's history has a blob, by SHA-256.
         taken: whether the tree has something under a name that is not in `existing`.
         local_changes: what to do with a file that is neither as `installed` nor as `wanted`, and with an unmanaged file
             in the way: `keep` it under another name next to the new one, `overwrite` it, or `refuse`.
@@ -315,7 +314,7 @@ def _edited(found: FileInfo, installed: FileInfo | None) -> bool:
 
 
 def _locate(
-    wanted: _Files, missing: Iterable[int], tree: _Tree, stored: Collection[bytes]
+    wanted: _Files, missing: Iterable[int], tree: _Tree, stored: Callable[[bytes], bool]
 ) -> tuple[list[LocalCopy], array[int], array[int]]:
     """Where the content of each missing file is: in the tree, in its history, or on the network."""
     local: list[LocalCopy] = []
@@ -325,7 +324,7 @@ def _locate(
         if (found := tree.source(entry)) is not None:
             source, move = found
             local.append(LocalCopy(wanted.names[at], source, move=move))
-        elif entry.sha256 in stored:
+        elif stored(entry.sha256):
             kept.append(at)
         else:
             fetch.append(at)

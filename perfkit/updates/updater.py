@@ -23,7 +23,6 @@ from perfkit.errors import (
     StaleSourceError,
     TransferError,
 )
-from perfkit.filesystem.compact import DigestSet
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
@@ -37,7 +36,7 @@ from perfkit.transactions.tree import Tree
 from perfkit.updates.apply import Applied, PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
 from perfkit.updates.hold import HoldReason, add_hold, hold_on, is_held, keep_holds, read_holds
-from perfkit.updates.installed import Installed, as_recorded, encode_record, managed_tree, read_installed
+from perfkit.updates.installed import Installed, as_recorded, encode_record, managed_tree, moved_to_file, read_installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
@@ -121,7 +120,8 @@ def _sync(
         update = Sync(tree.root, fetcher, source, installed, options, progress)
         if spec.release is None:
             update.refuse_downgrade(allow_older=spec.demands.allow_older)
-        report = update.run(tree, passes_over)
+        with contextlib.closing(fetcher):
+            report = update.run(tree, passes_over)
         if report.held is not None:
             return report
         keep_holds(tree.root, holds, source, newest=spec.release is None)
@@ -287,7 +287,7 @@ class Sync:
         if self._source.unchanged():
             return self._installed.manifest
         self._expect(unpacking_s=_BRIEF_S, applying_s=_BRIEF_S)  # for a delta, which `resolve` fetches
-        manifest = self._source.resolve(local, staging)
+        manifest = moved_to_file(self._source.resolve(local, staging), self._fetcher.stage)
         if not manifest and (chosen := self._selection()):
             raise ConfigError(f"{self._source.url}: version {self._source.version} has no files that match {chosen}")
         return manifest
@@ -311,16 +311,11 @@ class Sync:
         if manifest.sha256 == installed.manifest.sha256 and local.all_intact:
             return Plan(version=version, installed_version=installed.version, unchanged=len(manifest))
         before, after = _differing(installed.manifest, manifest, local)
-        stored = DigestSet()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._object("")) as objects:
-            for entry in objects:
-                if len(entry.name) == 64:
-                    stored.add(bytes.fromhex(entry.name))
         plan = decide(
             after,
             local.existing(before, after),
             before,
-            stored=stored,
+            stored=lambda digest: os.path.exists(self._object(digest.hex())),
             taken=lambda name: os.path.lexists(os.path.join(self._root, name)),
             local_changes=self._options.local_changes,
         )

@@ -5,14 +5,19 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import os
+import tempfile
 import weakref
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from random import Random
+from struct import Struct
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from perfkit.filesystem.compact import DigestSet, Names, pack_numbers, sort_numbers
+from perfkit.filesystem.compact import DigestIndex, DigestSet, FileBytes, FileRows, Names, pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import check_ops, read_ops, write_ops
@@ -25,6 +30,16 @@ pytestmark = pytest.mark.once
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])
 KINDS = ["staged", "fetched", "other", "drop", "forget"]
+
+
+def unnamed_file() -> int:
+    descriptor, path = tempfile.mkstemp()
+    os.unlink(path)
+    return descriptor
+
+
+def change_set() -> ChangeSet:
+    return ChangeSet("stage/", "fetch/content-", unnamed_file)
 
 
 def content(text: str, mode: int = 0o644) -> Content:
@@ -56,9 +71,81 @@ def test_digest_set(numbers: list[int]) -> None:
     assert bytes(32) not in kept
 
 
+@given(st.lists(st.integers(0, 400)))
+def test_digest_index(numbers: list[int]) -> None:
+    """Every position of a digest is found, in order, and counted."""
+    digests = [hashlib.sha256(b"%d" % number).digest() for number in numbers]
+    index = DigestIndex(digests)
+    for digest in {*digests, bytes(32)}:
+        places = [at for at, each in enumerate(digests) if each == digest]
+        assert list(index.candidates(digest)) == places
+        assert list(index.candidates(digest, skip=1)) == places[1:]
+        assert index.count(digest) == len(places)
+
+
+@given(st.integers(0, 40_000), st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 20_000)), max_size=9))
+def test_bytes_of_a_file(size: int, slices: list[tuple[int, int]]) -> None:
+    """Read in any order and amount, they are those of the file."""
+    data = Random(size).randbytes(size)
+    file = unnamed_file()
+    os.write(file, data)
+    stored = FileBytes(file)
+    assert len(stored) == size
+    assert stored[:] == data
+    for start, length in slices:
+        start, stop = min(start, size), min(start + length, size)
+        assert stored[start:stop] == data[start:stop]
+        if start < size:
+            assert (stored[start], stored[start:]) == (data[start], data[start:])
+
+
+def test_a_file_that_becomes_shorter() -> None:
+    """An error, and not other bytes, nor a signal."""
+    file = unnamed_file()
+    os.write(file, bytes(30_000))
+    stored = FileBytes(file)
+    os.truncate(file, 29_000)
+    assert stored[8_000:9_000] == bytes(1_000)
+    for wanted in (slice(29_990, 30_000), slice(None)):
+        with pytest.raises(OSError, match="became shorter"):
+            stored[wanted]
+
+
+def test_rows_in_a_file() -> None:
+    """More rows than are kept in memory, written and read in any order, also again."""
+    files: list[int] = []
+
+    def create() -> int:
+        files.append(unnamed_file())
+        return files[-1]
+
+    rows, random = FileRows(Struct("=IB"), create), Random(1)
+    for number in range(20_000):
+        rows.append(number, number % 256)
+    model = [(number, number % 256) for number in range(20_000)]
+    for _ in range(2_000):
+        at = random.randrange(20_000)
+        model[at] = rows[at] = random.randrange(1 << 32), random.randrange(256)
+        assert rows[(place := random.randrange(20_000))] == model[place]
+    assert list(map(rows.__getitem__, range(len(rows)))) == model
+    (file,) = files
+    assert os.fstat(file).st_size > 10_000 * 5
+    del rows
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file)
+
+
+def test_few_rows_need_no_file() -> None:
+    """Nor does a small change."""
+    rows = FileRows(Struct("=I"), lambda: pytest.fail("no file is needed"))
+    for number in range(1_000):
+        rows.append(number)
+    assert rows[999] == (999,)
+
+
 def test_changes_that_follow_each_other() -> None:
     """The first previous content of a name stays, and the last new one counts, as in an undo of several generations."""
-    changes = ChangeSet(staged="stage/", fetched="fetch/")
+    changes = change_set()
     for change in (
         Change("a", content("1"), content("2")),
         Change("b", None, content("3")),
@@ -78,7 +165,7 @@ def test_changes_that_follow_each_other() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(KINDS))))
 def test_change_set(calls: list[tuple[str, str]]) -> None:
     """It maps each name to what was last set for it, in whatever order."""
-    changes = ChangeSet(staged="stage/", fetched="fetch/content-")
+    changes = change_set()
     model: dict[str, StagedFile | None] = {}
     for number, (name, kind) in enumerate(calls, 1):
         new = content(f"{number}")
@@ -100,7 +187,7 @@ def test_change_set(calls: list[tuple[str, str]]) -> None:
 
 def test_rows_of_many_names_are_in_order() -> None:
     """More than are sorted at once."""
-    changes = ChangeSet(staged="stage/", fetched="fetch/")
+    changes = change_set()
     names = [hashlib.sha256(b"%d" % number).hexdigest()[:9] for number in range(10_000)]
     for number, name in enumerate(names, 1):
         changes[name] = StagedFile(f"stage/{number}", content(name))
@@ -110,7 +197,7 @@ def test_rows_of_many_names_are_in_order() -> None:
 
 def test_changes_and_their_summary() -> None:
     """What is done to the disk, and what the record says, where others edited a file or had made the change."""
-    changes = ChangeSet(staged="stage/", fetched="fetch/")
+    changes = change_set()
     changes["new"], changes["same"], changes["edited"] = (
         StagedFile("stage/1", content(text)) for text in ("n", "s", "w")
     )
@@ -205,7 +292,7 @@ def test_content_sets() -> None:
     assert BlobIndex(tree, [3]).first(one) is None
 
 
-def test_parts() -> None:
+def test_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of a manifest is a mapping of its entries, in any order that it is asked in."""
     tree = manifest(**{f"n{number:03}": f"{number % 7}" for number in range(100)})
     part = EntrySubset(tree)
@@ -214,6 +301,16 @@ def test_parts() -> None:
     assert list(part) == [f"n{number:03}" for number in range(0, 100, 3)]
     assert list(part.places()) == [(at, f"n{at:03}") for at in range(0, 100, 3)]
     assert part.names[1:3] == ["n003", "n006"]
+    searches: list[str] = []
+
+    def counted(names: Sequence[str], name: str) -> int:
+        searches.append(name)
+        return bisect_left(names, name)
+
+    monkeypatch.setattr("perfkit.releases.format.manifest.bisect_left", counted)
+    for _ in range(3):  # in order, only the first is searched for
+        assert [part[name] for name in part] == list(part.entries)
+    assert searches == ["n000", "n000"]
     for at in (99, 0, 3, 3, 60, 57):
         assert part[f"n{at:03}"] == tree[at]
     for name in ("n001", "", "z", "n055", "n058"):
@@ -224,7 +321,7 @@ def test_parts() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [DigestSet, lambda: ChangeSet("staged/", "fetched/"), lambda: StagingArea("stage").blobs],
+    [DigestSet, change_set, lambda: StagingArea("stage").blobs],
     ids=["digests", "changes", "staging"],
 )
 def test_freed_at_once(make: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import subprocess
@@ -15,17 +16,17 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.errors import (
+    FileChangedError,
     LockedError,
     RecoveryError,
     RollbackError,
     UnsafePathError,
     UpdateError,
 )
-from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions import commit
 from perfkit.transactions.layout import MANIFEST
-from perfkit.transactions.object_store import ObjectStore
-from perfkit.transactions.records import signature
+from perfkit.transactions.prepare import Known
+from perfkit.transactions.records import Seen, signature
 from perfkit.transactions.tree import Tree
 from tests.support.tools import mounted_image
 from tests.support.trees import litter, tree_of
@@ -126,22 +127,26 @@ def test_spoilt_object_is_replaced(tmp_path: Path) -> None:
 
 
 def test_object_outlives_a_change_that_is_given_up(tmp_path: Path) -> None:
-    """Also where the change has put another file with the same content in its place."""
-    put(tmp_path, {"a": b"same", "b": b"same", "c": b"other"})
+    """Also where the change has put another file with the same content in its place; what it added goes."""
+    before = {"a": b"same", "b": b"same", "c": b"added", "d": b"other"}
+    put(tmp_path, before)
     put(tmp_path, {"a": b"new"})
     (kept,) = (tmp_path / ".perfkit/objects").iterdir()
-    rootdir = RootDir(os.fspath(tmp_path))
-    store = ObjectStore(rootdir)
-    store.begin()
-    store.keep("b")
-    store.keep("c")
-    assert kept.samefile(tmp_path / "b")
-    store.revert()
-    rootdir.close()
-    assert list((tmp_path / ".perfkit/objects").iterdir()) == [kept]
+
+    def seen(name: str) -> Seen:
+        data = b"not what is there" if name == "d" else before[name]
+        return Seen(hashlib.sha256(data).hexdigest(), 0, 0, 0)
+
     with Tree(tmp_path) as tree:
+        tx = tree.transaction(known=Known(seen=seen))
+        for name in "bcd":
+            tx.write(name, b"new")
+        with pytest.raises(FileChangedError), tx:
+            pass
+        assert list((tmp_path / ".perfkit/objects").iterdir()) == [kept]
+        assert kept.samefile(tmp_path / "b")
         tree.rollback(1)
-    assert tree_of(tmp_path) == {"a": b"same", "b": b"same", "c": b"other"}
+    assert tree_of(tmp_path) == before
 
 
 def test_result_tells_the_new_stat(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,14 @@ pytestmark = pytest.mark.once
 SECOND = edited(FIRST, 1)
 
 
+@pytest.fixture(params=["in memory", "in files"])
+def manifests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Manifests are kept in memory, or in files as those of very many files are."""
+    if request.param == "in files":
+        monkeypatch.setattr("perfkit.updates.installed._MANY_FILES", 1)
+
+
+@pytest.mark.usefixtures("manifests")
 def test_install_update_and_nothing_to_do(kit: Toolkit, tmp_path: Path) -> None:
     """An empty tree, an older one by its delta, and then one request that brings nothing."""
     with Server(publish(kit, tmp_path, FIRST, "1")) as server:
@@ -36,6 +45,7 @@ def test_install_update_and_nothing_to_do(kit: Toolkit, tmp_path: Path) -> None:
         assert (report.route, report.requests, report.bytes_received) == ("none", 1, 0)
 
 
+@pytest.mark.usefixtures("manifests")
 def test_back_without_network_and_forward_again(kit: Toolkit, tmp_path: Path) -> None:
     """Rollback needs no server; the next sync goes on to the newest."""
     with Server(publish(kit, tmp_path, FIRST, "1")) as server:
@@ -135,6 +145,21 @@ def test_serials_are_kept_without_secrets(kit: Toolkit, tmp_path: Path) -> None:
         for source in (server.url, url):
             with pytest.raises(UpdateError, match="older release"):
                 kit.sync(source, tmp_path / "tree")
+
+
+def test_serials_are_on_disk(kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut must not leave an empty file, with which the tree could not be used."""
+    synced: list[str] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr("perfkit.filesystem.own_files.sync_file", note)
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        publish(kit, tmp_path, SECOND, "2")
+        kit.sync(server.url, tmp_path / "tree")
+    assert synced.count(f"{tmp_path}/tree/.perfkit/serials~") == 1
 
 
 def test_a_site_that_is_made_anew(kit: Toolkit, tmp_path: Path) -> None:
@@ -253,6 +278,7 @@ def test_verify_and_repair(kit: Toolkit, tmp_path: Path) -> None:
         assert kit.verify(tmp_path / "tree").intact
 
 
+@pytest.mark.usefixtures("manifests")
 def test_a_dry_run_writes_nothing(kit: Toolkit, tmp_path: Path) -> None:
     """Not even the directory."""
     with Server(publish(kit, tmp_path, FIRST, "1")) as server:

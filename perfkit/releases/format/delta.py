@@ -143,7 +143,7 @@ class Delta:
         if sum(self._table.slices[0]) > min(most_bytes, most_content(self._bytes) + 2 * len(raw)):
             _refuse("its manifest exceeds the limit")
         for length, start, source, size in zip(*self._table.slices, strict=True):
-            if start + source > len(old.raw):
+            if start + source > len(raw):
                 _refuse("it refers beyond the end of the old manifest")
             made.write(decompress(_exactly(self._file, size), length, prefix=raw[start : start + source]))
         return made.getvalue()

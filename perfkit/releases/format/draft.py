@@ -7,7 +7,6 @@ first, counted from 1. The digest of the completed manifest proves that every co
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from perfkit.releases.format.manifest import Manifest
 
@@ -34,7 +33,7 @@ def parse_draft(raw: bytes) -> Manifest:
     """
     draft, unknown = Manifest.parse(raw), bytes(DIGEST_BYTES)
     own = (entry for entry, digest in enumerate(draft.digests()) if digest == unknown)
-    return replace(draft, raw=draft.with_digests((entry, _reference(entry)) for entry in own))
+    return draft.reading(draft.with_digests((entry, _reference(entry)) for entry in own))
 
 
 def complete(draft: Manifest, made: bytes | bytearray, sha256: bytes) -> Manifest:

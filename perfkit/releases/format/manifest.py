@@ -13,11 +13,11 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError, UnsafePathError
-from perfkit.filesystem.compact import sort_numbers
+from perfkit.filesystem.compact import FileBytes, sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name, most_directories
 from perfkit.releases.format.columns import Reader, pack_column
 
@@ -60,11 +60,10 @@ class Manifest:
     """The entries of a tree, sorted by the UTF-8 bytes of their names; a sequence of `Entry`.
 
     Attributes:
-        raw: the canonical bytes. Two manifests are equal if these are.
-        sha256: their digest, 32 bytes.
+        sha256: the digest of its canonical bytes, 32 bytes. Two manifests are equal if these are.
     """
 
-    raw: bytes = field(repr=False)
+    _data: bytes | FileBytes = field(repr=False, compare=False)
     sha256: bytes
     _sizes: array[int] = field(repr=False, compare=False)
     _flags_at: int = field(repr=False, compare=False)
@@ -98,7 +97,7 @@ class Manifest:
                     names,
                 )
             )
-            same = before is not None and names == before.raw[before._name_ends[0] :]
+            same = before is not None and names == before._data[before._name_ends[0] :]
             return cls.parse(raw, sha256=hashlib.sha256(raw).digest() if same else None, known=same)
         except (ManifestError, UnsafePathError, UnicodeEncodeError):
             check_names(entry.name for entry in listed)  # says which name it is
@@ -144,13 +143,22 @@ class Manifest:
             manifest._check_names()
         return manifest
 
+    @property
+    def raw(self) -> bytes:
+        """The canonical bytes."""
+        return self._data[:]
+
+    def reading(self, data: bytes | FileBytes) -> Manifest:
+        """The same manifest, with these bytes instead of its own."""
+        return replace(self, _data=data)
+
     def __len__(self) -> int:
         return len(self._sizes)
 
     def __getitem__(self, index: int) -> Entry:
         if not 0 <= index < len(self._sizes):
             raise IndexError(index)
-        return Entry(self.name(index), self._sizes[index], self.digest(index), self.raw[self._flags_at + index] == 1)
+        return Entry(self.name(index), self._sizes[index], self.digest(index), self._data[self._flags_at + index] == 1)
 
     def __iter__(self) -> Iterator[Entry]:
         return map(self.__getitem__, range(len(self)))
@@ -168,13 +176,13 @@ class Manifest:
     def _text(self, start: int, stop: int) -> str:
         """The names of these entries, with line feeds between."""
         try:
-            return self.raw[self._name_ends[start] : self._name_ends[stop] - 1].decode()
+            return self._data[self._name_ends[start] : self._name_ends[stop] - 1].decode()
         except UnicodeDecodeError as error:
             raise ManifestError(f"manifest: a name is not UTF-8: {error}") from error
 
     def executable(self, index: int) -> bool:
         """Whether one entry is executable."""
-        return self.raw[self._flags_at + index] == 1
+        return self._data[self._flags_at + index] == 1
 
     def size(self, index: int) -> int:
         """The size of one entry."""
@@ -183,16 +191,16 @@ class Manifest:
     def digest(self, index: int) -> bytes:
         """The SHA-256 of one entry."""
         at = self._flags_at + len(self) + 32 * index
-        return self.raw[at : at + 32]
+        return self._data[at : at + 32]
 
     def digests(self) -> Iterator[bytes]:
         """The SHA-256 of each entry, in order."""
         start = self._flags_at + len(self)
-        return (self.raw[at : at + 32] for at in range(start, start + 32 * len(self), 32))
+        return (self._data[at : at + 32] for at in range(start, start + 32 * len(self), 32))
 
     def with_digests(self, changes: Iterable[tuple[int, bytes | bytearray]]) -> bytes:
         """The canonical bytes, with other digests for some entries."""
-        raw, start = bytearray(self.raw), self._flags_at + len(self)
+        raw, start = bytearray(self._data[:]), self._flags_at + len(self)
         for index, digest in changes:
             raw[start + 32 * index : start + 32 * (index + 1)] = digest
         return bytes(raw)
@@ -210,8 +218,8 @@ class Manifest:
         """The index of the entry with this name; None: not found."""
         ends, count, wanted = self._name_ends, len(self), name.encode()
         index = self._next[0]
-        if index >= count or self.raw[ends[index] : ends[index + 1] - 1] != wanted:
-            index = bisect_left(range(count), wanted, key=lambda at: self.raw[ends[at] : ends[at + 1] - 1])
+        if index >= count or self._data[ends[index] : ends[index + 1] - 1] != wanted:
+            index = bisect_left(range(count), wanted, key=lambda at: self._data[ends[at] : ends[at + 1] - 1])
             if index == count or self.name(index) != name:
                 return None
         self._next[0] = index + 1
@@ -224,7 +232,7 @@ class Manifest:
         last = b""
         for start in range(0, len(self), _BATCH):
             stop = min(start + _BATCH, len(self))
-            block = self.raw[self._name_ends[start] : self._name_ends[stop]]
+            block = self._data[self._name_ends[start] : self._name_ends[stop]]
             lines = block.split(b"\n")[:-1]
             if not (all(map(operator.lt, lines, lines[1:])) and last < lines[0]):
                 raise ManifestError("manifest: names out of order")
@@ -295,8 +303,10 @@ class EntrySubset(Mapping[str, Entry]):
             return at - 1
         if (before is None or before < name) and (after is None or name < after):
             return -1
-        self._next = at = bisect_left(names, name)
-        return at if at < len(names) and names[at] == name else -1
+        at = bisect_left(names, name)
+        found = at < len(names) and names[at] == name
+        self._next = at + found
+        return at if found else -1
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) >= 0

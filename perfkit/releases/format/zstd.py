@@ -76,11 +76,11 @@ def dictionary(content: bytes) -> zstd.ZstdDict:
         raise ManifestError(f"a dictionary is damaged: {error}") from error
 
 
-def compress(data: bytes, *, level: int = 19, prefix: bytes = b"") -> bytes:
-    """One frame with its size in the header, and a window of at most 8 MiB plus `prefix`."""
+def compress(data: bytes, *, level: int = 19, prefix: bytes = b"", window_log: int = MAX_WINDOW_LOG) -> bytes:
+    """One frame with its size in the header, and a window of at most 2**window_log bytes plus `prefix`."""
     options: dict[int, int] = {zstd.CompressionParameter.compression_level: level}
-    if len(data) > 1 << MAX_WINDOW_LOG:
-        options[zstd.CompressionParameter.window_log] = MAX_WINDOW_LOG
+    if len(data) > 1 << window_log:
+        options[zstd.CompressionParameter.window_log] = window_log
     return zstd.compress(data, options=options, zstd_dict=prefix_dictionary(prefix))
 
 

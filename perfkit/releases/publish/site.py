@@ -25,6 +25,7 @@ from perfkit.transactions.lock import Lock
 _log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
+_WINDOW_LOG = 20  # of a packed list: its lines are like those just before
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
 _OBJECT = re.compile(r"[0-9a-f]{64}(-[0-9A-F]+\.minisig)?")  # an object, or the signature of a pointer
 _CHANNEL = re.compile(r"perfkit-[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.json")  # as `channel_name` names them
@@ -215,8 +216,11 @@ class Site:
         return ref
 
     def put_packed(self, data: bytes) -> PackedRef:
-        """As `put`, compressed. Higher levels would save 0.4 % of a large manifest, and take seconds."""
-        return PackedRef(self.put(compress(data, level=19 if len(data) <= _READ_BYTES else 12)), len(data))
+        """As `put`, compressed. Higher levels would save 0.4 % of a large manifest, and take seconds; a larger window
+        would save nothing, and take memory of clients.
+        """
+        level = 19 if len(data) <= _READ_BYTES else 12
+        return PackedRef(self.put(compress(data, level=level, window_log=_WINDOW_LOG)), len(data))
 
     def has(self, ref: ObjectRef) -> bool:
         """Whether the object exists, with the right size."""
