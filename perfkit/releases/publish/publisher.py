@@ -44,7 +44,7 @@ from perfkit.releases.publish.packing import (
     write_solid,
 )
 from perfkit.releases.publish.site import Site, referenced
-from perfkit.releases.publish.source_tree import Links, SourceTree
+from perfkit.releases.publish.source_tree import Links, SourceTree, open_source
 from perfkit.releases.statcache import StatCache
 
 _log = logging.getLogger(__name__)
@@ -268,7 +268,7 @@ class _Publisher:
         self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack, progress: Progress | None
     ) -> None:
         self._src = src
-        self._follow = False  # symbolic links
+        self._links: Links = "refuse"
         self._progress = progress
         self._site = site
         self._manifest = manifest
@@ -285,7 +285,7 @@ class _Publisher:
 
     def run(self, options: PublishOptions, began_s: float) -> Release:
         previous, manifest, version = self._previous, self._manifest, options.version
-        self._follow = options.links == "follow"
+        self._links = options.links
         expires_s = expiry(options.expires_s)
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
@@ -358,9 +358,7 @@ class _Publisher:
         )
 
     def _open(self, entry: int) -> BinaryIO:
-        path = os.path.join(self._src, self._manifest.name(entry))
-        nofollow = 0 if self._follow else os.O_NOFOLLOW
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | nofollow), "rb")
+        return open_source(self._src, self._manifest.name(entry), self._links)
 
     def _put_manifest(self) -> tuple[PackedRef, BaseManifest | None]:
         """The object with the manifest; or with the changes to an earlier release's manifest, if that is large."""
@@ -445,10 +443,14 @@ class _Publisher:
         return self._site.put_packed(content) if content else latest
 
     def _deltas(self, keep: int, threads: ThreadPoolExecutor, fine: FrameTable, most: int) -> Iterator[DeltaRef]:
-        """Deltas from the last releases, each only if it is smaller than `most`: the bytes that come by blocks."""
+        """Deltas from the last releases, each only if it is smaller than what comes by blocks.
+
+        Args:
+            most: the bytes that come by blocks from the last release; the same is assumed for each release before it.
+        """
         target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
-        for record in reversed(origins[-keep:] if keep else []):
+        for age, record in enumerate(reversed(origins[-keep:] if keep else []), 1):
             old = self._reader(record, record.fine)
             wanted = new_blobs(old.manifest, self._first)
             size = self._size(wanted)
@@ -457,7 +459,7 @@ class _Publisher:
                 Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown,
             ):
                 encode_delta(Comparison(old, self._manifest, fine, wanted, self._open), writer, threads, shown)
-                if writer.bytes < most or not size:
+                if writer.bytes < age * most or not size:
                     yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
 
 
