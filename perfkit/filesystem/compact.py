@@ -258,20 +258,21 @@ class FileRows:
         return self._count
 
     def __getitem__(self, at: int) -> tuple[Any, ...]:
-        return self._row.unpack_from(self._block(at // _BLOCK_ROWS), at % _BLOCK_ROWS * self._row.size)
+        number, place = divmod(at, _BLOCK_ROWS)
+        return self._row.unpack_from(self._blocks.get(number) or self._read(number), place * self._row.size)
 
     def __setitem__(self, at: int, values: tuple[object, ...]) -> None:
-        self._row.pack_into(self._block(at // _BLOCK_ROWS), at % _BLOCK_ROWS * self._row.size, *values)
-        self._changed.add(at // _BLOCK_ROWS)
+        number, place = divmod(at, _BLOCK_ROWS)
+        self._row.pack_into(self._blocks.get(number) or self._read(number), place * self._row.size, *values)
+        self._changed.add(number)
 
-    def _block(self, number: int) -> bytearray:
-        block = self._blocks.get(number)
-        if block is None:
-            if len(self._blocks) == _MAX_BLOCKS:
-                self._write_oldest()
-            size = _BLOCK_ROWS * self._row.size
-            stored = b"" if self._descriptor < 0 else os.pread(self._descriptor, size, number * size)
-            block = self._blocks[number] = bytearray(stored.ljust(size, b"\0"))
+    def _read(self, number: int) -> bytearray:
+        """A block, which is kept for a while."""
+        if len(self._blocks) == _MAX_BLOCKS:
+            self._write_oldest()
+        size = _BLOCK_ROWS * self._row.size
+        stored = b"" if self._descriptor < 0 else os.pread(self._descriptor, size, number * size)
+        block = self._blocks[number] = bytearray(stored.ljust(size, b"\0"))
         return block
 
     def _write_oldest(self) -> None:

@@ -57,11 +57,9 @@ class Reader:
         """`count` integers of `width` bytes each."""
         if width * count > len(self._data) - self.position:
             raise ManifestError(f"{self._what}: truncated")
-        merged = bytearray(width * count)
+        values = array(_CODES[width], (0,)) * count
         for plane in range(width):
-            merged[plane::width] = self.take(count)
-        values = array(_CODES[width])
-        values.frombytes(merged)
+            memoryview(values).cast("B")[plane::width] = self.take(count)
         if sys.byteorder == "big":
             values.byteswap()
         return values
