@@ -91,6 +91,7 @@ class Updates:
             "small": self.small,
             "nothing": self.nothing,
             "change": self.change,
+            "check": self.check,
             "back": self.back,
             "large": self.large,
             "entries": self.entries,
@@ -195,36 +196,53 @@ class Updates:
         shutil.rmtree(dest)
 
     def change(self) -> None:
-        """Time: an update of few files, each to another release, with a check and without one, and a rollback."""
-        site, dest, checked = self.botocore(), self.scratch / "change", self.scratch / "checked"
+        """Time: an update of few files, each to another release, and a rollback."""
+        site, dest = self.botocore(), self.scratch / "change"
         site.offer("1")
         self.sync(site, dest, "1")
-        self.sync(site, checked, "1")
         update = _timed("update", "kit.sync(*sys.argv[1:])", self.url(site.path), str(dest))
-        checking = "kit.sync(*sys.argv[1:], check=lambda staged: None)"
-        with_check = _timed("with a check", checking, self.url(site.path), str(checked))
         back = _timed("back", "kit.rollback(sys.argv[1])", str(dest))
         forward = _timed("forward", "kit.rollback(sys.argv[1], to=to)", str(dest), before=_LAST)
-        runs: dict[str, list[Run]] = {each.name: [] for each in (update, with_check, back, forward)}
+        runs: dict[str, list[Run]] = {each.name: [] for each in (update, back, forward)}
         for number in range(2, self.pairs + 3):
             note(f"change: release {number} of {self.pairs + 2}")
             site.offer(str(number))
             for each, release in ((update, number), (back, number - 1), (forward, number)):
                 runs[each.name].append(self.bench.run(each))
                 _check(dest, site.tree(str(release)))
-            runs[with_check.name].append(self.bench.run(with_check))
-            _check(checked, site.tree(str(number)))
         title = f"update that changes {CHANGED} of 3,433 files (botocore), in process, loopback included"
         for name, limit in (("update", 250), ("back", 100), ("forward", 100)):
             wall_ms = median(run.wall_s * 1000 for run in runs[name][1:])
             self.judge("change", title, f"{name}, wall, median", wall_ms, "ms", limit)
-        pairs = zip(runs["with a check"][1:], runs["update"][1:], strict=True)
-        view_ms = median((checked_run.wall_s - run.wall_s) * 1000 for checked_run, run in pairs)
-        self.judge("change", title, "view for a check, and whether it did harm, median", view_ms, "ms", 60)
         peak = max(run.peak_rss for each in runs.values() for run in each)
         self.report.figures.append(memory("change", title, peak, limit=RSS_LIMIT))
         shutil.rmtree(dest)
-        shutil.rmtree(checked)
+
+    def check(self) -> None:
+        """Time: what a check adds to an update: between two releases of botocore, and with changes evenly spread."""
+        real = self.site("botocore-releases")
+        for release in ("1.43.0", "1.43.4"):
+            real.grow(release, partial(_unpacked, self.cache, "botocore", release))
+        title = f"check that does nothing, of {CHANGED} changed files in 3,433 (botocore), in process"
+        for name, site, old, new in (
+            ("1.43.0 to 1.43.4", real, "1.43.0", "1.43.4"),
+            ("evenly spread", self.botocore(), "1", "2"),
+        ):
+            url, dest = self.url(site.path), self.scratch / "check"
+            site.offer(new)
+            earlier = f"kit.sync(*sys.argv[1:], release={old!r})"
+            plain = _timed("plain", "kit.sync(*sys.argv[1:])", url, str(dest), before=earlier)
+            checked = _timed(
+                "checked", "kit.sync(*sys.argv[1:], check=lambda staged: None)", url, str(dest), before=earlier
+            )
+            added_ms = []
+            for number in range(self.pairs + 1):
+                note(f"check: {name}, {number + 1} of {self.pairs + 1}")
+                without, with_check = self.bench.run(plain), self.bench.run(checked)
+                _check(dest, site.tree(new))
+                added_ms.append((with_check.wall_s - without.wall_s) * 1000)
+            self.judge("check", title, f"additional time, {name}, median", median(added_ms[1:]), "ms", 60)
+            shutil.rmtree(dest)
 
     def back(self) -> None:
         """Time: a rollback of the same files in a small tree and in a large one."""
@@ -379,7 +397,7 @@ def _check(dest: Path, tree: Path, *, exactly: bool = True) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="+", metavar="ROW", help="of: django lxml ansible small nothing change back large entries"
+        "--only", nargs="+", metavar="ROW", help="of: django lxml ansible small nothing change check back large entries"
     )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/perfkit-benchmarks")

@@ -24,6 +24,7 @@ from sites import Site
 HERE = Path(__file__).resolve().parent
 OLD, NEW = "4.2.15", "4.2.16"
 DELAYS_MS = (20, 80, 200)
+WORKS = ("first", "update", "nothing")
 BARS = {  # the most that our time may be of the peer's
     ("first", "rsync"): 0.7,
     ("first", "curl and tar"): 1.1,
@@ -123,6 +124,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each in each cell (default 5)")
     parser.add_argument("--delays", nargs="+", type=int, default=DELAYS_MS, metavar="MS", help="round trips")
     parser.add_argument("--schemes", nargs="+", choices=("http", "https"), default=("http", "https"))
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=WORKS, help="what to sync")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/perfkit-benchmarks")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="for the JSON and the plot")
     arguments = parser.parse_args()
@@ -144,7 +146,7 @@ def main() -> int:
                     lab.serve("rsync", "--daemon", "--no-detach", f"--config={daemon}", f"--address={SERVER}")
                     course = Course(bench, lab, site, scratch)
                     for scheme in arguments.schemes:
-                        for work in ("first", "update", "nothing"):
+                        for work in arguments.works:
                             name = f"{work}-{delay_ms}ms-{scheme}"
                             report.comparisons += course.compare(name, scheme, work, arguments.runs)
     print(report.table())

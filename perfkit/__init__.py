@@ -100,36 +100,30 @@ __all__ = [
     "read_trees",
 ]
 
-_HOMES = {  # the names that are not listed here are in perfkit.errors
-    "Bars": "perfkit.progress.bars",
-    "CallbackProgress": "perfkit.progress.lines",
-    "Config": "perfkit.config",
-    "Download": "perfkit.downloads.request",
-    "FileProgress": "perfkit.progress.meter",
-    "Generation": "perfkit.transactions.history",
-    "NamedTree": "perfkit.cli.named_trees",
-    "read_trees": "perfkit.cli.named_trees",
-    "Hold": "perfkit.updates.hold",
-    "OfferedRelease": "perfkit.updates.sources.earlier_releases",
-    "Plan": "perfkit.updates.planner",
-    "StagedTree": "perfkit.updates.check",
-    "SyncReport": "perfkit.updates.report",
-    "VerifyReport": "perfkit.updates.report",
-    "JsonLines": "perfkit.progress.lines",
-    "PlainLines": "perfkit.progress.lines",
-    "Progress": "perfkit.progress.meter",
-    "Release": "perfkit.releases.publish.publisher",
-    "Request": "perfkit.downloads.request",
-    "Snapshot": "perfkit.progress.meter",
-    "Toolkit": "perfkit.toolkit",
-    "TreeStatus": "perfkit.updates.status",
+_NAMES = {  # by their modules; all others are in perfkit.errors
+    "perfkit.cli.named_trees": ("NamedTree", "read_trees"),
+    "perfkit.config": ("Config",),
+    "perfkit.downloads.request": ("Download", "Request"),
+    "perfkit.progress.bars": ("Bars",),
+    "perfkit.progress.lines": ("CallbackProgress", "JsonLines", "PlainLines"),
+    "perfkit.progress.meter": ("FileProgress", "Progress", "Snapshot"),
+    "perfkit.releases.publish.publisher": ("Release",),
+    "perfkit.toolkit": ("Toolkit",),
+    "perfkit.transactions.history": ("Generation",),
+    "perfkit.updates.check": ("StagedTree",),
+    "perfkit.updates.hold": ("Hold",),
+    "perfkit.updates.planner": ("Plan",),
+    "perfkit.updates.report": ("SyncReport", "VerifyReport"),
+    "perfkit.updates.sources.earlier_releases": ("OfferedRelease",),
+    "perfkit.updates.status": ("TreeStatus",),
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'perfkit' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "perfkit.errors")), name)
+    home = next((module for module, names in _NAMES.items() if name in names), "perfkit.errors")
+    value = getattr(import_module(home), name)
     globals()[name] = value
     return value
 

@@ -65,20 +65,23 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_auth(text: str) -> tuple[str, str]:
+    """User and password from `USER:PASSWORD`.
+
+    Raises:
+        ConfigError: there is no colon.
+    """
+    user, colon, password = text.partition(":")
+    if not colon:
+        raise ConfigError("user and password must be given as USER:PASSWORD")
+    return user, password
+
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_SET_BY_PERFKIT = frozenset(
-    {
-        "range",
-        "if-range",
-        "if-match",
-        "if-none-match",
-        "if-modified-since",
-        "if-unmodified-since",
-        "content-length",
-        "transfer-encoding",
-        "connection",
-    }
-)
+_CONDITIONS = {"if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+_SET_BY_PERFKIT = {*_CONDITIONS, "range", "content-length", "transfer-encoding", "connection"}
+_AT_LEAST_1 = ("segments", "min_segment_bytes", "connections_per_host", "buffer_bytes", "keep_generations", "max_files")
+_AT_LEAST_0 = ("stall_bytes_per_s", "retries", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s", "max_redirects")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
@@ -158,25 +161,11 @@ class Config:
     def __post_init__(self) -> None:
         self._check_types()
         _require(self.workers is None or self.workers >= 1, "workers", "at least 1, or None", self.workers)
-        for name in (
-            "segments",
-            "min_segment_bytes",
-            "connections_per_host",
-            "buffer_bytes",
-            "keep_generations",
-            "max_files",
-        ):
+        for name in _AT_LEAST_1:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):
             _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
-        for name in (
-            "stall_bytes_per_s",
-            "retries",
-            "backoff_base_s",
-            "backoff_cap_s",
-            "retry_after_cap_s",
-            "max_redirects",
-        ):
+        for name in _AT_LEAST_0:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         check_headers(self.headers)
         _require(not self.ca_bundle or self.verify is True, "verify", "True with a ca_bundle", self.verify)
@@ -223,9 +212,7 @@ class Config:
         fields = {f"PERFKIT_{item.name.upper()}": item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for variable, text in (os.environ if environ is None else environ).items():
-            if not variable.startswith("PERFKIT_") or not text:
-                continue
-            if variable in _OTHER_VARIABLES:
+            if not variable.startswith("PERFKIT_") or not text or variable in _OTHER_VARIABLES:
                 continue
             if variable not in fields:
                 import difflib
@@ -252,14 +239,14 @@ def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
         raise ConfigError(f"{name} {reason}")
 
 
-def convert(name: str, value: object) -> object:
-    """A value of a settings file, in the type of the `Config` field: sizes and times may be text, pairs lists, paths
-    `Path` objects.
+def convert(of: type[Any], name: str, value: object) -> object:
+    """A value of a settings file, in the type of this field of a dataclass, such as `Config`: sizes and times may be
+    text, pairs lists, paths `Path` objects.
 
     Raises:
         ConfigError: it has another type; the message does not name the field.
     """
-    (item,) = (each for each in dataclasses.fields(Config) if each.name == name)
+    (item,) = (each for each in dataclasses.fields(of) if each.name == name)
     kind = str(item.type)
     if isinstance(value, str) and _is_size(name):
         return parse_size(value)
@@ -284,16 +271,21 @@ def _misfit(value: object, kind: str, *, secret: bool) -> str:
     return f"must be {form}{' or None' if optional else ''}; got {shown}"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_time(value: object) -> bool:
+    """A time-out of more than a century would overflow in the kernel's structures."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _CENTURY_S
 
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+
+
 def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) for each in value)
+    return _is_texts(value) and len(value) == 2  # type: ignore[arg-type]
 
 
 def _is_range(value: object) -> bool:
@@ -303,7 +295,7 @@ def _is_range(value: object) -> bool:
 _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a field: its check, and its name in words
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "int": (_is_whole, "a whole number"),
-    "float": (_is_number, "a finite number"),
+    "float": (_is_time, "a number of seconds, less than a century"),
     "str": (lambda value: isinstance(value, str), "text"),
     "bool | str": (lambda value: isinstance(value, bool | str), "True, False or the path of a CA bundle"),
     "Mapping[str, str]": (
@@ -313,6 +305,7 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     "Auth": (lambda value: _is_pair(value) or callable(value), "a (user, password) pair or a requests.auth.AuthBase"),
     "str | tuple[str, str]": (lambda value: isinstance(value, str) or _is_pair(value), "a path or a pair of paths"),
     "tuple[int, int]": (_is_range, "a start and a later end, in bytes"),
+    "tuple[str, ...]": (_is_texts, "a list of text"),
 }
 
 
@@ -356,13 +349,6 @@ def _size(text: str) -> int:
     return 0 if text == "0" else parse_size(text)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    user, colon, password = text.partition(":")
-    if not colon:
-        raise ValueError
-    return user, password
-
-
 def _verify(text: str) -> bool | str:
     try:
         return _switch(text)
@@ -377,16 +363,15 @@ def _certificate(text: str) -> str | tuple[str, str]:
     return (certificate, key) if separator else certificate
 
 
-_READERS: dict[
-    str, tuple[Callable[[str], object], str]
-] = {  # by the type of the field: parser, and description of the format
+# By the type of the field: the function that reads a variable, and the format in words.
+_READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "bool": (_switch, "1 or 0, true or false, yes or no, on or off"),
     "int": (int, "a whole number"),
     "size": (_size, "a number of bytes, such as 500K or 5M"),
     "float": (parse_seconds, "a number of seconds, such as 1.5, 90s or 2m"),
     "str": (str, "text"),
     "Mapping[str, str]": (json.loads, "a JSON object whose values are strings"),
-    "Auth": (_pair, "user:password"),
+    "Auth": (parse_auth, "user:password"),
     "bool | str": (_verify, "1 or 0, true or false, yes or no, on or off, or the path of a CA bundle"),
     "str | tuple[str, str]": (_certificate, f"a path, or two with {os.pathsep!r} between them"),
 }

@@ -1,4 +1,7 @@
-"""Functions of the C library that Python does not expose. ctypes takes 2 ms to import, so it is imported on use."""
+"""Functions of the C library that Python does not expose, or not as they are needed here.
+
+They raise OSError as the system call does. ctypes takes 2 ms to import, so it is imported on use.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,6 @@ import struct
 import sys
 from collections.abc import Callable
 from typing import Any
-
-__all__ = [
-    "APPEND_ONLY",
-    "IMMUTABLE",
-    "MOUNT_POINT",
-    "allow_process_settings",
-    "file_attributes",
-    "holds_modes",
-    "is_being_written",
-    "link",
-    "mmap_large_allocations",
-    "preadv",
-    "rename_to_new",
-    "set_mode",
-    "sync_directory",
-    "sync_file",
-    "syncfs",
-    "trim_heap",
-    "try_lock",
-]
 
 # ENOSYS: of the kernel or the file system; EPERM: refused by a container's filter of system calls (seccomp)
 _UNSUPPORTED = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL}
@@ -47,9 +30,6 @@ def syncfs(descriptor: int) -> bool:
     """Sync the file system that an open file is on: syncfs(2); False where it is unsupported.
 
     Linux reports write-back errors from syncfs only since 5.8, so earlier versions count as unsupported.
-
-    Raises:
-        OSError: writing to the disk failed.
     """
     number = _call("syncfs", descriptor) if _syncfs_tells_errors() else errno.ENOSYS
     if number and number not in _UNSUPPORTED:
@@ -65,11 +45,7 @@ def _syncfs_tells_errors() -> bool:
 
 
 def sync_file(descriptor: int) -> None:
-    """Sync an open file: fsync(2), or F_FULLFSYNC (fcntl(2)) on macOS, whose fsync ends at the drive's cache.
-
-    Raises:
-        OSError: writing to the disk failed.
-    """
+    """Sync an open file: fsync(2), or F_FULLFSYNC (fcntl(2)) on macOS, whose fsync ends at the drive's cache."""
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)
     if full_sync is not None:
         with contextlib.suppress(OSError):  # not every file system has it
@@ -79,11 +55,7 @@ def sync_file(descriptor: int) -> None:
 
 
 def sync_directory(descriptor: int) -> None:
-    """Sync an open directory: fsync(2), which some network and FUSE file systems don't have for directories.
-
-    Raises:
-        OSError: writing to the disk failed.
-    """
+    """Sync an open directory: fsync(2), which some network and FUSE file systems don't have for directories."""
     try:
         sync_file(descriptor)
     except OSError as error:
@@ -145,11 +117,7 @@ preadv: Callable[[int, list[memoryview], int], int] = getattr(os, "preadv", _pre
 
 
 def link(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
-    """Create a hard link; if `source` is a symbolic link, to the link itself and not its target: linkat(2).
-
-    Raises:
-        OSError: it can't be created.
-    """
+    """Create a hard link; if `source` is a symbolic link, to the link itself and not its target: linkat(2)."""
     if sys.implementation.name == "pypy":  # never follows links, and refuses the argument (7.3.19)
         os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
     else:
@@ -161,7 +129,6 @@ def rename_to_new(source: str, name: str) -> None:
 
     Raises:
         FileExistsError: the name exists.
-        OSError: as rename(2).
     """
     number = _call("renameat2", _AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(name), _RENAME_NOREPLACE)
     if number == 0:
@@ -187,19 +154,30 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def is_being_written(descriptor: int) -> bool:
-    """Whether any process has this file, open here for reading, open for writing: fcntl(2) then refuses a lease.
+def take_lease(descriptor: int) -> None:
+    """Take a read lease on an open file (fcntl(2), "Leases"), until it is closed: other processes that open the file
+    for writing, or truncate it, then wait.
 
-    False where that can't be known: only the file's owner and root get leases, and network file systems have none.
+    The kernel announces them by a signal, by default SIGIO, which would end the process; here by one that is ignored.
+
+    Raises:
+        OSError: EAGAIN: a process has the file open for writing. Only Linux has leases, for the owner and root, and not
+            on network file systems.
     """
     import signal
 
+    if not hasattr(fcntl, "F_SETLEASE"):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, 0)  # to no process
+
+
+def is_being_written(descriptor: int) -> bool:
+    """Whether any process has this file, open here for reading, open for writing; False where that can't be known."""
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored; the default, SIGIO, would end the process
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        take_lease(descriptor)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except AttributeError:  # only Linux has leases
-        return False
     except OSError as error:
         return error.errno == errno.EAGAIN
     return False

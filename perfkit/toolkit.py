@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from perfkit.archives.members import Selection
     from perfkit.downloads.http.semantics import Validator, Version
     from perfkit.downloads.shared_limits import LimitStore
-    from perfkit.filesystem.batch import BatchResult, CopyResult, OnError
+    from perfkit.filesystem.batch.copying import CopyResult
+    from perfkit.filesystem.batch.run import BatchResult, OnError
     from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
@@ -50,6 +51,9 @@ class Toolkit:
 
     A Toolkit may be used by many threads at once, and after a fork. Its first download starts threads and opens
     connections, so use it as a context manager, or call `close()`.
+
+    Each call that changes a tree or a site locks it. Its argument `wait_s` says how many seconds to wait for another
+    process or thread that has locked it; after that, the call raises LockedError.
 
     Args:
         config: settings; the defaults suit most callers.
@@ -231,12 +235,23 @@ class Toolkit:
     def hash_file(
         self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True, lease: bool = False
     ) -> FileHash:
-        """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.
+        """SHA-256 of one file, of each chunk of it, or both, using a few MiB of memory whatever its size.
+
+        The digest of the whole file is inherently serial. Chunk digests use all CPUs; if both are requested, they are
+        computed in one pass. Files of /proc and /sys, whose size is not that of their content, are read to their end.
+
+        Args:
+            chunk_bytes: also hash each chunk of this size.
+            whole: False for only the chunks.
+            lease: hold a read lease (fcntl(2), "Leases") where the kernel grants one: a file of 8 MiB and more is then
+                mapped (mmap(2)), not read. A process that opens the file for writing or truncates it waits until the
+                lease is released, after the current 2 MiB of a large file; an open with O_NONBLOCK fails. Without it,
+                nobody waits.
 
         Raises:
-            FileChangedError: the file changed while it was read.
-            ConfigError: `chunk_bytes` is invalid.
-            OSError: the file can't be read.
+            FileChangedError: the file changed in content, size or metadata while it was read.
+            ConfigError: `chunk_bytes` is not positive, or neither digest is requested.
+            OSError: the file can't be read, or is not a regular file.
         """
         from perfkit.filesystem.hashing.hash_file import hash_file
 
@@ -245,74 +260,101 @@ class Toolkit:
     def hash_tree(
         self, path: Path, *, include: Iterable[str] = (), exclude: Iterable[str] = (), without: Collection[str] = ()
     ) -> Iterator[FileHash]:
-        """SHA-256 of every regular file below `path`, in the order of completion.
+        """SHA-256 of every regular file below `path`, in the order in which they are finished; symlinks are not
+        followed.
+
+        A file that can't be read, or was modified while it was read, yields a result with `error` set. Closing the
+        iterator ends the work. A large tree is shared with a second process, which lives as long as the iterator; each
+        process uses less than 16 MB of memory. With one CPU, no process or thread is started.
+
+        Args:
+            include, exclude, without: as for `scan`.
 
         Raises:
-            ConfigError, OSError: as `scan`. A failed file yields a result with `error` set.
+            ConfigError, OSError: as `scan`.
         """
         from perfkit.filesystem.hashing.hash_tree import hash_tree
 
         return hash_tree(path, include=include, exclude=exclude, without=without, progress=self._progress)
 
     def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
-        """Copy a tree, using reflinks where supported; a new `dest` appears in one step.
+        """Copy a tree: contents, permissions (rwx), mtimes and symlinks, but not owners and setuid bits.
+
+        Contents are copied with reflinks where supported, else inside the kernel, else by reading and writing; sparse
+        files stay sparse.
 
         Args:
-            merge: `dest` need not be empty; files of the same name are replaced one by one, others stay.
-            on_error: `stop` at the first failure, or `continue` with the rest.
+            dest: must not exist, or be an empty directory. A new one appears in one step, when it is complete.
+            merge: `dest` may have contents: files are replaced one by one, each atomically; everything else stays.
+            on_error: `stop` at the first failure, and remove a new `dest`; or `continue` with the other files.
 
         Raises:
-            BatchError: some paths failed; `results` lists them.
-            FileExistsError: `dest` is not empty (without `merge`), or is not a directory.
+            BatchError: some paths failed; `results` has a `BatchResult` for each of those.
+            FileExistsError: `dest` has contents (without `merge`), or is not a directory.
+            ConfigError: `dest` is `src` or inside it.
             OSError: `src` can't be opened, or `dest` can't be created.
         """
-        from perfkit.filesystem.batch import copy_tree
+        from perfkit.filesystem.batch.copying import copy_tree
 
         return copy_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
 
     def link_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
-        """Like `copy_tree`, but with hard links for files; files that cannot be linked are copied."""
-        from perfkit.filesystem.batch import link_tree
+        """Like `copy_tree`, but with hard links: a file that is later modified in place changes in both trees.
 
-        return link_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
+        Empty files, and files that can't be linked (another file system, too many links, not permitted), are copied.
+        """
+        from perfkit.filesystem.batch.copying import copy_tree
+
+        return copy_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress, link=True)
 
     def move_many(
         self, pairs: Iterable[tuple[Path, Path]], *, replace: bool = False, on_error: OnError = "stop"
     ) -> list[BatchResult]:
-        """Move files, links and directories, in the given order; across file systems they are copied.
+        """Move files, symlinks and directories, one after the other in this order, since a move may depend on another.
+
+        Within a file system, a move is an atomic rename. Across file systems, the source is copied, the copy is renamed
+        into place, and the source is removed.
+
+        Args:
+            replace: whether an existing destination is replaced; otherwise it is an error. The check and the move are
+                not one atomic step.
+            on_error: `stop` at the first failure, without undoing earlier moves; or `continue` with the others.
+
+        Returns:
+            A result per pair, with the source as its `name`.
 
         Raises:
-            BatchError: some moves failed; `results` lists all that were attempted.
+            BatchError: some failed; `results` has all that were attempted, in order.
         """
-        from perfkit.filesystem.batch import move_many
+        from perfkit.filesystem.batch.moving import move_many
 
         return move_many(pairs, replace=replace, on_error=on_error, progress=self._progress)
 
     def remove_tree(self, path: Path, *, on_error: OnError = "stop") -> int:
-        """Remove a directory and everything below it, without following links; returns the number of names removed.
+        """Remove a directory with its contents; returns how many names were removed. Symlinks are never followed.
+
+        Args:
+            on_error: `stop` at the first failure, or `continue` with the others.
 
         Raises:
-            BatchError: some paths could not be removed; `results` lists them.
-            OSError: `path` does not exist, or is not a directory.
+            BatchError: some paths could not be removed; `results` has those.
+            OSError: it does not exist, is not a directory, or is a symlink (ENOTDIR).
         """
-        from perfkit.filesystem.batch import remove_tree
+        from perfkit.filesystem.batch.removal import remove_tree
 
         return remove_tree(path, on_error=on_error, progress=self._progress)
 
     def watch(self, path: Path) -> DirtySet:
         """Watch the names that change below `path`: `with kit.watch(path) as dirty: ...`; see `DirtySet`."""
-        from perfkit.filesystem.watch import watch
+        from perfkit.filesystem.watch import DirtySet
 
-        return watch(path)
+        return DirtySet(path)
 
     @contextlib.contextmanager
     def transaction(self, root: Path, *, wait_s: float = 0.0) -> Iterator[Transaction]:
         """Change files below `root` all at once: durably at the end of the block, or not at all.
 
         An exception that leaves the block, or a crash, discards all changes. Replaced contents are kept for a rollback.
-
-        Args:
-            wait_s: how long to wait for another process or thread that is changing the same tree.
 
         Raises:
             LockedError: another process or thread is still changing the tree.
@@ -354,7 +396,6 @@ class Toolkit:
             links: what to do with symbolic links: `refuse`, `skip`, or `follow` them, also to files outside of `src`.
             serial: the number of the release, larger than those before it. By default it is the time, or one more than
                 the last one. A site that is created anew continues from a `perfkit.json` kept in its directory.
-            wait_s: how long to wait for another process that publishes to this site.
             sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
             expires_s: how long clients may install the release, in seconds; publishing again renews it.
             level: compression level for first installs, from 1 to 22; lower levels publish faster. Updates use 12 at
@@ -455,7 +496,7 @@ class Toolkit:
 
         Args:
             version: the version of the release, one of those that `releases` lists.
-            sign_key, expires_s, wait_s: as for `publish`.
+            sign_key, expires_s: as for `publish`.
 
         Raises:
             ConfigError: there is no such site or release; the name is invalid; or the site is signed, and no key is
@@ -491,7 +532,6 @@ class Toolkit:
         Args:
             keep: how many generations before the current one a tree keeps, for `rollback`.
             dry_run: change nothing, and return what would be removed.
-            wait_s: as for `sync` and `publish`.
 
         Raises:
             ManifestError: the site is damaged.
@@ -597,7 +637,6 @@ class Toolkit:
                 public keys of `perfkit keygen` or `minisign -G`, each as its base64 line or the path of its file. The
                 tree remembers them.
             threshold: how many of these keys have to sign a release.
-            wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
@@ -665,7 +704,6 @@ class Toolkit:
             to: the number of the generation, as in `history`; by default the previous one. To return to the tree before
                 the first sync, pass 0.
             hold: if False, the next sync installs the newest version again.
-            wait_s: as for `sync`.
 
         Raises:
             RollbackError: the generation is not kept, or its contents are damaged; the tree is as it was.
@@ -679,9 +717,6 @@ class Toolkit:
     def pin(self, dest: Path, *, wait_s: float = 0.0) -> None:
         """Keep the installed version of a tree: `sync` passes over all others until `unhold`.
 
-        Args:
-            wait_s: as for `sync`.
-
         Raises:
             UpdateError: nothing is installed in `dest`.
             LockedError, OSError: as `sync`.
@@ -693,9 +728,6 @@ class Toolkit:
     def hold(self, dest: Path, version: str, *, wait_s: float = 0.0) -> None:
         """Make `sync` pass over a version of the installed source, until `unhold` or `sync(release=...)` with it.
 
-        Args:
-            wait_s: as for `sync`.
-
         Raises:
             UpdateError: nothing is installed in `dest`, or this version is, or the tree is pinned.
             LockedError, OSError: as `sync`.
@@ -706,9 +738,6 @@ class Toolkit:
 
     def unhold(self, dest: Path, *, wait_s: float = 0.0) -> Hold | None:
         """End all holds, so that `sync` passes over no version; returns the latest hold, or None.
-
-        Args:
-            wait_s: as for `sync`.
 
         Raises:
             UpdateError: `dest` is not a managed tree.
@@ -744,9 +773,6 @@ class Toolkit:
     def changed_since(self, dest: Path, generation: int, *, wait_s: float = 0.0) -> list[str] | None:
         """The names of the files that differ between a tree and a generation; None if the generation is not kept.
 
-        Args:
-            wait_s: as for `sync`.
-
         Raises:
             as `history`.
             LockedError: another process or thread is changing the tree.
@@ -765,7 +791,6 @@ class Toolkit:
         Args:
             repair: fetch missing and changed files again; extra files stay.
             mirrors: where else to fetch them from, as for `sync`.
-            wait_s: as for `sync`, if `repair` is true.
 
         Raises:
             UpdateError: no release is installed in `dest`.

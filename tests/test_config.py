@@ -136,10 +136,10 @@ def test_sizes(text: str, size: int) -> None:
     "name",
     ["connect_timeout_s", "read_timeout_s", "stall_window_s", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s"],
 )
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e300, 1e10])
 def test_times_are_finite(name: str, value: float) -> None:
     """No socket and no wait takes an infinite time."""
-    with pytest.raises(ConfigError, match="a finite number"):
+    with pytest.raises(ConfigError, match="less than a century"):
         Config(**{name: value})
     with pytest.raises(ConfigError, match=f"PERFKIT_{name.upper()}"):
         Config.from_env({f"PERFKIT_{name.upper()}": str(value)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,18 +53,19 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path) for path in files()}
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imported(path: Path) -> list[tuple[int, str]]:
     """Every module that a file imports, wherever in it: in functions and under TYPE_CHECKING cycles like to hide."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             assert node.module is not None
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                yield node.lineno, name if name.removeprefix("perfkit.") in MODULES else node.module
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [(node.lineno, n if n.removeprefix("perfkit.") in MODULES else node.module) for n in names]
+    return found
 
 
 def own(path: Path) -> Iterator[tuple[int, str]]:

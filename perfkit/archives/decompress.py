@@ -15,19 +15,9 @@ from perfkit.archives.members import CHUNK_BYTES, Limits, Readable
 from perfkit.errors import ManifestError
 
 if sys.version_info >= (3, 14):
-    from compression import zstd
+    from compression import zstd as zstd
 else:
-    from backports import zstd
-
-__all__ = [
-    "Decoder",
-    "DecompressedStream",
-    "InflateDecoder",
-    "decode_frame",
-    "detect_compression",
-    "zstd",
-    "zstd_decoder",
-]
+    from backports import zstd as zstd
 
 _MAGIC = {
     "gzip": re.compile(rb"\x1f\x8b\x08"),

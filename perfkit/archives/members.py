@@ -5,27 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal, Protocol
 
 from perfkit.archives.links import follow_links
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
-
-__all__ = [
-    "CHUNK_BYTES",
-    "HARD_LINK",
-    "LINKS",
-    "SYMLINK",
-    "Limits",
-    "Member",
-    "MemberNames",
-    "Readable",
-    "Selection",
-    "Writable",
-    "stage_if_changed",
-]
+from perfkit.redact import value_shown
 
 CHUNK_BYTES = 256 << 10
 LINKS = ("refuse", "skip", "follow")
@@ -98,7 +85,7 @@ class Selection:
         if self.strip_components < 0:
             raise ConfigError(f"strip_components must be 0 or more; got {self.strip_components}")
         if self.links not in LINKS:
-            raise ConfigError(f"links must be one of {', '.join(LINKS)}; got {self.links!r}")
+            raise ConfigError(f"links must be one of {', '.join(LINKS)}; got {value_shown(self.links)}")
         _matcher(self.include), _matcher(self.exclude)
 
     @classmethod
@@ -120,12 +107,7 @@ class Selection:
 
     def record(self) -> dict[str, object]:
         """The selection as a JSON object."""
-        return {
-            "strip_components": self.strip_components,
-            "include": [*self.include],
-            "exclude": [*self.exclude],
-            "links": self.links,
-        }
+        return asdict(self)
 
     def __str__(self) -> str:
         words = [f"strip {self.strip_components}"] if self.strip_components else []
@@ -260,6 +242,52 @@ class MemberNames:
 
 def _plain(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+class Stream:
+    """The bytes of an archive, read forwards; it is an error if they end too early.
+
+    Attributes:
+        position: in the archive.
+    """
+
+    def __init__(self, read: Callable[[], bytes], archive: str, position: int = 0) -> None:
+        self._read = read  # the next chunk, of any size; empty at the end
+        self._archive = archive  # for messages
+        self._chunk = memoryview(b"")
+        self.position = position
+
+    def take(self, most: int) -> memoryview:
+        """The next bytes of the current chunk: at least one, unless `most` is 0."""
+        if not self._chunk and most:
+            self._chunk = memoryview(self._read())
+            if not self._chunk:
+                raise ManifestError(f"{self._archive} is truncated at byte {self.position}")
+        taken, self._chunk = self._chunk[:most], self._chunk[most:]
+        self.position += len(taken)
+        return taken
+
+    def take_exactly(self, count: int) -> bytes:
+        taken = bytes(self.take(count))
+        while len(taken) < count:
+            taken += self.take(count - len(taken))
+        return taken
+
+    def chunks(self, end: int) -> Generator[memoryview, None, None]:
+        """The bytes up to this position."""
+        while self.position < end:
+            yield self.take(end - self.position)
+
+    def skip_to(self, position: int) -> None:
+        for _ in self.chunks(position):
+            pass
+
+    def rest(self) -> Iterator[memoryview]:
+        """All that is left."""
+        while chunk := self._chunk or memoryview(self._read()):
+            self._chunk = memoryview(b"")
+            self.position += len(chunk)
+            yield chunk
 
 
 def stage_if_changed(

@@ -7,11 +7,11 @@ read headers of any size into memory, follow links, and extract.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from perfkit.archives.decompress import DecompressedStream
-from perfkit.archives.members import HARD_LINK, SYMLINK, Limits, Member, MemberNames, Readable, Selection
+from perfkit.archives.members import HARD_LINK, SYMLINK, Limits, Member, MemberNames, Readable, Selection, Stream
 from perfkit.errors import ManifestError
 
 _BLOCK = 512
@@ -61,13 +61,9 @@ def read_members(
         Anything that `source` raises.
     """
     limits = limits or Limits()
-    return _read_members(
-        _Blocks(DecompressedStream(source, limits)), MemberNames(selection or Selection(), limits), limits
-    )
-
-
-def _read_members(blocks: _Blocks, names: MemberNames, limits: Limits) -> Iterator[tuple[Member, Content]]:
-    for header, extended in _headers(blocks, limits):
+    stream = Stream(DecompressedStream(source, limits).read_chunk, "the tar archive")
+    names = MemberNames(selection or Selection(), limits)
+    for header, extended in _headers(stream, limits):
         name = header.name if extended.path is None else extended.path
         kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")
         if extended.sparse:
@@ -77,18 +73,21 @@ def _read_members(blocks: _Blocks, names: MemberNames, limits: Limits) -> Iterat
         wanted = names.admit(name, kind=kind)
         # POSIX gives links, directories and devices no content, whatever their size field says
         length = 0 if header.type in _KINDS else header.size if extended.size is None else extended.size
-        end = blocks.position + length
+        end = stream.position + length
         if wanted is not None and kind in (SYMLINK, HARD_LINK):
             target = header.linkname if extended.link is None else extended.link
             names.add_link(name, target, hard=kind == HARD_LINK)
         elif wanted is not None:
-            content = blocks.chunks(end)
+            content = stream.chunks(end)
             yield Member(wanted, length, bool(header.mode & 0o100)), content
             content.close()  # the caller can no longer read from it
-        blocks.skip(end - blocks.position + -length % _BLOCK)
+        stream.skip_to(end + -length % _BLOCK)
     for copy, original in names.close().items():
         yield Member(copy, 0, False, copy_of=original), iter(())
-    blocks.drain(_TRAILER_BYTES)
+    end = stream.position + _TRAILER_BYTES
+    for _ in stream.rest():  # up to the checksum of the compression
+        if stream.position > end:
+            raise ManifestError(f"the tar archive has more than {_TRAILER_BYTES} bytes after its end")
 
 
 @dataclass(slots=True)
@@ -115,10 +114,10 @@ class _Extended:
             self.size = _parse_size(records["size"]) if "size" in records else self.size
 
 
-def _headers(blocks: _Blocks, limits: Limits) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
+def _headers(stream: Stream, limits: Limits) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
     """The header of each member, and what extension headers say about it; the caller skips its content."""
     extended, extensions = _Extended(), 0
-    while (block := blocks.take_exactly(_BLOCK)).strip(b"\0"):
+    while (block := stream.take_exactly(_BLOCK)).strip(b"\0"):
         header = _parse(block)
         if header.type in _EXTENSIONS:
             extensions += 1
@@ -126,8 +125,8 @@ def _headers(blocks: _Blocks, limits: Limits) -> Iterator[tuple[tarfile.TarInfo,
                 raise ManifestError("the tar archive has too many extension headers")
             if header.size > _EXTENSION_BYTES:
                 raise ManifestError(f"the tar archive has an extension header of {header.size} bytes")
-            extended.add(header.type, blocks.take_exactly(header.size))
-            blocks.skip(-header.size % _BLOCK)
+            extended.add(header.type, stream.take_exactly(header.size))
+            stream.skip_to(stream.position + -header.size % _BLOCK)
             continue
         if header.type == tarfile.GNUTYPE_SPARSE:
             raise ManifestError(f"member {header.name!r} is a sparse file; create the archive without --sparse")
@@ -165,49 +164,3 @@ def _parse_size(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise ManifestError(f"the tar archive has a member of {text!r} bytes")
     return int(text)
-
-
-class _Blocks:
-    """The decompressed stream, with a position."""
-
-    def __init__(self, unpacked: DecompressedStream) -> None:
-        self._unpacked = unpacked
-        self._chunk = memoryview(b"")
-        self.position = 0
-
-    def take(self, most: int) -> memoryview:
-        """The next bytes of the current chunk: at least one, unless `most` is 0.
-
-        Raises:
-            ManifestError: the stream has ended.
-        """
-        if not self._chunk and most:
-            self._chunk = memoryview(self._unpacked.read_chunk())
-            if not self._chunk:
-                raise ManifestError("the tar archive is truncated")
-        taken, self._chunk = self._chunk[:most], self._chunk[most:]
-        self.position += len(taken)
-        return taken
-
-    def take_exactly(self, count: int) -> bytes:
-        taken = bytes(self.take(count))
-        while len(taken) < count:
-            taken += self.take(count - len(taken))
-        return taken
-
-    def chunks(self, end: int) -> Generator[memoryview, None, None]:
-        while self.position < end:
-            yield self.take(end - self.position)
-
-    def skip(self, count: int) -> None:
-        while count > 0:
-            count -= len(self.take(count))
-
-    def drain(self, most: int) -> None:
-        """Read to the end, which checks the checksum of the compression."""
-        end = self.position + most
-        while chunk := self._chunk or self._unpacked.read_chunk():
-            self.position += len(chunk)
-            self._chunk = memoryview(b"")
-            if self.position > end:
-                raise ManifestError(f"the tar archive has more than {most} bytes after its end")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from typing import BinaryIO, NoReturn
 
 from perfkit.archives.coalesce import coalesce
 from perfkit.archives.decompress import Decoder, InflateDecoder, decode_frame, zstd_decoder
-from perfkit.archives.members import CHUNK_BYTES, Limits, MemberNames, Readable, Selection
+from perfkit.archives.members import CHUNK_BYTES, Limits, MemberNames, Readable, Selection, Stream
 from perfkit.archives.zip_directory import (
     DEFLATED,
     ENCRYPTED,
@@ -49,9 +50,6 @@ def read_directory(
     Up to three ranges are read, plus those of links to be followed. The file that a link points to is listed under both
     names: members at the same offset have the same content.
 
-    Args:
-        read_range: returns the bytes from start (inclusive) to end (exclusive).
-
     Raises:
         ManifestError: not a zip archive, damaged, split, or a decompression bomb; members overlap; a wanted member is
             encrypted, a duplicate, compressed by another method than deflate or zstd, or a link that is refused or
@@ -76,14 +74,6 @@ def read_directory(
     return members
 
 
-def crc32(file: BinaryIO) -> int:
-    """The CRC-32 of the rest of `file`."""
-    crc = 0
-    while chunk := file.read(CHUNK_BYTES):
-        crc = zlib.crc32(chunk, crc)
-    return crc
-
-
 def matches_file(member: ZipMember, file: BinaryIO) -> bool:
     """Whether an open, seekable file has the size and the CRC-32 of a member.
 
@@ -92,7 +82,10 @@ def matches_file(member: ZipMember, file: BinaryIO) -> bool:
     if file.seek(0, 2) != member.size:
         return False
     file.seek(0)
-    return crc32(file) == member.crc32
+    crc = 0
+    while chunk := file.read(CHUNK_BYTES):
+        crc = zlib.crc32(chunk, crc)
+    return crc == member.crc32
 
 
 def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
@@ -120,7 +113,8 @@ def read_members(
         ManifestError: local header and central directory disagree; damaged, truncated, or of another size.
         Anything that `source` raises.
     """
-    stream = _Stream(source, fetched.start)
+    read = partial(source.read, min(CHUNK_BYTES, fetched.end - fetched.start))
+    stream = Stream(read, "the zip archive", fetched.start)
     for member in fetched.members:
         stream.skip_to(member.start)
         content = _read_content(member, stream, limits or Limits())
@@ -128,38 +122,7 @@ def read_members(
         content.close()
 
 
-class _Stream:
-    """A stream that knows its position in the archive."""
-
-    def __init__(self, source: Readable, position: int) -> None:
-        self._source = source
-        self._position = position
-
-    def read(self, size: int) -> bytes:
-        data = self._source.read(min(size, CHUNK_BYTES))
-        if not data:
-            raise ManifestError(f"the zip archive is truncated at byte {self._position}")
-        self._position += len(data)
-        return data
-
-    def read_exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            data += self.read(count - len(data))
-        return data
-
-    def chunks(self, count: int) -> Iterator[bytes]:
-        """The next `count` bytes."""
-        end = self._position + count
-        while self._position < end:
-            yield self.read(end - self._position)
-
-    def skip_to(self, position: int) -> None:
-        for _ in self.chunks(position - self._position):
-            pass
-
-
-def _read_content(member: ZipMember, stream: _Stream, limits: Limits) -> Generator[bytes, None, None]:
+def _read_content(member: ZipMember, stream: Stream, limits: Limits) -> Generator[bytes, None, None]:
     _check_local_header(member, stream)
     crc = 0
     for chunk in _decoded(member, stream, limits):
@@ -169,13 +132,13 @@ def _read_content(member: ZipMember, stream: _Stream, limits: Limits) -> Generat
         _refuse(member, f"its CRC-32 is {crc:08x} instead of {member.crc32:08x}")
 
 
-def _check_local_header(member: ZipMember, stream: _Stream) -> None:
-    header = stream.read_exactly(LOCAL_HEADER.size)
+def _check_local_header(member: ZipMember, stream: Stream) -> None:
+    header = stream.take_exactly(LOCAL_HEADER.size)
     signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = LOCAL_HEADER.unpack(header)
     if signature != b"PK\x03\x04":
         _refuse(member, "there is no local header where the central directory points")
-    name = stream.read_exactly(name_length)
-    extra = stream.read_exactly(extra_length)
+    name = stream.take_exactly(name_length)
+    extra = stream.take_exactly(extra_length)
     size, packed, _, _ = apply_zip64((size, packed, 0, 0), extra_fields(extra).get(0x0001, b""))
     agree = name == member.raw_name and method == member.method and not flags & ENCRYPTED
     for value, known, unset in (
@@ -189,8 +152,8 @@ def _check_local_header(member: ZipMember, stream: _Stream) -> None:
         _refuse(member, "its local header and the central directory disagree")
 
 
-def _decoded(member: ZipMember, stream: _Stream, limits: Limits) -> Iterator[bytes]:
-    packed = stream.chunks(member.packed)
+def _decoded(member: ZipMember, stream: Stream, limits: Limits) -> Iterator[bytes]:
+    packed = map(bytes, stream.chunks(stream.position + member.packed))
     if member.method == STORED:
         return packed
     decoder: Decoder = InflateDecoder(-15) if member.method == DEFLATED else zstd_decoder(limits)

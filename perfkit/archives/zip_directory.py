@@ -11,27 +11,16 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from perfkit.archives.members import SYMLINK, Limits, Member, MemberNames
 from perfkit.errors import ManifestError
-
-__all__ = [
-    "DEFLATED",
-    "ENCRYPTED",
-    "LOCAL_HEADER",
-    "STORED",
-    "ReadRange",
-    "ZipMember",
-    "apply_zip64",
-    "extra_fields",
-    "list_members",
-]
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END_SIGNATURE = b"PK\x05\x06"
 _LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
-_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
+_CENTRAL = struct.Struct("<4sH2x2H4x3L4H2x2L")  # 4.3.12, without version, times and internal attributes
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
 
 _TAIL_BYTES = 64 << 10  # searched first for the end record; most central directories are in it, too
@@ -45,7 +34,7 @@ _UTF8 = 1 << 11
 _UNIX_SYSTEMS = (3, 19)  # 4.4.2: systems where the upper half of the external attributes is a mode
 _WINDOWS_SYSTEMS = (0, 10, 11, 14)  # FAT, NTFS, that of Info-ZIP, VFAT
 
-ReadRange = Callable[[int, int], bytes]
+ReadRange = Callable[[int, int], bytes]  # the bytes of an archive from start (inclusive) to end (exclusive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +45,8 @@ class ZipMember(Member):
     method: int
     packed: int  # compressed bytes
     start: int  # of the local header
-    end: int
     raw_name: bytes  # as the local header must have it
+    end: int
     link: str | None = None  # path in the archive of a symbolic link, whose content is its target
 
 
@@ -77,7 +66,6 @@ def list_members(read_range: ReadRange, size: int, names: MemberNames, limits: L
     One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one.
 
     Args:
-        read_range: returns the bytes from start (inclusive) to end (exclusive).
         names: the caller has to close it.
 
     Raises:
@@ -96,15 +84,11 @@ class _Tail:
 
     def __init__(self, read_range: ReadRange, size: int) -> None:
         self._read_range = read_range
-        self._size = size
+        self.size = size
         self._data = b""
 
-    @property
-    def size(self) -> int:
-        return self._size
-
     def read(self, start: int, end: int) -> bytes:
-        begins = self._size - len(self._data)
+        begins = self.size - len(self._data)
         if start < begins:
             more = self._read_range(start, begins)
             if len(more) != begins - start:
@@ -158,11 +142,12 @@ def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int,
 
 
 def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> Iterator[ZipMember]:
-    entries = list(_parse_entries(data, directory))
-    entries.sort(key=lambda entry: entry.start)
-    ends = [*(entry.start for entry in entries), directory.start][1:]
-    for entry, end in zip(entries, ends, strict=True):
-        if entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed > end:
+    entries = sorted(_parse_entries(data, directory), key=lambda entry: entry.start, reverse=True)
+    while entries:
+        entry = entries.pop()
+        end = entries[-1].start if entries else directory.start
+        least = entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed
+        if least > end:
             raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
         if (name := names.admit(entry.name, kind=entry.kind)) is None:
             continue
@@ -172,38 +157,24 @@ def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> 
             raise ManifestError(f"member {entry.name!r} is compressed by method {entry.method}, not deflate or zstd")
         if entry.method == STORED and entry.packed != entry.size:
             raise ManifestError(f"member {entry.name!r} is stored, but has two sizes: {entry.packed} and {entry.size}")
-        # the local header may have a longer extra field than this one, and a data descriptor may follow
-        reach = (
-            entry.start + LOCAL_HEADER.size + len(entry.raw_name) + _COMMENT_BYTES + entry.packed + _DESCRIPTOR_BYTES
-        )
-        yield ZipMember(
-            name,
-            entry.size,
-            entry.executable,
-            entry.crc32,
-            entry.method,
-            entry.packed,
-            entry.start,
-            min(end, reach),
-            entry.raw_name,
-            entry.name if entry.kind == SYMLINK else None,
-        )
+        # The local header may have a longer extra field than this one, and a data descriptor may follow.
+        end = min(end, least + _COMMENT_BYTES + _DESCRIPTOR_BYTES)
+        yield ZipMember(name, *entry[3:], end, entry.name if entry.kind == SYMLINK else None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A record of the central directory."""
 
     name: str
-    raw_name: bytes
     kind: str
-    executable: bool
     flags: int
-    method: int
+    size: int  # from here on the fields of ZipMember
+    executable: bool
     crc32: int
+    method: int
     packed: int
-    size: int
     start: int
+    raw_name: bytes
 
 
 def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
@@ -211,25 +182,9 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
     for _ in range(directory.count):
         if len(data) - position < _CENTRAL.size:
             raise ManifestError("the central directory of the zip archive is truncated")
-        (
-            signature,
-            made_by,
-            _,
-            flags,
-            method,
-            _,
-            _,
-            crc,
-            packed,
-            size,
-            name_length,
-            extra_length,
-            comment_length,
-            disk,
-            _,
-            attributes,
-            start,
-        ) = _CENTRAL.unpack_from(data, position)
+        record = _CENTRAL.unpack_from(data, position)
+        signature, made_by, flags, method, crc, packed, size, *lengths, disk, attributes, start = record
+        name_length, extra_length, comment_length = lengths
         position += _CENTRAL.size
         raw_name = data[position : position + name_length]
         extra = data[position + name_length : position + name_length + extra_length]
@@ -244,18 +199,8 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
         if made_by >> 8 in _WINDOWS_SYSTEMS and "/" not in name:
             name = name.replace("\\", "/")  # as unzip reads what .NET wrote before version 4.6.1
         mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
-        yield _Entry(
-            name,
-            raw_name,
-            _kind(name, mode),
-            bool(mode & 0o100),
-            flags,
-            method,
-            crc,
-            packed,
-            size,
-            start + directory.shift,
-        )
+        start += directory.shift
+        yield _Entry(name, _kind(name, mode), flags, size, bool(mode & 0o100), crc, method, packed, start, raw_name)
     if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
         raise ManifestError("the central directory of the zip archive is followed by other data")
 

@@ -18,8 +18,6 @@ from perfkit.cli.parser import Parser
 from perfkit.errors import PerfkitError
 from perfkit.progress.text import described
 
-__all__ = ["command_parser", "main"]
-
 _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary in the list of commands
     ("get", "get", "download files"),
     ("keygen", "keys", "make a key that signs releases"),

@@ -9,23 +9,19 @@ from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError
 
 _EXAMPLES = """\
-examples:
   perfkit completion bash > ~/.local/share/bash-completion/completions/perfkit
   perfkit completion zsh > "${fpath[1]}/_perfkit"
   perfkit completion fish > ~/.config/fish/completions/perfkit.fish
 """
 _SHELLS = ("bash", "zsh", "fish")
-_FILES, _DIRECTORIES = (
-    {"FILE"},
-    {"DIR", "DEST", "SOURCE DEST | NAME", "SRC", "SITE"},
-)  # metavars of options that take a path
+_DIRECTORIES = {"DIR", "DEST", "SOURCE DEST | NAME", "SRC", "SITE"}  # metavars of options that take one
 
 
 def add_completion(completion: Parser) -> None:
-    completion.description = "Print a script with which a shell completes perfkit's commands, options and files."
-    completion.epilog = _EXAMPLES
     completion.add_argument("shell", choices=_SHELLS, help=" or ".join(_SHELLS))
-    completion.set_defaults(run=_completion)
+    completion.describe(
+        "Print a script with which a shell completes perfkit's commands, options and files.", _EXAMPLES, _completion
+    )
 
 
 def _completion(arguments: argparse.Namespace) -> int:
@@ -37,7 +33,7 @@ def _completion(arguments: argparse.Namespace) -> int:
     parser: Parser = arguments.parser
     for command in parser.commands().values():
         for action in command.filled().options():
-            if action.metavar in _FILES:
+            if action.metavar == "FILE":
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             elif action.metavar in _DIRECTORIES:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]

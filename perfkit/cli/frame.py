@@ -72,9 +72,8 @@ def define(command: Parser, work: Work, about: str, examples: str, *, after: Aft
         work: called for each tree, if the command is for trees.
         after: called with the outcomes of the trees for which `work` did not fail.
     """
-    command.description, command.epilog = about, examples
     add_output(command, "print one JSON object on standard output")
-    command.set_defaults(run=partial(_run, command, work, after))
+    command.describe(about, examples, partial(_run, command, work, after))
 
 
 def add_tree(command: Parser) -> None:
@@ -168,7 +167,8 @@ def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argpa
     given = vars(arguments)
     words = given.get("places") or given.get("dests") or ([arguments.dest] if "dest" in given else [])
     if bool(words) == given.get("all", False):
-        raise ConfigError(f"give names of trees, or --all for all trees in {_SETTINGS_FILE}")
+        what = "a SOURCE and a DEST, or names of trees" if "places" in given else "trees"
+        raise ConfigError(f"give {what}; or --all for all trees in {_SETTINGS_FILE}")
     known = _known_trees(arguments, words[:1] if "places" in given else words)
     names = list(dict.fromkeys(words or known))
     if not names:

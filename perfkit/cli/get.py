@@ -17,6 +17,7 @@ from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_credentials, add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.minisign.public_keys import read_public_keys
+from perfkit.progress.text import described
 from perfkit.redact import redacted
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
 
 _EXAMPLES = """\
-examples:
   perfkit get https://example.org/a.iso          into the current directory
   perfkit get -o b.iso --checksum sha256:... URL under another name, verified
   perfkit get --checksums https://example.org/SHA256SUMS https://example.org/a.iso
@@ -36,42 +36,32 @@ examples:
 
 
 def add_get(get: Parser) -> None:
-    get.description = "Download files in parallel and in segments, and resume interrupted downloads."
-    get.epilog = _EXAMPLES
     get.add_argument("urls", nargs="*", metavar="URL", help="the files to download")
     listed = "read more URLs from FILE, or - for standard input; one per line: URL[<TAB>NAME[<TAB>CHECKSUM]]"
     get.add_argument("-i", "--input", metavar="FILE", help=listed)
     get.add_argument("--base", metavar="URL", help="the base URL of the list, which may then be a SHA256SUMS file")
     where = get.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="FILE", help="the file to write, for a single URL")
-    where.add_argument(
-        "-d", "--directory", metavar="DIR", help="the directory to write into (default: the current one)"
-    )
+    what = "the directory to write into (default: the current one)"
+    where.add_argument("-d", "--directory", metavar="DIR", help=what)
     add_rates(get)
     get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 16)")
-    get.add_argument(
-        "--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL"
-    )
-    get.add_argument(
-        "--checksums",
-        metavar="FILE|URL",
-        help="a file with the checksums of all files, such as SHA256SUMS or a.iso.md5",
-    )
-    get.add_argument(
-        "--mirror", action="append", default=[], metavar="URL", help="another URL of the same file (can be repeated)"
-    )
-    get.add_argument(
-        "--key", metavar="TEXT", help="a name that identifies the file when its URL changes, for a single URL"
-    )
+    what = "the expected checksum, such as sha256:..., for a single URL"
+    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help=what)
+    what = "a file with the checksums of all files, such as SHA256SUMS or a.iso.md5"
+    get.add_argument("--checksums", metavar="FILE|URL", help=what)
+    what = "another URL of the same file (can be repeated)"
+    get.add_argument("--mirror", action="append", default=[], metavar="URL", help=what)
+    what = "a name that identifies the file when its URL changes, for a single URL"
+    get.add_argument("--key", metavar="TEXT", help=what)
     add_credentials(get)
     add_public_key(get)
     get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")
-    get.add_argument(
-        "--no-resume", action="store_true", help="ignore existing and partial files, and fetch everything again"
-    )
+    what = "ignore existing and partial files, and fetch everything again"
+    get.add_argument("--no-resume", action="store_true", help=what)
     add_progress(get)
     add_output(get, "print one JSON object with all results on standard output")
-    get.set_defaults(run=_get)
+    get.describe("Download files in parallel and in segments, and resume interrupted downloads.", _EXAMPLES, _get)
 
 
 def _get(arguments: argparse.Namespace) -> int:
@@ -84,6 +74,8 @@ def _get(arguments: argparse.Namespace) -> int:
         for name in ("output", "checksum", "mirror", "key"):
             if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
                 raise ConfigError(f"--{name} needs exactly one URL and no -i FILE")
+        if arguments.output == "-":
+            raise ConfigError("-o needs a file, not standard output; give ./- for a file of this name")
         if arguments.checksum and arguments.checksums:
             raise ConfigError("--checksum or --checksums, not both")
         if arguments.base is not None and arguments.input is None:
@@ -193,7 +185,8 @@ class _Results:
         error = download.error
         if error is not None:
             self.failed += 1
-            print_error(str(error) if isinstance(error, PerfkitError) else f"{redacted(download.url)}: {error}")
+            where = "" if isinstance(error, PerfkitError) else f"{redacted(download.url)}: "
+            print_error(where + described(error))
         if self._as_json:
             print_text(self._separator + json.dumps(_as_json(download)))
             self._separator = ","
@@ -212,18 +205,9 @@ class _Results:
 
 
 def _as_json(download: Download) -> dict[str, object]:
-    record: dict[str, object] = {
-        "url": redacted(download.url),
-        "path": download.path,
-        "bytes": download.bytes,
-        "bytes_received": download.bytes_received,
-        "resumed_from": download.resumed_from,
-        "segments": download.segments,
-        "retries": download.retries,
-        "checksum": download.checksum,
-        "seconds": round(download.seconds, 3),
-        "unchanged": download.unchanged,
-    }
+    names = ("path", "bytes", "bytes_received", "resumed_from", "segments", "retries", "checksum", "unchanged")
+    record: dict[str, object] = {"url": redacted(download.url), **{name: getattr(download, name) for name in names}}
+    record["seconds"] = round(download.seconds, 3)
     if download.error is not None:
         record["error"] = error_as_json(download.error)
     return record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -18,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from perfkit.cli import check_process
 from perfkit.cli.check_process import SHOWN_BYTES
 from perfkit.errors import CommandFailedError, ConfigError
-from perfkit.filesystem.own_files import replace_own
+from perfkit.filesystem.own_files import write_record
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.text import printable
 from perfkit.redact import redacted_text
@@ -91,8 +90,7 @@ class OnChange:
         return self._write({"generation": here.generation, "version": here.version or ""})
 
     def _write(self, announced: dict[str, object]) -> dict[str, object]:
-        with replace_own(self._path, 0o644) as file:  # `status` reads it
-            file.write(json.dumps(announced).encode())
+        write_record(self._path, announced, 0o644)  # `status` reads it
         return announced
 
     def run(self, kit: Toolkit) -> None:

@@ -11,7 +11,6 @@ from perfkit.errors import ConfigError
 from perfkit.libc import sync_file
 
 _EXAMPLES = """\
-examples:
   perfkit keygen release.key              and release.key.pub, for clients
   perfkit keygen release.key --json       prints the public key for a program
 with it: perfkit publish --sign-key release.key, perfkit sync --public-key release.key.pub
@@ -19,11 +18,11 @@ with it: perfkit publish --sign-key release.key, perfkit sync --public-key relea
 
 
 def add_keygen(keygen: Parser) -> None:
-    keygen.description = "Make a key pair, in the format of minisign: FILE, which is secret, and FILE.pub."
-    keygen.epilog = _EXAMPLES
     keygen.add_argument("file", metavar="FILE", help="the file of the secret key; must not exist yet")
     add_output(keygen, "print the public key as a JSON object")
-    keygen.set_defaults(run=_keygen)
+    keygen.describe(
+        "Make a key pair, in the format of minisign: FILE, which is secret, and FILE.pub.", _EXAMPLES, _keygen
+    )
 
 
 def _keygen(arguments: argparse.Namespace) -> int:

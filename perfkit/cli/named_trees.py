@@ -73,11 +73,7 @@ class NamedTree:
         return synced.report
 
     def status(self) -> TreeStatus:
-        """The status of the tree, as `Toolkit.status`.
-
-        Raises:
-            as `Toolkit.status`.
-        """
+        """The status of the tree, as `Toolkit.status`."""
         with self.toolkit() as kit:
             return kit.status(self.dest)
 

@@ -17,7 +17,6 @@ from perfkit.progress.text import described
 
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
-    from perfkit.updates.report import SyncReport
 
 CHANGED = 10  # the exit code of `sync --exit-code` after a change
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in shells
@@ -66,17 +65,6 @@ def print_result(arguments: argparse.Namespace, record: Mapping[str, object], no
         print_line(f"perfkit: {note}")
 
 
-def edits_of(report: SyncReport) -> str:
-    """What happened to locally edited files, for the end of a note."""
-    kept = "".join(f"; {name} had local edits, which are kept as {fresh}" for name, fresh in report.saved_as.items())
-    lost = "".join(f"; {name} had local edits, which were overwritten" for name in report.overwritten)
-    back = "".join(
-        f"; {name} was restored with local edits, since the released content is not kept"
-        for name in report.restored_with_edits
-    )
-    return kept + lost + back
-
-
 @contextlib.contextmanager
 def errors_as_json(arguments: argparse.Namespace) -> Iterator[None]:
     """For commands that print one JSON object: with `--json`, an exception is printed as one too."""
@@ -112,19 +100,17 @@ def progress_for(arguments: argparse.Namespace) -> Progress | None:
 
 @contextlib.contextmanager
 def log_shown(arguments: argparse.Namespace) -> Iterator[None]:
-    """With `--verbose`, print what perfkit logs: requests, retries, routes."""
-    if not getattr(arguments, "verbose", False):
-        yield
-        return
+    """Print what perfkit logs: warnings; with `--verbose`, also requests, retries and routes."""
     import logging
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            print_line(f"perfkit: {record.getMessage()}")
+            kind = "warning: " if record.levelno >= logging.WARNING else ""
+            print_line(f"perfkit: {kind}{record.getMessage()}")
 
     log, handler = logging.getLogger("perfkit"), Lines()
     before = log.level
-    log.setLevel(logging.DEBUG)
+    log.setLevel(logging.DEBUG if getattr(arguments, "verbose", False) else logging.WARNING)
     log.addHandler(handler)
     try:
         yield

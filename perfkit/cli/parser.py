@@ -45,6 +45,11 @@ class Parser(argparse.ArgumentParser):
         again.filled().set_defaults(**defaults)
         return again.parse_args(self._words)
 
+    def describe(self, about: str, examples: str, run: Callable[[argparse.Namespace], int]) -> None:
+        """Give a command its description, its examples, in indented lines, and the function that does its work."""
+        self.description, self.epilog = about, f"examples:\n{examples}"
+        self.set_defaults(run=run)
+
     def filled(self) -> Parser:
         """This parser, with all its options."""
         if self.fill is not None and not self._filled:
@@ -69,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_output(command: Parser, json: str, *, quiet: str = "no progress and notes; errors are still shown") -> None:
+def add_output(command: Parser, json: str, *, quiet: str = "show only warnings and errors") -> None:
     """Add the two options that every command has."""
     command.add_argument("-q", "--quiet", action="store_true", help=quiet)
     command.add_argument("--json", action="store_true", help=json)

@@ -21,55 +21,39 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
 
 _PUBLISH_EXAMPLES = """\
-examples:
   perfkit publish rules site --version 2026.11
   perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
   perfkit publish rules site --version 'r{n}' --watch    again whenever files change
 to upload it, the pointer last:
-  rsync -a --exclude perfkit.json site/ web:/srv/rules/
-  rsync -a site/perfkit.json web:/srv/rules/
-"""
-_RELEASES_EXAMPLES = """\
-examples:
-  perfkit releases https://example.org/rules
-  perfkit releases https://example.org/rules --json
+  rsync -a --exclude 'perfkit*.json' --exclude '.*' site/ web:/srv/rules/
+  rsync -a site/perfkit*.json web:/srv/rules/
 """
 _PROMOTE_EXAMPLES = """\
-examples:
   perfkit promote site --channel canary --version 2026.12
   perfkit promote site --channel stable --version 2026.11 --sign-key release.key
 """
-_CHECK_EXAMPLES = """\
-examples:
-  perfkit check site
-"""
 _PRUNE_EXAMPLES = """\
-examples:
   perfkit prune site --dry-run       what no release has needed for a day
   perfkit prune rules --keep 0       every generation of a tree but the current one
 """
 
 
 def add_publish(publish: Parser) -> None:
-    publish.description = "Publish a directory as the current release of a static site."
-    publish.epilog = _PUBLISH_EXAMPLES
     publish.add_argument("src", metavar="SRC", help="the directory to publish")
     publish.add_argument("site", metavar="SITE", help="the site: a directory for any static file server")
     what = "the name of the release; {n} is replaced by its number, {time} by its time"
     publish.add_argument("--version", required=True, metavar="V", help=what)
     publish.add_argument("--watch", action="store_true", help="publish again whenever files change, until Ctrl-C")
-    publish.add_argument(
-        "--keep-deltas", type=int, default=3, metavar="N", help="earlier releases with a direct delta (default 3)"
-    )
+    what = "earlier releases with a direct delta (default 3)"
+    publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help=what)
     what = "how many releases can be installed (default 16)"
     publish.add_argument("--keep-releases", type=int, default=16, metavar="N", help=what)
     what = "how long to keep objects that no release needs, for syncs under way, such as 6h (default 1d)"
     publish.add_argument("--grace", default="1d", metavar="TIME", help=what)
     what = "compression level for first installs, from 1 (fast) to 22 (small; default 19)"
     publish.add_argument("--level", type=int, default=19, metavar="N", help=what)
-    publish.add_argument(
-        "--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out (can be repeated)"
-    )
+    what = "names to leave out (can be repeated)"
+    publish.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=what)
     what = "symbolic links: refuse them (default), skip them, or publish what they point to"
     publish.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
     publish.add_argument("--serial", type=int, metavar="N", help="the serial of the release (default: the time)")
@@ -77,7 +61,7 @@ def add_publish(publish: Parser) -> None:
     add_wait(publish)
     add_progress(publish)
     add_output(publish, "print one JSON object for each release")
-    publish.set_defaults(run=_publish)
+    publish.describe("Publish a directory as the current release of a static site.", _PUBLISH_EXAMPLES, _publish)
 
 
 def _publish(arguments: argparse.Namespace) -> int:
@@ -121,7 +105,7 @@ def add_releases(releases: Parser) -> None:
     releases.add_argument("url", metavar="URL", help="of the site")
     add_credentials(releases)
     about = "List the releases of a site that sync --release can install; a star marks the current one."
-    define(releases, _releases, about, _RELEASES_EXAMPLES)
+    define(releases, _releases, about, "  perfkit releases https://example.org/rules")
 
 
 def _releases(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
@@ -157,7 +141,7 @@ def add_check(check: Parser) -> None:
     check.add_argument("site", metavar="SITE", help="the site")
     add_progress(check)
     about = "Hash all objects of a site's releases; exits with 1 if one is missing or damaged."
-    define(check, _check, about, _CHECK_EXAMPLES)
+    define(check, _check, about, "  perfkit check site")
 
 
 def _check(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:

@@ -10,21 +10,19 @@ from perfkit.cli.parser import Parser, add_output
 from perfkit.progress.lines import print_line
 
 _EXAMPLES = """\
-examples:
   perfkit serve public                 at http://127.0.0.1:8000/
   perfkit serve public --port 0        at a free port, which is printed
 """
 
 
 def add_serve(serve: Parser) -> None:
-    serve.description = "Serve a directory on loopback, with Range requests, for development. Ctrl-C stops it."
-    serve.epilog = _EXAMPLES
     serve.add_argument("site", metavar="SITE", help="the directory to serve")
-    serve.add_argument(
-        "--port", type=int, default=8000, metavar="P", help="the port; 0 picks a free one (default 8000)"
-    )
+    what = "the port; 0 picks a free one (default 8000)"
+    serve.add_argument("--port", type=int, default=8000, metavar="P", help=what)
     add_output(serve, "print the address as a JSON object", quiet="don't print the address")
-    serve.set_defaults(run=_serve)
+    serve.describe(
+        "Serve a directory on loopback, with Range requests, for development. Ctrl-C stops it.", _EXAMPLES, _serve
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
-from perfkit.config import Config, parse_size
+from perfkit.config import Config, parse_auth, parse_size
 from perfkit.errors import ConfigError
 
 
@@ -27,9 +27,8 @@ def add_credentials(command: argparse.ArgumentParser) -> None:
 
 def add_wait(command: argparse.ArgumentParser) -> None:
     """Add the option of the commands that lock a tree."""
-    command.add_argument(
-        "--wait", metavar="TIME", default="0", help="how long to wait for another change of the tree (default 0)"
-    )
+    what = "how long to wait while another command is at work (default 0)"
+    command.add_argument("--wait", metavar="TIME", default="0", help=what)
 
 
 def config_for(arguments: argparse.Namespace) -> Config:
@@ -47,7 +46,7 @@ def config_for(arguments: argparse.Namespace) -> Config:
         "retries": given.get("retries"),
         "check_contents": given.get("check_contents") or None,
         "rate_limit": None if limit is None else parse_size(limit),
-        "auth": _user(given.get("user")),
+        "auth": None if given.get("user") is None else parse_auth(given["user"]),
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     of_the_tree = given.get("settings", {})  # in perfkit.toml; the environment takes precedence
@@ -65,12 +64,3 @@ def _headers(lines: Iterable[str]) -> dict[str, str]:
             raise ConfigError("--header must have the form 'Name: value'")
         headers[name.strip()] = value.strip()
     return headers
-
-
-def _user(text: str | None) -> tuple[str, str] | None:
-    if text is None:
-        return None
-    user, colon, password = text.partition(":")
-    if not colon:
-        raise ConfigError("--user must have the form USER:PASSWORD")
-    return user, password

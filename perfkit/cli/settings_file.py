@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import itertools
 import os
 import re
 import tomllib
@@ -16,12 +15,14 @@ from typing import Any, NamedTuple
 from perfkit.cli.parser import Parser
 from perfkit.config import Config, convert
 from perfkit.errors import ConfigError
+from perfkit.filesystem.paths import overlapping
 from perfkit.minisign.public_keys import is_key
 
 _SETTINGS = {item.name for item in dataclasses.fields(Config)}
 # Options that are for one run, and those that set a field of Config, which has its own name in the file.
 _FOR_A_RUN = {"all", "config", "dry_run", "help", "json", "now", "places", "progress", "quiet", "verbose"}
 _OF_CONFIG = {"header", "limit_rate", "user"}
+_PATHS = {"ca_bundle", "client_cert", "verify"}
 
 
 class TreeEntry(NamedTuple):
@@ -71,12 +72,13 @@ def read_entries(path: str, sync: Parser) -> dict[str, TreeEntry]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     entries = found.pop("trees", {})
-    settings = {key: _setting(f"{path}: {key}", key, value, [*_SETTINGS, "trees"]) for key, value in found.items()}
+    settings = {key: _setting(path, "", key, value, {*_SETTINGS, "trees"}) for key, value in found.items()}
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ConfigError(f"{path}: write each tree as a table, [trees.NAME]")
     options = {action.dest: action for action in sync.options() if action.dest not in _FOR_A_RUN | _OF_CONFIG}
     trees = {name: _tree(path, name, entry, settings, options) for name, entry in entries.items()}
-    _refuse_overlaps(path, trees)
+    for one, other in overlapping({name: tree.dest for name, tree in trees.items()}):
+        raise ConfigError(f"{path}: trees.{other}.dest is, or lies in, the directory of trees.{one}")
     return trees
 
 
@@ -99,33 +101,41 @@ def _tree(
         elif key in known and key not in _SETTINGS:
             options[key] = _option(f"{where}.{key}", value, known[key])
         else:
-            settings[key] = _setting(f"{where}.{key}", key, value, [*_SETTINGS, *known, "source", "dest"])
+            settings[key] = _setting(path, f"trees.{name}.", key, value, {*_SETTINGS, *known, "source", "dest"})
     for key in ("source", "dest"):
         if key not in places:
             raise ConfigError(f"{where}: {key} is missing")
     with _named(where):
         Config(**settings)  # type: ignore[arg-type]
-    base = os.path.dirname(os.path.abspath(path))
     if "checksums" in options:
-        options["checksums"] = _located(base, options["checksums"])
+        options["checksums"] = _located(path, options["checksums"])
     if "public_keys" in options:
-        options["public_keys"] = [key if is_key(key) else os.path.join(base, key) for key in options["public_keys"]]
-    source, dest = _located(base, places["source"]), os.path.join(base, places["dest"])
-    return TreeEntry(name, source, dest, options, settings)
+        options["public_keys"] = [key if is_key(key) else _path(path, key) for key in options["public_keys"]]
+    return TreeEntry(name, _located(path, places["source"]), _path(path, places["dest"]), options, settings)
 
 
-def _located(base: str, location: str) -> str:
-    """A URL as it is; a path from the directory `base`."""
-    return location if location.startswith(("http://", "https://")) else os.path.join(base, location)
+def _located(path: str, location: str) -> str:
+    """A URL as it is; a path as the file at `path` means it."""
+    return location if location.startswith(("http://", "https://")) else _path(path, location)
 
 
-def _setting(where: str, key: str, value: object, known: Collection[str]) -> object:
+def _path(path: str, location: str) -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(path)), os.path.expanduser(location))
+
+
+def _setting(path: str, table: str, key: str, value: object, known: Collection[str]) -> object:
+    where = f"{path}: {table}{key}"
     if key not in _SETTINGS:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
         raise ConfigError(f"{where}: there is no such key; {hint}")
     with _named(where):
-        return convert(key, value)
+        value = convert(Config, key, value)
+    if key not in _PATHS or value == "system":
+        return value
+    if isinstance(value, tuple):
+        return tuple(_path(path, each) for each in value)
+    return _path(path, value) if isinstance(value, str) else value
 
 
 def _option(where: str, value: object, action: argparse.Action) -> object:
@@ -152,7 +162,7 @@ def _option(where: str, value: object, action: argparse.Action) -> object:
 
 def _text(where: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{where} must be text")
+        raise ConfigError(f"{where} must be text, and not empty")
     return value
 
 
@@ -162,11 +172,3 @@ def _named(where: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _refuse_overlaps(path: str, trees: Mapping[str, TreeEntry]) -> None:
-    """Refuse trees in the same directory or inside one another, which would overwrite each other."""
-    places = sorted((os.path.join(os.path.realpath(tree.dest), ""), name) for name, tree in trees.items())
-    for (outer, one), (inner, other) in itertools.pairwise(places):
-        if inner.startswith(outer):
-            raise ConfigError(f"{path}: trees.{other}.dest is, or lies in, the directory of trees.{one}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perfkit.cli.frame import Outcome, add_all, define
 from perfkit.cli.keys import add_public_key
-from perfkit.cli.output import CHANGED, edits_of, print_error
+from perfkit.cli.output import CHANGED, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_rates, add_wait
 from perfkit.config import parse_seconds
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _ON_CHANGE_FAILED = 3  # exit code
 
 _EXAMPLES = """\
-examples:
   perfkit sync https://example.org/rules rules
   perfkit sync https://example.org/rules rules --dry-run
   perfkit sync https://example.org/rules rules --quiet --json    for programs
@@ -55,19 +54,14 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--checksums", metavar="FILE|URL", help=what)
     what = "decompress a plain file (gz, bz2, xz, zst); later syncs do so too"
     sync.add_argument("--decompress", action=argparse.BooleanOptionalAction, help=what)
-    sync.add_argument(
-        "--strip-components", type=int, default=0, metavar="N", help="leading directories to remove from names"
-    )
+    what = "leading directories to remove from names"
+    sync.add_argument("--strip-components", type=int, default=0, metavar="N", help=what)
     what = "only files of a release or archive that match, as in a .gitignore (can be repeated)"
     sync.add_argument("--include", action="append", default=[], metavar="PATTERN", help=what)
     what = "leave out files of a release or archive that match (can be repeated)"
     sync.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=what)
-    sync.add_argument(
-        "--links",
-        choices=("refuse", "skip", "follow"),
-        default="refuse",
-        help="symbolic links in an archive: refuse it (default), skip them, or copy what they point to",
-    )
+    what = "symbolic links in an archive: refuse it (default), skip them, or copy what they point to"
+    sync.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
     sync.add_argument("--channel", metavar="NAME", help="install the release that this channel of the site offers")
     sync.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
@@ -102,13 +96,13 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     synced = sync_tree(kit, arguments)
     report, note = synced.report, synced.not_due
     if not note:
-        held = f"; {report.held} is on hold" if report.held else ""
-        note = (
+        done = (
             f"{report.version or 'nothing is installed'}, generation {report.generation}: {report.added} "
             f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
             f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
-            f"{edits_of(report)}{held}{_selected(report, arguments)}"
         )
+        held = _held(report.held, report.version)
+        note = "; ".join([done, *report.edits(), *held, *_selected(report, arguments)])
     code = CHANGED if arguments.exit_code and report.generation_is_new else 0
     if synced.failure is not None:
         print_error(f"{synced.failure}; the next sync runs it again")
@@ -208,10 +202,10 @@ def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, s
     return None
 
 
-def _selected(report: SyncReport, arguments: argparse.Namespace) -> str:
+def _selected(report: SyncReport, arguments: argparse.Namespace) -> list[str]:
     """Which part of the source the tree has, if no option selects one."""
     kept = report.selection and _selection(arguments) is None
-    return f"; selected as before: {report.selection} (--include '*' selects all)" if kept else ""
+    return [f"selected as before: {report.selection} (--include '*' selects all)"] if kept else []
 
 
 def _selection(arguments: argparse.Namespace) -> Selection | None:
@@ -234,10 +228,17 @@ def _planned(plan: Plan) -> Outcome:
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)
     record = {each: getattr(plan, each) for each in (*values, *names)}
-    version, held = plan.version or "nothing is installed", f"; {plan.held} is on hold" if plan.held else ""
-    note = (
+    version = plan.version or "nothing is installed"
+    work = (
         f"{version}: {counted(len(plan.fetch), 'file')} to fetch, {here} available locally, {len(plan.remove)} to "
         f"remove; by {plan.route}: {amount(plan.bytes)} in {counted(plan.requests, 'request')}, "
-        f"about {plan.seconds:.1f} s{held}"
+        f"about {plan.seconds:.1f} s"
     )
+    note = "; ".join([work, *_held(plan.held, plan.version)])
     return Outcome({**record, "saved_as": plan.saved_as, "offers": offers}, note)
+
+
+def _held(held: str | None, installed: str) -> list[str]:
+    if held is None:
+        return []
+    return ["the tree is pinned" if held == installed else f"{held} is on hold"]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from perfkit.cli.frame import Outcome, add_all, add_tree, define, outcome_of_check
-from perfkit.cli.output import edits_of
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
@@ -22,38 +21,18 @@ if TYPE_CHECKING:
     from perfkit.updates.status import TreeStatus
 
 _ROLLBACK_EXAMPLES = """\
-examples:
   perfkit rollback rules             to the previous generation
   perfkit rollback rules --to 3      to one that `perfkit history rules` lists
 """
-_HISTORY_EXAMPLES = """\
-examples:
-  perfkit history rules
-  perfkit history rules --json
-"""
 _VERIFY_EXAMPLES = """\
-examples:
   perfkit verify rules               lists missing, changed and extra files
   perfkit verify rules --repair      and fetches those missing or changed
 """
 _STATUS_EXAMPLES = """\
-examples:
   perfkit status rules
   perfkit status rules --max-age 2d     exits with 1 if no sync succeeded for two days
   perfkit status rules --metrics /var/lib/node_exporter/rules.prom
   perfkit status --all                  the trees that perfkit.toml lists
-"""
-_HOLD_EXAMPLES = """\
-examples:
-  perfkit hold rules 2026.12
-"""
-_PIN_EXAMPLES = """\
-examples:
-  perfkit pin rules
-"""
-_UNHOLD_EXAMPLES = """\
-examples:
-  perfkit unhold rules
 """
 
 
@@ -72,15 +51,15 @@ def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     version = report.version or "the tree before the first change"
     note = (
         f"{version}, generation {report.generation}: {report.added} added, "
-        f"{report.changed} changed, {report.removed} removed{edits_of(report)}"
+        f"{report.changed} changed, {report.removed} removed"
     )
-    return Outcome(dataclasses.asdict(report), note)
+    return Outcome(dataclasses.asdict(report), "; ".join([note, *report.edits()]))
 
 
 def add_history(history: Parser) -> None:
     add_tree(history)
     about = "List the generations that rollback can restore; a star marks the current one."
-    define(history, _history, about, _HISTORY_EXAMPLES)
+    define(history, _history, about, "  perfkit history rules")
 
 
 def _history(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
@@ -195,7 +174,7 @@ def add_hold(hold: Parser) -> None:
     hold.add_argument("version", metavar="VERSION", help="the version to pass over")
     add_wait(hold)
     about = "Have syncs pass over a version until the source offers another one."
-    define(hold, _hold, about, _HOLD_EXAMPLES)
+    define(hold, _hold, about, "  perfkit hold rules 2026.12")
 
 
 def _hold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
@@ -207,7 +186,8 @@ def _hold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 def add_pin(pin: Parser) -> None:
     add_tree(pin)
     add_wait(pin)
-    define(pin, _pin, "Keep the installed version of a tree: sync passes over all others until unhold.", _PIN_EXAMPLES)
+    about = "Keep the installed version of a tree: sync passes over all others until unhold."
+    define(pin, _pin, about, "  perfkit pin rules")
 
 
 def _pin(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
@@ -220,7 +200,7 @@ def add_unhold(unhold: Parser) -> None:
     add_tree(unhold)
     add_wait(unhold)
     about = "Have syncs install new versions again, after a rollback, a failed check or pin."
-    define(unhold, _unhold, about, _UNHOLD_EXAMPLES)
+    define(unhold, _unhold, about, "  perfkit unhold rules")
 
 
 def _unhold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:

@@ -13,6 +13,7 @@ from perfkit.downloads.stall import StallWatch
 from perfkit.downloads.throttle import Toll
 from perfkit.errors import TransferError
 
+_LEAST_BYTES = 4 << 10  # to read at once, however little memory is configured: a read of 0 bytes would seem the end
 _FULL_BUFFERS = 4  # connections with a buffer of the configured size; more share the memory of these
 
 
@@ -36,7 +37,8 @@ def pieces(
         if answer.end is not None and runner.position >= answer.end:
             return
         asked_s = time.monotonic()
-        data = response.read1(toll.quantum(share // max(_FULL_BUFFERS, controller.target)))
+        most = max(_LEAST_BYTES, share // max(_FULL_BUFFERS, controller.target))
+        data = response.read1(toll.quantum(most))
         waited_s, count = time.monotonic() - asked_s, len(data)
         if count == 0:
             if left is None:

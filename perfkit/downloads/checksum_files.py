@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, parse_checksum
-from perfkit.downloads.concurrency import host_of
-from perfkit.downloads.http.semantics import Verdict, judge
-from perfkit.downloads.http.transport import Get
 from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.downloads.request import Request
-from perfkit.downloads.retry import Network, refuse
-from perfkit.errors import ConfigError, TransferError, TransferTimeoutError
+from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import AnyKey
 from perfkit.redact import masked
 
 CHECKSUM_FILE_BYTES = 16 << 20  # the largest that is read
-_READ_BYTES = 64 << 10
 # As coreutils writes them (sha256sum(1)); a line that begins with a backslash has escapes in its name.
 _GNU = r"(\\?)([0-9a-fA-F]{32,128})(?: [ *]|[ \t]+)(.+)"
 _BSD = r"(\\?)([a-zA-Z0-9/-]+) ?\((.+)\) ?= ?([0-9a-fA-F]{32,128})"  # also openssl-dgst(1)
@@ -176,29 +169,3 @@ def with_checksums(source: str | None) -> Callable[[Request], Request]:
         return replace(request, checksum=source if found is None else str(found.find(request.url)))
 
     return add
-
-
-def fetch(get: Get, network: Network, cancel: Cancel) -> bytes:
-    """Fetch a checksum file. The caller already has a place at a host, and retries after a failure.
-
-    Raises:
-        HTTPStatusError, TransferError, GiveUpError: it can't be fetched now.
-        CancelledError: cancelled.
-    """
-    with network.transport.open(get, cancel) as response:
-        answer = judge(response.status, response.headers, start=0, end=None, total=None, ranged=False)
-        if answer.verdict is Verdict.STATUS:
-            refuse(get.url, response, answer.reason, host=host_of(get.url), network=network)
-        if answer.verdict is not Verdict.BODY:
-            raise TransferError(get.url, answer.reason or f"unexpected HTTP status {response.status}")
-        data, config, began_s = bytearray(), network.config, time.monotonic()
-        while len(data) <= CHECKSUM_FILE_BYTES and (piece := response.read1(_READ_BYTES)):
-            data += piece
-            elapsed_s = time.monotonic() - began_s
-            if elapsed_s > config.stall_window_s and len(data) < elapsed_s * config.stall_bytes_per_s:
-                raise TransferTimeoutError(get.url, f"{len(data)} bytes in {elapsed_s:.0f} s", transient=True)
-    if len(data) > CHECKSUM_FILE_BYTES:
-        raise TransferError(get.url, f"the checksum file is larger than {CHECKSUM_FILE_BYTES} bytes")
-    if answer.end is not None and len(data) < answer.end:
-        raise TransferError(get.url, f"the body ended {answer.end - len(data)} bytes early", transient=True)
-    return bytes(data)

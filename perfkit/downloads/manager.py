@@ -41,6 +41,7 @@ Item = str | tuple[str, str] | Request
 _TICK_S = 0.1  # how often the calling thread shows progress and adjusts the workers
 _QUEUED_PER_WORKER = 8
 _DEFAULT_NAME = "download"
+_BEGUN = -1, Download(url="", path="")  # a result that says that the downloads have begun
 
 
 class _Batch:
@@ -214,6 +215,7 @@ class DownloadManager:
         *,
         phase: str = "download",
         prepare: Callable[[Any], Item] = lambda item: item,
+        at_once: bool = False,
     ) -> Generator[tuple[int, Download], None, None]:
         """Download a stream of files into the directory `dest`; yields (index, result) as each one ends.
 
@@ -224,6 +226,7 @@ class DownloadManager:
         Args:
             phase: what progress displays call it.
             prepare: called with each item when it is taken from the stream; returns what to download.
+            at_once: begin now, and not when the first result is asked for.
 
         Raises:
             ConfigError: the manager is closed.
@@ -234,7 +237,10 @@ class DownloadManager:
         if isinstance(items, list | tuple):
             sizes = [item.expected_bytes if isinstance(item, Request) else None for item in items]
         placed = (None if item is None else self._place(prepare(item), directory) for item in items)
-        return self._run(placed, total, phase=phase, sizes=sizes)
+        running = self._run(placed, total, phase=phase, sizes=sizes, first=[_BEGUN] if at_once else ())
+        if at_once:
+            next(running)
+        return running
 
     def close(self) -> None:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
@@ -275,7 +281,9 @@ class DownloadManager:
         *,
         phase: str = "download",
         sizes: list[int | None] | None = None,
+        first: Iterable[tuple[int, Download]] = (),
     ) -> Generator[tuple[int, Download], None, None]:
+        """As `run`; yields the results `first` as soon as the others have begun."""
         self._check_open()
         source = iter(placed)
         with self._root.child() as cancel:
@@ -283,6 +291,7 @@ class DownloadManager:
             batch.on_end = functools.partial(
                 self._ended, batch
             )  # one for all files: one each would make reference cycles
+            batch.finished.extend(first)
             self._join(batch, phase)
             self._meter.expect(total, sizes or ())
             try:
@@ -405,7 +414,7 @@ class DownloadManager:
                 os.makedirs(directory, exist_ok=True)
                 batch.directories.add(directory)
         except (TransferError, OSError) as error:
-            transfer.fail(error)
+            transfer.abandon(error)
             return None
         return transfer
 

@@ -27,10 +27,13 @@ from perfkit.downloads.http.semantics import NO_VALIDATOR, NO_VERSION, Validator
 from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
-from perfkit.libc import rename_to_new, set_mode, sync_file, try_lock
+from perfkit.libc import rename_to_new, set_mode, sync_directory, sync_file, try_lock
 
 _log = logging.getLogger(__name__)
 
+_BOOT = ""
+with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    _BOOT = file.read().strip()
 _FORMAT = 3
 _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
@@ -50,17 +53,6 @@ def part_path(dest: str) -> str:
     if 4 * len(part) > _NAME_MAX and len(os.fsencode(part)) + len(".json~") > _NAME_MAX:
         part = f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.perfkit-part"
     return f"{directory}{slash}{part}"
-
-
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-_BOOT = _boot_id()
 
 
 class ChangedError(Exception):
@@ -275,11 +267,6 @@ class PartialFile:
         finally:
             self._journal_lock.release()
 
-    def save(self) -> None:
-        """Write the journal now."""
-        with self._journal_lock:
-            self._save()
-
     def _save(self) -> None:
         if not self.resumable or self.retired:
             return
@@ -382,18 +369,15 @@ class PartialFile:
 
     def discard(self) -> None:
         """Remove the partial file and its journal."""
-        with contextlib.suppress(OSError):
-            if self.descriptor >= 0:
-                os.unlink(self.path)
-        with contextlib.suppress(OSError):
-            self._remove_journal()
+        self._remove()
         self.close()
 
     def keep_or_discard(self) -> bool:
         """Keep what a later run can resume, with a current journal; remove the rest. Returns whether it was kept."""
         if self.descriptor >= 0 and self.resumable and _total(self.map.done()) >= 2 * _COMPARED_BYTES:
             try:
-                self.save()
+                with self._journal_lock:
+                    self._save()
                 self.close()
                 return True
             except OSError as error:
@@ -405,11 +389,7 @@ class PartialFile:
         """Make way for another partial file: cancel the runners, and leave the names to the other."""
         with self._journal_lock:
             self.retired = True
-            with contextlib.suppress(OSError):
-                if self.descriptor >= 0:
-                    os.unlink(self.path)
-            with contextlib.suppress(OSError):
-                self._remove_journal()
+            self._remove()
         self.map.cancel_others(but)
         self.close_if_retired()
 
@@ -417,6 +397,13 @@ class PartialFile:
         """Close a retired partial file that has no runners left."""
         if self.retired and not self.map.runners():
             self.close()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.descriptor >= 0:
+                os.unlink(self.path)
+        with contextlib.suppress(OSError):
+            self._remove_journal()
 
     def _remove_journal(self) -> None:
         if self._has_journal is not False:
@@ -479,6 +466,6 @@ def _are_ranges(ranges: Iterable[Range], size: int) -> bool:
 def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        sync_file(descriptor)
+        sync_directory(descriptor)
     finally:
         os.close(descriptor)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import time
 from typing import NamedTuple
 
+from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.http.redirects import may_have_secrets
@@ -24,8 +26,10 @@ from perfkit.downloads.http.semantics import (
 )
 from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
+from perfkit.downloads.stall import StallWatch
 from perfkit.errors import CancelledError, TransferError
 
+_READ_BYTES = 256 << 10
 _USABLE = frozenset({Verdict.BODY, Verdict.EMPTY, Verdict.STATUS})
 
 
@@ -88,7 +92,10 @@ def probe(
                     continue
                 if answer.verdict is Verdict.STATUS:
                     refuse(url, response, answer.reason, host=host, network=network)
-                return _read(url, response, answer, most, known, requests)
+                first = _first_bytes(url, response, answer, most, config)
+                found = _described(url, response, answer, first, most=most)
+                same = known is not None and found.version == known  # some servers ignore conditions beside a range
+                return found._replace(unchanged=same, requests=requests)
         except GiveUpError as end:
             raise end.error from None
         except TransferError as error:
@@ -108,38 +115,44 @@ def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel:
     Raises:
         HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
         GiveUpError: the host asks for a long wait.
+        CancelledError: cancelled.
     """
     with network.transport.open(get, cancel) as response:
         fields = as_stored(response.headers, get.url)
         answer = judge(response.status, fields, start=0, end=None, total=None, ranged=False)
         if answer.verdict is Verdict.STATUS:
             refuse(get.url, response, answer.reason, host=host, network=network)
-        return _read(get.url, response, answer, most, None, 1).first
+        return _first_bytes(get.url, response, answer, most, network.config)
 
 
-def _read(url: str, response: Response, answer: Answer, most: int, known: Version | None, requests: int) -> Probe:
-    headers = response.headers
+def _first_bytes(url: str, response: Response, answer: Answer, most: int, config: Config) -> bytes:
     if answer.verdict not in (Verdict.BODY, Verdict.EMPTY):
         raise TransferError(url, answer.reason or f"unexpected HTTP status {response.status}")
     length = most if answer.end is None else min(most, answer.end)
     wanted = length if answer.verdict is Verdict.BODY else 0
-    first = bytearray()
-    while len(first) < wanted and (data := response.read1(wanted - len(first))):
+    first, stall = bytearray(), StallWatch(config)
+    while len(first) < wanted:
+        asked_s = time.monotonic()
+        data = response.read1(min(_READ_BYTES, wanted - len(first)))
+        if not data:
+            break
         first += data
+        stall.check(url, len(data), time.monotonic() - asked_s)
     if len(first) < wanted and answer.end is not None:
         raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
-    size = len(first) if answer.total is None and len(first) < most else answer.total
-    version, now = version_of(headers), datetime.datetime.now(datetime.UTC)
+    return bytes(first)
+
+
+def _described(url: str, response: Response, answer: Answer, first: bytes, *, most: int) -> Probe:
+    headers, now = response.headers, datetime.datetime.now(datetime.UTC)
     return Probe(
         url=url,
         at=response.url,
-        unchanged=known is not None and version == known,  # some servers ignore conditions beside a range
-        first=bytes(first),
-        size=size,
+        first=first,
+        size=len(first) if answer.total is None and len(first) < most else answer.total,
         ranges=response.status == 206 or headers.get("accept-ranges", "").strip().lower() == "bytes",
-        version=version,
+        version=version_of(headers),
         lasting=lasting_version_of(headers, now=now),
         validator=validator_of(headers, now=now),
         content_type=headers.get("content-type"),
-        requests=requests,
     )

@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, BinaryIO
 
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.checksum_files import SharedChecksumFiles, fetch
+from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, SharedChecksumFiles
 from perfkit.downloads.checksums import Checksum
 from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.http.urls import signature_url
@@ -58,17 +58,16 @@ class Proofs:
 
         Raises:
             SignatureError: the checksum file is not signed as the caller wants.
-            TransferError: it has none for this file.
-            as `fetch`.
+            TransferError: it has none for this file, or can't be fetched.
         """
         request, url = self._request, self._request.checksum_url
         if url is None:
             return request.promised
 
         def read() -> bytes:
-            self.requests += 1
-            get = make_get(request, url, _FRESH, self._throttles)
-            data = fetch(get, self._network, self._cancel)
+            data = self._read(url, CHECKSUM_FILE_BYTES + 1)
+            if len(data) > CHECKSUM_FILE_BYTES:
+                raise TransferError(url, f"the checksum file is larger than {CHECKSUM_FILE_BYTES} bytes")
             if request.public_keys:
                 self._verify(io.BytesIO(data), self._fetch(url))
             return data
@@ -108,11 +107,9 @@ class Proofs:
         from perfkit.minisign.signatures import BadSignatureError, Signature, load_ed25519  # seldom needed
 
         load_ed25519()
-        url, network = signature_url(signed_url), self._network
-        get = make_get(self._request, url, _FRESH, self._throttles)
-        self.requests += 1
+        url = signature_url(signed_url)
         try:
-            data = read_small_file(network, get, most=MAX_FILE_BYTES + 1, host=host_of(url), cancel=self._cancel)
+            data = self._read(url, MAX_FILE_BYTES + 1)
             self.received_bytes += len(data)
             return Signature.parse(data)
         except BadSignatureError as error:
@@ -122,6 +119,11 @@ class Proofs:
                 raise
             reason = f"it is not signed: {redacted(url)}: {error.reason}"
             raise SignatureError(self._request.url, reason) from error
+
+    def _read(self, url: str, most: int) -> bytes:
+        self.requests += 1
+        get = make_get(self._request, url, _FRESH, self._throttles)
+        return read_small_file(self._network, get, most=most, host=host_of(url), cancel=self._cancel)
 
     def _verify(self, file: BinaryIO, signature: Signature) -> None:
         from perfkit.minisign.signatures import BadSignatureError, verify

@@ -208,7 +208,7 @@ class Scheduler:
                 return found
         if self._may_begin(now) and (found := self._begin(now)):
             return found
-        if len(self._running) < self._controller.target:
+        if len(self._running) < self._controller.target and not (self._controller.congested and any(self._queues)):
             unfinished = filter(Transfer.missing_bytes, self._active)
             for transfer in sorted(unfinished, key=Transfer.missing_bytes, reverse=True):
                 if found := self._within_limit(transfer, Transfer.share):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import log2
 
 from perfkit.downloads.cancel import Cancel
 
@@ -13,6 +14,9 @@ Range = tuple[int, int]  # start, end (exclusive)
 
 _RANGE_S = 2.0  # a range is about what a connection fetches in this time,
 _RANGES = 32  # but at least what is missing divided by this: each costs a round trip
+_ROUND_TRIPS = 4  # a range that takes no longer than this many is not split
+_FAR_S = 0.02
+_FIRST_BYTES, _MOST_DOUBLINGS = 14_600, 40  # a connection starts with ten packets (RFC 6928), and doubles that
 _SLOW_S = 2.0
 _LONG_S = 0.5  # a short range that takes longer is split anyway, if that is worth the round trips
 _YOUNG_S = 1.0
@@ -42,12 +46,15 @@ class Runner:
     start: int
     came_s: float  # when bytes last arrived
     asked_end: int | None  # the segment's end when the runner began
+    fresh: bool  # whether it has to open a connection
+    first_s: float = 0.0  # when the first bytes arrived
     marks: list[tuple[float, int]] = field(default_factory=list)  # two earlier times and positions
 
     def pass_mark(self, now: float) -> None:
         """Record time and position, if the last record is old enough."""
         self.came_s = now
         if not self.marks:
+            self.first_s = now
             self.marks = [(self.started_s, self.start)] * 2
         if now - self.marks[1][0] >= _RECENT_S:
             self.marks = [self.marks[1], (now, self.position)]
@@ -57,13 +64,25 @@ class Runner:
         since_s, position = self.marks[0] if self.marks else (self.started_s, self.start)
         return (self.position - position) / max(1e-3, now - since_s)
 
-    def seconds_left(self, now: float, pace: float) -> float:
-        """Estimated time to the end. A runner that has just begun counts as being as fast as the others; a silent one,
-        as staying silent for as long again.
+    def seconds_left(self, now: float, pace: float, round_trip_s: float) -> float:
+        """Estimated time to the end. A connection in slow start doubles its speed each round trip (RFC 5681); another
+        that has just begun counts as at least as fast as the others; a silent one, as staying silent for as long again.
         """
-        begins = now - self.started_s < _YOUNG_S or self.position == self.start
-        speed = pace if begins else self.speed(now)
-        return max((self.remaining or 0) / max(1.0, speed), now - self.came_s)
+        left = self.remaining or 0
+        if self._in_slow_start(now, round_trip_s):
+            seconds = round_trip_s * log2(1 + left / (self.position - self.start + _FIRST_BYTES))
+        else:
+            begins = now - self.started_s < _YOUNG_S or self.position == self.start
+            seconds = left / max(1.0, pace if begins else 0.0, self.speed(now))
+        silent_s = now - self.came_s
+        return max(seconds, silent_s) if silent_s > _LONG_S else seconds
+
+    def _in_slow_start(self, now: float, round_trip_s: float) -> bool:
+        """Whether it is no more than three round trips behind one that meets no loss, limit or full link."""
+        if not (self.fresh and round_trip_s):
+            return False
+        round_trips = (now - self.first_s) / round_trip_s
+        return not self.marks or self.position - self.start >= _slow_start_bytes(round_trips - 3)
 
     @property
     def remaining(self) -> int | None:
@@ -94,6 +113,7 @@ class SegmentMap:
         self._ended_bytes = 0  # what runners that left have fetched, and how long they took
         self._ended_s = 0.0
         self._idle: list[float] = []  # speeds of connections that have read their responses, the latest last
+        self._far_s = 0.0  # the round trip to the server; 0 if slow start is over at once, or it is unknown
         self._gaps = [_Gap(0, None, 0.0)] if size is None else [_Gap(*gap, 0.0) for gap in _complement(done, size)]
 
     @property
@@ -127,7 +147,7 @@ class SegmentMap:
             return _complement(missing, self._size)
 
     def set_size(self, size: int) -> None:
-        """Set the size once it is known; open-ended ranges end there."""
+        """Set the size once it is known, at the latest where a stream ended; open-ended ranges end there."""
         with self._lock:
             self._size = size
             for gap in self._gaps:
@@ -163,23 +183,24 @@ class SegmentMap:
     def _missing(self) -> int:
         return sum(map(_left, self._active)) + sum((gap.end or 0) - gap.start for gap in self._gaps)
 
-    def split(self, minimum: int, worth_s: float = 0.0) -> Runner | None:
+    def split(self, minimum: int, round_trip_s: float = 0.0) -> Runner | None:
         """Split off the end of the range that would take longest, so that both parts end together. The part is no more
         than is fetched in a short time, so that its runner is rarely cut short, and comes from a long range while there
-        is one. None if no range would take longer than `worth_s`, or twice that if a connection has to be made, which
-        starts slowly.
+        is one. None if no range would take longer than a few round trips.
 
         Args:
             minimum: neither part gets fewer bytes, unless the range has a slow connection.
+            round_trip_s: to the server and back; 0 if unknown.
         """
+        worth_s = _ROUND_TRIPS * round_trip_s
         with self._lock:
+            self._far_s = round_trip_s if round_trip_s >= _FAR_S else 0.0
             now = self._clock()
             pace, missing = max(1.0, self._pace(now)), self._missing()
             own = max(1.0, self._idle[-1]) if self._idle else pace
             runners = sum(len(each.runners) for each in self._active) or 1
             usual_s = min(_RANGE_S, max(worth_s, missing / (pace * runners) / 2))  # shorter and shorter towards the end
             usual = max(int(own * usual_s), missing // _RANGES)
-            worth_s *= 1 if self._idle else 2
             segment, seconds = self._slowest(now, pace, worth_s, 2 * usual)
             if segment is None:
                 segment, seconds = self._slowest(now, pace, worth_s)
@@ -188,9 +209,13 @@ class SegmentMap:
             left = _left(segment)
             slow = seconds > max(_LONG_S, worth_s) and now - segment.runners[0].started_s >= _YOUNG_S
             least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
+            together = left * seconds * own / (left + seconds * own)
+            if self._far_s and not self._idle:
+                least, together = _LEAST_BYTES, _slow_start_bytes(seconds / self._far_s - 2)  # two to connect and ask
+                if together < least:
+                    return None
             if left < 2 * least:
                 return None
-            together = left * seconds * own / (left + seconds * own)
             taken = max(least, min(int(together), usual, left - least))
             rest = Segment(segment.end - taken, segment.end)
             segment.end -= taken
@@ -226,14 +251,15 @@ class SegmentMap:
         slowest, most_s = None, least_s
         for segment in self._active:
             if _left(segment) >= least:
-                seconds = min(runner.seconds_left(now, pace) for runner in segment.runners) / segment.tries
+                each_s = (runner.seconds_left(now, pace, self._far_s) for runner in segment.runners)
+                seconds = min(each_s) / segment.tries
                 if seconds > most_s:
                     slowest, most_s = segment, seconds
         return slowest, most_s
 
     def _run(self, segment: Segment, position: int, cancel: Cancel | None = None) -> Runner:
         now = self._clock()
-        runner = Runner(segment, position, cancel or Cancel(), now, position, now, segment.end)
+        runner = Runner(segment, position, cancel or Cancel(), now, position, now, segment.end, not self._idle)
         if self._idle:
             self._idle.pop()
         segment.runners.append(runner)
@@ -281,10 +307,6 @@ class SegmentMap:
             segment.keeps_cut = segment.keeps_cut or segment.end - runner.position < within
             return segment.keeps_cut
 
-    def end_here(self, runner: Runner) -> None:
-        """Set the size to the runner's position, where a stream of unknown length ended."""
-        self.set_size(runner.position)
-
     def release(self, runner: Runner, *, not_before_s: float = 0.0) -> None:
         """Remove a runner. What it did not fetch is missing again, unless a second runner is on it."""
         with self._lock:
@@ -307,6 +329,12 @@ class SegmentMap:
     def runners(self) -> list[Runner]:
         with self._lock:
             return [runner for segment in self._active for runner in segment.runners]
+
+
+def _slow_start_bytes(round_trips: float) -> float:
+    """What a new connection has brought after that many, if nothing slows it."""
+    doubled: float = 2.0 ** min(_MOST_DOUBLINGS, round_trips)
+    return _FIRST_BYTES * doubled
 
 
 def _left(segment: Segment) -> int:

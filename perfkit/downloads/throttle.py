@@ -13,7 +13,7 @@ from perfkit.errors import ConfigError
 _QUANTUM_S = 0.005  # read at most this much time's worth at once, so that the flow is even
 _CREDIT_S = 0.03  # a thread that was woken late may catch up by this much
 _BUFFER_S = 1 / 128  # of the limit, in the buffer of each connection: eight hold a sixteenth of a second
-_LEAST_BUFFER_BYTES = 8 << 10
+_LEAST_BUFFER_BYTES, _MOST_BUFFER_BYTES = 8 << 10, 1 << 30
 _FIRST_WINDOW_BYTES = 96 << 10  # of a new connection over a network, and what arrives before the window narrows
 _LOOK_EVERY_S = 0.25
 _NEARLY_ALL = 0.9
@@ -25,7 +25,7 @@ def receive_buffer(rate: int, ahead_s: float = 0.0) -> int:
     """How many unread bytes of a connection the kernel should buffer (SO_RCVBUF), if it is read at this rate with
     `ahead_s` of data in flight. Linux buffers up to twice as many (tcp(7)).
     """
-    return max(_LEAST_BUFFER_BYTES, int(rate * (_BUFFER_S + ahead_s)))
+    return min(_MOST_BUFFER_BYTES, max(_LEAST_BUFFER_BYTES, int(rate * (_BUFFER_S + ahead_s))))
 
 
 class _Pacer:

@@ -63,7 +63,6 @@ _log = logging.getLogger(__name__)
 _EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may let the download continue
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # in response to an expired link
 _SHORT_ANSWER_BYTES = 4096  # a 206 with less than requested, and less than this, counts as a failure
-_ROUND_TRIPS = 3  # a range that takes no longer than this many is not shared
 _CACHE_FILL_S = 10.0  # a full response that a cache may be storing is not cut off earlier: most would keep none of it
 _POLL_S = 0.2  # how often to check whether another process ended its download
 _LARGE_BYTES = 4 << 20
@@ -209,8 +208,8 @@ class Transfer:
             partial = self._widenable()
             if partial is None:
                 return None
-            worth_s = _ROUND_TRIPS * self._context.network.controller.round_trip_s
-            runner = partial.map.split(self._config.min_segment_bytes, worth_s) or partial.map.hedge()
+            round_trip_s = self._context.network.controller.round_trip_s
+            runner = partial.map.split(self._config.min_segment_bytes, round_trip_s) or partial.map.hedge()
             return self._enter(partial, runner) if runner else None
 
     def _widenable(self) -> PartialFile | None:
@@ -238,17 +237,11 @@ class Transfer:
             return Task(attempts.source, attempts.url, attempts.at)
         return RangeTask(attempts.source, attempts.url, attempts.at, partial, runner)
 
-    def fail(self, error: Exception) -> None:
-        """End a transfer that cannot even be queued."""
+    def abandon(self, error: Exception | None = None) -> None:
+        """End a transfer that can't be queued, or whose batch was cancelled, if no worker is in it to do so."""
         with self._lock:
             self._busy += 1
-            self._error = error
-        self._leave()
-
-    def abandon(self) -> None:
-        """End a transfer whose batch was cancelled, if no worker is in it to do so."""
-        with self._lock:
-            self._busy += 1
+            self._error = self._error or error
         self._leave()
 
     # -- for a worker ------------------------------------------------------------------------------------------------
@@ -511,7 +504,7 @@ class Transfer:
         left = runner.remaining
         if left is None:
             self._length_known = "chunked" in response.headers.get("transfer-encoding", "").lower()
-            partial.map.end_here(runner)
+            partial.map.set_size(runner.position)
             self._meter.start(partial.map.size)
         if left and not partial.resumable:
             self._ranges = False  # nothing would show if the rest were of another version: fetch it in one piece
@@ -588,18 +581,15 @@ class Transfer:
                 return
             if partial is not None and self._attempts.source != task.source:
                 partial.change_source(self._attempts.url)
-        with self._lock:
             self._attempts.at = None  # the redirect may lead to a better place by now
+            # Where nothing would show if the rest were of another version, start from the first byte.
+            starts_over = partial is None or (partial.descriptor >= 0 and not partial.resumable)
+            if starts_over:
+                self._attempts.not_before_s = retry_at_s
         self._meter.retrying(reason_of(error), retry_at_s - time.monotonic())
         if isinstance(task, RangeTask):
             task.retry_at_s = retry_at_s
-        if partial is None:
-            with self._lock:
-                self._attempts.not_before_s = retry_at_s
-        elif partial.descriptor >= 0 and not partial.resumable:
-            # Nothing would show if the rest were of another version: start from the first byte.
-            with self._lock:
-                self._attempts.not_before_s = retry_at_s
+        if partial is not None and starts_over:
             self._replace(partial, None)
             partial.retire(but=runner)
 
@@ -619,10 +609,8 @@ class Transfer:
                     if partial is self._partial and not self._closing:
                         self._error = error
             finally:
-                with self._lock:
-                    self._hashing = False
-                    self._busy += 1
-                self._leave()
+                self._hashing = False
+                self.abandon()
 
         self._hashing = self._context.spawn(hash_behind)
 

@@ -1,4 +1,7 @@
-"""perfkit's own files: a link that others planted under their names is neither followed nor written through."""
+"""perfkit's own files: a link that others planted under their names is neither followed nor written through.
+
+All functions raise OSError as the system calls do.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     """A descriptor of a regular file, without waiting for a FIFO.
 
     Raises:
-        OSError: as open(2). ELOOP: it is a symbolic link. EINVAL: it is not a regular file. EMLINK: it is opened for
+        OSError: ELOOP: it is a symbolic link. EINVAL: it is not a regular file. EMLINK: it is opened for
             writing, and has other hard links, which others may have made.
     """
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
@@ -47,7 +50,6 @@ def read_record(path: str, parse: Callable[[Any], T], remedy: str) -> T | None:
 
     Raises:
         UpdateError: the file is damaged.
-        OSError: as `open_own`.
     """
     try:
         with open(open_own(path), "rb") as file:
@@ -59,11 +61,7 @@ def read_record(path: str, parse: Callable[[Any], T], remedy: str) -> T | None:
 
 
 def write_record(path: str, record: Any, mode: int = 0o600) -> None:
-    """Replace a JSON file that `read_record` reads; when this returns, it is on disk.
-
-    Raises:
-        OSError: as `replace_own`.
-    """
+    """Replace a JSON file that `read_record` reads; when this returns, it is on disk."""
     with replace_own(path, mode) as file:
         file.write(json.dumps(record).encode())
         file.flush()
@@ -73,9 +71,6 @@ def write_record(path: str, record: Any, mode: int = 0o600) -> None:
 def create_own(path: str, mode: int = 0o600) -> int:
     """A descriptor of a new file, which replaces whatever has this name. Its owner is that of its directory, even if
     root creates it.
-
-    Raises:
-        OSError: as open(2) and unlink(2).
     """
     directory = os.open(os.path.dirname(path) or ".", _PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -98,11 +93,7 @@ def create_own(path: str, mode: int = 0o600) -> int:
 
 @contextlib.contextmanager
 def replace_own(path: str, mode: int = 0o600) -> Iterator[IO[bytes]]:
-    """A new file that is renamed to `path` at the end of the block; if that fails, the old file stays.
-
-    Raises:
-        OSError: as `create_own` and rename(2).
-    """
+    """A new file that is renamed to `path` at the end of the block; if that fails, the old file stays."""
     fresh = f"{path}~"
     try:
         with open(create_own(fresh, mode), "wb") as file:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from perfkit.errors import ConfigError, UnsafePathError
 
@@ -144,6 +145,14 @@ def local_path(path: str | os.PathLike[str]) -> str:
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"a path must be text or a pathlib.Path, not empty, and without NUL; got {path!r:.200}")
     return text
+
+
+def overlapping(directories: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The pairs of directories of which one is, or lies in, the other, by their keys: the outer and the inner one."""
+    places = sorted((os.path.join(os.path.realpath(path), ""), key) for key, path in directories.items())
+    for (outer, one), (inner, other) in itertools.combinations(places, 2):
+        if inner.startswith(outer):
+            yield one, other
 
 
 def is_reserved(name: str) -> bool:

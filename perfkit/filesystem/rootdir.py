@@ -8,10 +8,10 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import cached_property
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import PRIVATE_DIR
+from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import link, syncfs
 
 _MAX_CACHED = 128

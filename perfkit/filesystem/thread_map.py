@@ -1,7 +1,9 @@
-"""Work in a few threads, or in the caller's where no thread can be started."""
+"""Work in a few threads, or in the caller's where no thread can be started; properties that threads compute once."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import threading
 from collections import deque
@@ -11,6 +13,16 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class cached_property(functools.cached_property[T]):
+    """As from Python 3.12 on. Before, a lock makes the threads of all objects wait for each other, and the child of a
+    fork for ever if another thread held it.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        super().__init__(compute)
+        self.lock = contextlib.nullcontext()
 
 
 def usable_cpus() -> int:

@@ -36,11 +36,6 @@ class _All(enum.Enum):
 ALL: Final = _All.ALL  # anything may have changed: scan the tree
 
 
-def watch(root: str | os.PathLike[str]) -> DirtySet:
-    """A `DirtySet` for a `with` block; it collects what changes below `root` inside the block."""
-    return DirtySet(root)
-
-
 class DirtySet:
     """The names that change below a directory while it is watched; a context manager.
 

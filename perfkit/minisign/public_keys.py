@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 from perfkit.errors import ConfigError
@@ -13,6 +14,8 @@ from perfkit.redact import masked
 KEY_KIND = b"Ed"  # how the data of every key begins
 UNTRUSTED = b"untrusted comment: "  # how every file begins
 MAX_FILE_BYTES = 16 << 10  # of a key or a signature
+decode = partial(binascii.a2b_base64, strict_mode=True)  # raises ValueError for what is not base64
+encode = partial(binascii.b2a_base64, newline=False)
 _SHOWN = 60  # characters of what may be a secret key, given by mistake: the first ones are not secret
 
 
@@ -98,20 +101,6 @@ def read_key_file(path: str) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"can't read a key from the file {masked(path)[:_SHOWN]!r}: {reason}") from error
-
-
-def decode(text: str | bytes) -> bytes:
-    """Decode base64.
-
-    Raises:
-        ValueError: it is not base64.
-    """
-    return binascii.a2b_base64(text, strict_mode=True)
-
-
-def encode(data: bytes) -> bytes:
-    """Encode as base64."""
-    return binascii.b2a_base64(data, newline=False)
 
 
 def key_name(key_id: bytes) -> str:

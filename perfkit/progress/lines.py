@@ -14,7 +14,6 @@ from perfkit.progress.meter import Snapshot
 from perfkit.progress.text import amount, clock, delay, files_of, printable, share_text, sizes, summary
 
 _CLEAR_REST = "\x1b[K"
-
 _STEPS = 10  # a line for each tenth of the work
 _EVERY_S = 30.0  # and at least one in this interval
 _PATIENCE_S = 0.7  # without a byte, before it says what it waits for
@@ -118,8 +117,7 @@ class CallbackProgress:
     def update(self, snapshot: Snapshot) -> None:
         self._function(snapshot)
 
-    def finish(self, snapshot: Snapshot) -> None:
-        self._function(snapshot)
+    finish = update
 
 
 class JsonLines:

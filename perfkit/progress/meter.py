@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from perfkit.progress.pace import Pace
@@ -69,8 +69,8 @@ class Snapshot:
     speed_bytes_per_s: float  # over the last seconds, without resumed bytes
     eta_s: float | None  # for the rest of the bytes at their recent speed
     elapsed_s: float
-    active: tuple[FileProgress, ...]
-    finished: tuple[FileProgress, ...]  # since the last snapshot, at most the last hundred
+    active: tuple[FileProgress, ...] = ()
+    finished: tuple[FileProgress, ...] = ()  # since the last snapshot, at most the last hundred
     total_estimated: bool = False  # some sizes are unknown yet, and assumed to be the mean of the others
     share: float | None = None  # of the work, 0 to 1; never falls, and is 1 only at the end
     files_unchanged: int = 0  # of `files_done`: were current already
@@ -124,11 +124,7 @@ class FileMeter:
         self._ended = False
 
     def start(self, total_bytes: int | None, *, host: str = "", path: str = "") -> None:
-        """The file is being transferred; called again when its size, source or path becomes known or changes.
-
-        Args:
-            total_bytes: None: unchanged.
-        """
+        """The file is being transferred; called again when its size (None: as before), source or path changes."""
         with self._lock:
             if self._ended:
                 return
@@ -179,11 +175,7 @@ class FileMeter:
                 self.state = State.VERIFYING
 
     def done(self, *, unchanged: bool = False) -> None:
-        """The file is complete.
-
-        Args:
-            unchanged: it was current already.
-        """
+        """The file is complete; `unchanged`: it was current already."""
         with self._lock:
             if not self._ended:
                 self.unchanged = unchanged
@@ -219,21 +211,21 @@ class FileMeter:
             speed = self.transferred_bytes / elapsed_s
         waits = self.state is State.RETRYING
         return FileProgress(
-            self.name,
-            self.state,
-            self.received_bytes,
-            self.total_bytes,
-            self.resumed_bytes,
-            speed,
-            eta_s,
-            share,
-            elapsed_s,
-            self.path,
-            self._host,
-            self.unchanged,
-            self._reason if waits or self._ended else "",
-            self._retries,
-            max(0.0, self._retry_at_s - now) if waits else None,
+            name=self.name,
+            state=self.state,
+            received_bytes=self.received_bytes,
+            total_bytes=self.total_bytes,
+            resumed_bytes=self.resumed_bytes,
+            speed_bytes_per_s=speed,
+            eta_s=eta_s,
+            share=share,
+            elapsed_s=elapsed_s,
+            path=self.path,
+            host=self._host,
+            unchanged=self.unchanged,
+            reason=self._reason if waits or self._ended else "",
+            retries=self._retries,
+            retry_in_s=max(0.0, self._retry_at_s - now) if waits else None,
         )
 
     def _discard(self) -> None:
@@ -244,6 +236,21 @@ class FileMeter:
         self.state, self._ended = state, True
         self._ended_s = self._meter.clock()
         self._meter.end(self, self._reason)
+
+
+@dataclass(slots=True)
+class _Totals:
+    """The sums over all files that a `Snapshot` has under these names."""
+
+    files_done: int = 0
+    files_failed: int = 0
+    files_cancelled: int = 0
+    files_unchanged: int = 0
+    files_resumed: int = 0
+    received_bytes: int = 0
+    resumed_bytes: int = 0
+    kept_bytes: int = 0
+    known_bytes: int = 0
 
 
 class Meter:
@@ -260,19 +267,11 @@ class Meter:
         self._phase = phase
         self._started_s = self.clock()
         self._pace = Pace(self._started_s)
+        self._totals = _Totals()
         self._expected = 0
         self._open_lists = 0  # lists of files that are still being read
-        self._sized = 0  # files of known size
-        self._known = 0  # the sum of their sizes
-        self._received = 0
-        self._resumed = 0
+        self._sized = 0  # files whose size is known
         self._transferred = 0
-        self._done = 0
-        self._unchanged = 0
-        self._continued = 0
-        self._failed = 0
-        self._cancelled = 0
-        self._kept = 0
         self._failures: dict[str, int] = {}
         self._active: dict[FileMeter, None] = {}  # in the order they began
         self._finished: deque[FileMeter] = deque(maxlen=_FINISHED_KEPT)
@@ -311,18 +310,18 @@ class Meter:
 
     def add(self, *, received: int = 0, resumed: int = 0, transferred: int = 0) -> None:
         """Count bytes of a file; negative numbers take them back."""
-        self._received += received
-        self._resumed += resumed
+        self._totals.received_bytes += received
+        self._totals.resumed_bytes += resumed
         self._transferred += transferred
 
     def resize(self, before: int | None, after: int | None) -> None:
         """The size of a file became known, or changed."""
         self._sized += (after is not None) - (before is not None)
-        self._known += (after or 0) - (before or 0)
+        self._totals.known_bytes += (after or 0) - (before or 0)
 
     def keep(self, count: int) -> None:
         """`count` bytes of a file that failed stay, for the next run."""
-        self._kept += count
+        self._totals.kept_bytes += count
 
     def begin(self, file: FileMeter) -> None:
         """A file became active."""
@@ -331,29 +330,25 @@ class Meter:
     def end(self, file: FileMeter, reason: str) -> None:
         """A file is done, failed or cancelled."""
         if file.state is State.DONE:
-            self._done += 1
-            self._unchanged += file.unchanged
-            self._continued += file.resumed_bytes > 0
+            self._totals.files_done += 1
+            self._totals.files_unchanged += file.unchanged
+            self._totals.files_resumed += file.resumed_bytes > 0
         elif file.state is State.CANCELLED:
-            self._cancelled += 1
+            self._totals.files_cancelled += 1
         else:
-            self._failed += 1
+            self._totals.files_failed += 1
             if reason in self._failures or len(self._failures) < _REASONS_KEPT:
                 self._failures[reason] = self._failures.get(reason, 0) + 1
         self._active.pop(file, None)
         self._finished.append(file)
 
     def snapshot(self, *, files: bool = True) -> Snapshot:
-        """The current numbers. Files that ended since the last snapshot are only in this one.
-
-        Args:
-            files: False leaves out the individual files.
-        """
+        """The current numbers; with `files`, also those of files that are active, or ended since the last snapshot."""
         with self.lock:
             now = self.clock()
             speed = self._pace.see(now, self._transferred)
             expected = None if self._open_lists else self._expected
-            ended = self._done + self._failed + self._cancelled
+            ended = self._totals.files_done + self._totals.files_failed + self._totals.files_cancelled
             total = self._total_bytes(expected)
             estimated = total is not None and expected is not None and self._sized < expected
             soon = estimated and now - self._started_s < _SETTLED_S
@@ -361,40 +356,32 @@ class Meter:
             finished = tuple(each.progress(now) for each in self._finished) if files else ()
             self._finished.clear()
             return Snapshot(
-                self._phase,
-                expected,
-                self._done,
-                self._failed,
-                self._received,
-                total,
-                self._known,
-                self._resumed,
-                speed,
-                self._eta_s(now, expected, ended, total),
-                now - self._started_s,
-                active,
-                finished,
-                estimated,
-                None if soon else self._share(expected, ended, total),
-                self._unchanged,
-                self._continued,
-                self._cancelled,
-                self._kept,
-                tuple(self._failures.items()),
+                **asdict(self._totals),
+                phase=self._phase,
+                files_total=expected,
+                total_bytes=total,
+                speed_bytes_per_s=speed,
+                eta_s=self._eta_s(now, expected, ended, total),
+                elapsed_s=now - self._started_s,
+                active=active,
+                finished=finished,
+                total_estimated=estimated,
+                share=None if soon else self._share(expected, ended, total),
+                failures=tuple(self._failures.items()),
             )
 
     def _total_bytes(self, expected: int | None) -> int | None:
         """The sum of all sizes, unknown ones assumed to be the mean of the others; None if none is known."""
         if expected is None or (not self._sized and expected):
             return None
-        mean = self._known // max(1, self._sized)
+        mean = self._totals.known_bytes // max(1, self._sized)
         more = sum(max(0, each.received_bytes - mean) for each in self._active if each.total_bytes is None)
-        return max(self._received, self._known + max(0, expected - self._sized) * mean + more)
+        return max(self._totals.received_bytes, self._totals.known_bytes + max(0, expected - self._sized) * mean + more)
 
     def _eta_s(self, now: float, expected: int | None, ended: int, total: int | None) -> float | None:
         """Seconds left, from bytes if there are any, else from the number of files; None if unknown."""
-        if total is not None and self._received:
-            return self._pace.eta_s(total - self._received)
+        if total is not None and self._totals.received_bytes:
+            return self._pace.eta_s(total - self._totals.received_bytes)
         if expected is None or not ended:
             return None
         return (now - self._started_s) / ended * max(0, expected - ended)
@@ -403,4 +390,4 @@ class Meter:
         done = expected is not None and ended >= expected
         if total == 0:  # nothing but empty and unchanged files so far
             return self._pace.share(ended, expected, ended=done)
-        return self._pace.share(self._received, total, ended=done)
+        return self._pace.share(self._totals.received_bytes, total, ended=done)

@@ -78,7 +78,5 @@ class Stage:
             speed_bytes_per_s=speed if self._total_bytes else self._bytes_done / max(1e-3, now - self._began_s),
             eta_s=None if total is None else self._pace.eta_s(max(0, total - done)),
             elapsed_s=now - self._began_s,
-            active=(),
-            finished=(),
             share=self._pace.share(done, total, ended=ended),
         )

@@ -24,7 +24,7 @@ def described(error: BaseException) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    remedy = _REMEDIES.get(error.errno or 0)
+    remedy = None if "; " in error.strerror else _REMEDIES.get(error.errno or 0)
     return f"{text}; {remedy}" if remedy else text
 
 

@@ -14,12 +14,12 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from itertools import chain, groupby, islice
 from typing import IO
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import holds_modes, sync_directory, sync_file, syncfs
 from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.history import History, Timeline, state_lines

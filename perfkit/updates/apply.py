@@ -133,8 +133,11 @@ class PlanApplier:
     def _copy(self, name: str, path: str) -> None:
         """Copy another file, and check what was copied."""
         _, entry = self._find(name)
-        content = self._tx.replace(name, path, mode=_mode(entry))
-        if content.sha256 != entry.sha256.hex():
+        try:
+            same = self._tx.replace(name, path, mode=_mode(entry)).sha256 == entry.sha256.hex()
+        except FileNotFoundError:
+            same = False
+        if not same:
             raise UpdateError(f"{path} changed while it was copied to {name}; the tree was not changed, sync again")
         self._count(entry)
 

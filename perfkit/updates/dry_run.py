@@ -27,9 +27,10 @@ def plan(
 ) -> Plan:
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
     root = os.path.abspath(dest)
-    with _temporary_directory(root) as stage:
+    with contextlib.ExitStack() as stack:
+        stage = stack.enter_context(_temporary_directory(root))
+        fetcher = stack.enter_context(contextlib.closing(Fetcher(downloads, stage, max_files=config.max_files)))
         installed = read_installed(root)
-        fetcher = Fetcher(downloads, stage, max_files=config.max_files)
         source = open_source(fetcher, spec, installed, dry_run=True)
         if spec.release is None and is_held(read_holds(root), source, retry_rejected=False):
             version = installed.version

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config
@@ -16,6 +15,7 @@ from perfkit.downloads.http.urls import unsigned
 from perfkit.errors import UpdateError
 from perfkit.filesystem.compact import FileBytes
 from perfkit.filesystem.own_files import create_own, open_own, read_record, write_record
+from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from itertools import chain
+from typing import BinaryIO
 
 from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
+from perfkit.filesystem.own_files import open_own
 from perfkit.filesystem.scan import ScanEntry, scan_in_order
+from perfkit.filesystem.thread_map import cached_property
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import EntrySubset, Manifest
@@ -221,16 +223,17 @@ class LocalTree(Mapping[str, ExistingFile]):
             return self._installed.name(at)
         return next((name for name, found in self._others.items() if found.sha256 == digest), None)
 
-    def path_of_blob(self, digest: bytes) -> str | None:
-        """The path of a file with this content, among those that were read, or else in the history.
+    def open_blob(self, digest: bytes) -> BinaryIO | None:
+        """A file with this content, unbuffered, among those that were read, or else in the history; None: it can't be
+        opened, or is no regular file any more.
 
-        Others may write to it: verify what you read.
+        Others may have written to it since: verify what you read.
         """
-        name = self.name_of_blob(digest.hex())
-        if name is not None:
-            return os.path.join(self._root, name)
-        stored = os.path.join(self._root, layout.object_path(digest.hex()))
-        return stored if os.path.exists(stored) else None
+        name = self.name_of_blob(digest.hex()) or layout.object_path(digest.hex())
+        try:
+            return open(os.path.join(self._root, name), "rb", buffering=0, opener=open_own)
+        except OSError:
+            return None
 
     def path_of(self, name: str) -> str | None:
         """The path of the regular file with this name, whatever its content; None: it does not exist."""

@@ -20,7 +20,8 @@ class SyncReport:
         overwritten: locally edited files that were not saved.
         restored_with_edits: files that a rollback restored with the local edits that they had before an update, because
             the content of the release itself was never kept.
-        held: the version that the source offers and that was skipped, since it is on hold: see `Hold`.
+        held: the version that the source offers and that was skipped, since it is on hold (see `Hold`); if the tree is
+            pinned, the installed version.
         selection: the part of the release or archive that the tree has, such as `+*.rules -old/`; empty: all of it.
         seconds: how long it took.
     """
@@ -47,6 +48,13 @@ class SyncReport:
     def generation_is_new(self) -> bool:
         """Whether the tree changed, or at least the version that it has."""
         return self.route != "none" or self.version != (self.previous_version or "")
+
+    def edits(self) -> list[str]:
+        """What happened to locally edited files, in a sentence for each."""
+        kept = (f"{name} had local edits, which are kept as {fresh}" for name, fresh in self.saved_as.items())
+        lost = (f"{name} had local edits, which were overwritten" for name in self.overwritten)
+        back = "was restored with local edits, since the released content is not kept"
+        return [*kept, *lost, *(f"{name} {back}" for name in self.restored_with_edits)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wa
         if to is None and before.type is not None and tree.step_back_removes(layout.RELEASE):
             raise RollbackError(
                 f"{dest}: no version was installed before {before.version}; to go back to the tree before the first "
-                "sync, ask for generation 0"
+                "sync, roll back to generation 0 (--to 0)"
             )
         commit = tree.rollback(to, edits=cast(LocalChanges, config.local_changes), unchecked=unchecked)
         after = _read_restored(tree.root)

@@ -7,9 +7,9 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
@@ -31,6 +31,14 @@ _PREFIX = layout.FETCHED_OBJECT.rpartition("/")[2]
 _BLOB = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
 
 
+class _Batch(NamedTuple):
+    """Downloads under way."""
+
+    names: frozenset[str | None]
+    sent: list[Request]  # by index, with the URLs that are used
+    running: Generator[tuple[int, Download], None, None]
+
+
 class Fetcher:
     """Downloads into the directory `stage`, and counts requests and bytes.
 
@@ -45,6 +53,7 @@ class Fetcher:
         self.max_files = max_files
         self._downloads = downloads
         self._home, self._sites, self._failed = "", list[str](), set[str]()
+        self._begun: list[_Batch] = []
         self.requests = self.bytes_received = 0
 
     def use_mirrors(self, home: str, sites: Sequence[str]) -> None:
@@ -95,19 +104,30 @@ class Fetcher:
         """Open connections for requests that will soon follow."""
         self._downloads.warm(self._spread(Request(url)).url, connections)
 
-    def get(
-        self, requests: Sequence[Request], *, beside: Sequence[Request] = (), phase: str = "fetching"
-    ) -> list[Download]:
+    def begin(self, requests: Sequence[Request]) -> None:
+        """Begin these downloads, each of which must have a name, for which `get` and `each` then wait."""
+        if requests:
+            self._begun.append(self._start(requests, "fetching"))
+
+    def has_begun(self, name: str) -> bool:
+        """Whether `begin` has begun a download of this name, and nothing has waited for it yet."""
+        return any(name in batch.names for batch in self._begun)
+
+    def close(self) -> None:
+        """Cancel downloads that were begun, and that nothing has waited for."""
+        while self._begun:
+            self._begun.pop().running.close()
+
+    def get(self, requests: Sequence[Request], *, phase: str = "fetching") -> list[Download]:
         """Make these downloads; returns them in the order of the requests, each of which must have a name.
 
         Args:
-            beside: downloads to make at the same time; whether they fail does not matter.
             phase: what progress displays call it.
 
         Raises:
             TransferError, OSError: the first failure, after all others have ended.
         """
-        found = dict(self.each([*requests, *beside], phase=phase))
+        found = dict(self.each(requests, phase=phase))
         for index in range(len(requests)):
             if (error := found[index].error) is not None:
                 raise error
@@ -115,20 +135,34 @@ class Fetcher:
 
     def each(self, requests: Sequence[Request], *, phase: str = "fetching") -> Iterator[tuple[int, Download]]:
         """Make these downloads; yields the index of each request, and its result, when it ends."""
-        if not requests:
-            return
-        spread: list[Request] = []
+        indexes = {request.name: index for index, request in enumerate(requests)}
+        for batch in [batch for batch in self._begun if not batch.names.isdisjoint(indexes)]:
+            self._begun.remove(batch)
+            for name, download in self._results(batch):
+                if name in indexes:
+                    yield indexes.pop(name), download
+        if left := [request for request in requests if request.name in indexes]:
+            for name, download in self._results(self._start(left, phase)):
+                yield indexes[name], download
+
+    def _start(self, requests: Sequence[Request], phase: str) -> _Batch:
+        sent: list[Request] = []
 
         def prepare(request: Request) -> Request:  # called late: sites that have failed come last
-            spread.append(self._spread(request))
-            return spread[-1]
+            sent.append(self._spread(request))
+            return sent[-1]
 
-        with contextlib.closing(self._downloads.run(requests, self.stage, phase=phase, prepare=prepare)) as running:
-            for index, download in running:
-                self._note_failures(spread[index], download)
+        running = self._downloads.run(requests, self.stage, phase=phase, prepare=prepare, at_once=True)
+        return _Batch(frozenset(request.name for request in requests), sent, running)
+
+    def _results(self, batch: _Batch) -> Iterator[tuple[str | None, Download]]:
+        """The name and the result of each download, when it ends."""
+        with contextlib.closing(batch.running):
+            for index, download in batch.running:
+                self._note_failures(batch.sent[index], download)
                 self.requests += download.requests
                 self.bytes_received += download.bytes_received
-                yield index, download
+                yield batch.sent[index].name, download
 
 
 class StagedBlobs:
@@ -315,13 +349,17 @@ class StagingArea:
             os.close(self._writing.descriptor)
             self._writing = None
 
-    def path_so_far(self, digest: bytes) -> str:
-        """The file of a blob that `writer` has begun to write, or has written."""
-        if digest in self._left:
-            return self._path(digest) + "~"
-        if (entry := made_for(digest)) is not None:
-            digest = bytes(self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)])
-        return self._path(digest)
+    def open_so_far(self, digest: bytes) -> BinaryIO | None:
+        """A blob that `writer` has begun to write, or has written; None: it has not."""
+        path = self._path(digest) + "~"
+        if digest not in self._left:
+            if (entry := made_for(digest)) is not None:
+                digest = bytes(self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)])
+            path = self._path(digest)
+        try:
+            return open(path, "rb", buffering=0)
+        except FileNotFoundError:
+            return None
 
     def discard_partial(self) -> None:
         """Discard incomplete blobs at the end of a route: the next one writes them from the start."""

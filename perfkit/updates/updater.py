@@ -128,7 +128,8 @@ def _sync(
         update = Sync(tree.root, fetcher, source, installed, options, progress)
         if spec.release is None:
             update.refuse_downgrade(allow_older=spec.demands.allow_older)
-        report = update.run(tree, passes_over)
+        with contextlib.closing(fetcher):
+            report = update.run(tree, passes_over)
         if report.held is not None:
             return report
         keep_holds(tree.root, holds, source, newest=spec.release is None)

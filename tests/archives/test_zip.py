@@ -300,7 +300,7 @@ def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]]) -> No
 
 def test_is_current_compares_size_and_crc() -> None:
     """Another size is not even read; another CRC is another content."""
-    member = ZipMember("a", 4, False, 0xADF3F363, 0, 4, 0, 40, b"a")
+    member = ZipMember("a", 4, False, 0xADF3F363, 0, 4, 0, b"a", 40)
     assert matches_file(member, io.BytesIO(b"data"))
     assert not matches_file(member, io.BytesIO(b"dat_"))
     assert not matches_file(member, io.BytesIO(b"data+"))

@@ -40,6 +40,7 @@ URL = "http://127.0.0.1:1/f"
     (["get", "-o", "x", URL, URL], "--output needs exactly one URL"),
     (["get", "-o", "x", "-i", "list", URL], "--output needs exactly one URL"),
     (["get", "-o", "x", "-d", "y", URL], "not allowed with"),
+    (["get", "-o", "-", URL], "not standard output"),
     (["get", "--mirror", "ftp://host/f", URL], "ftp://host/f"),
     (["get", "--mirror", URL, URL, URL], "--mirror needs exactly one URL"),
     (["get", "--header", "no colon", URL], "--header must have the form"),

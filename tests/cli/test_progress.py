@@ -83,6 +83,13 @@ def test_verbose(misbehaving: Start, capsys: Capture, monkeypatch: pytest.Monkey
     assert "GET" not in capsys.readouterr().err
 
 
+def test_warnings(cli_origin: Origin, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are shown with --quiet, too."""
+    monkeypatch.setenv("PERFKIT_WORKER", "3")
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert capsys.readouterr().err.startswith("perfkit: warning: PERFKIT_WORKER is set, ")
+
+
 def test_verbose_sync_names_the_route(cli_origin: Origin, capsys: Capture) -> None:
     """How the files came."""
     assert main(["sync", "-v", cli_origin.url, "tree"]) == 0

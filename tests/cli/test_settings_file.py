@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from perfkit import CheckFailedError, CommandFailedError, ConfigError, SyncReport, read_trees
-from perfkit.cli import main
+from perfkit.cli import command_parser, main
+from perfkit.cli.settings_file import read_entries
 from tests.support.command import the_object
 from tests.support.signing import NEW, OLD, change_pointer
 from tests.support.sites import Origin
@@ -128,6 +129,7 @@ def test_settings(trees: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture)
     ("qqq = 1", "there is no such key; known are "),
     ("json = true", "trees.two.json: there is no such key"),
     ("check = true", "trees.two.check must be text"),
+    ("check = ''", "trees.two.check must be text, and not empty"),
     ("null = 'yes'", "trees.two.null must be true or false"),
     ("strip_components = '1'", "trees.two.strip_components must be a whole number"),
     ("links = 'maybe'", "trees.two.links must be one of refuse, skip, follow"),
@@ -150,7 +152,7 @@ def test_mistakes(text: str, reason: str, trees: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    (["sync"], "give names"), (["status"], "give names"), (["sync", "one", "--all"], "give names"),
+    (["sync"], "names of trees"), (["status"], "give trees; or --all"), (["sync", "one", "--all"], "names of trees"),
     (["sync", "https://h"], "give a SOURCE and a DEST, or names of trees"),
     (["sync", "one", "x"], "there is no tree 'x'; perfkit.toml lists one, two"),
 ])  # fmt: skip
@@ -185,6 +187,26 @@ def test_sources_of_other_kinds(trees: Path, tmp_path: Path, cli_origin: Origin,
     assert "selected as before" not in capsys.readouterr().err
     assert main(["sync", cli_origin.url, "./part"]) == 0
     assert "selected as before: -*.py (--include '*' selects all)" in capsys.readouterr().err
+
+
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the file's directory, wherever the command runs, or from the user's home."""
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "perfkit.toml").write_text("""
+        ca_bundle = "ca.pem"
+        [trees.one]
+        source = "~/list"
+        dest = "~/one"
+        client_cert = ["c.pem", "~/k.pem"]
+        [trees.two]
+        source = "http://h/"
+        dest = "/two"
+        ca_bundle = "system"
+        """)
+    one, two = read_entries(str(tmp_path / "perfkit.toml"), command_parser().commands()["sync"].filled()).values()
+    assert (one.source, one.dest, two.source, two.dest) == ("/home/me/list", "/home/me/one", "http://h/", "/two")
+    assert one.settings["client_cert"] == (str(tmp_path / "c.pem"), "/home/me/k.pem")
+    assert [tree.settings["ca_bundle"] for tree in (one, two)] == [str(tmp_path / "ca.pem"), "system"]
 
 
 def test_public_keys(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

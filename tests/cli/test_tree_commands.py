@@ -78,6 +78,8 @@ def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
     cli_origin.publish(TWO, "2")
     assert main(["sync", cli_origin.url, "tree", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == "1"
+    assert main(["sync", cli_origin.url, "tree"]) == 0
+    assert capsys.readouterr().err.endswith("; the tree is pinned\n")
     assert main(["status", "tree"]) == 0
     assert "1, pin, since" in capsys.readouterr().out
     assert main(["unhold", "tree"]) == 0
@@ -135,3 +137,4 @@ def test_system_errors_name_the_tree(cli_origin: Origin, tmp_path: Path, capsys:
 def test_what_to_do_about_a_system_error(code: int, remedy: str) -> None:
     assert described(OSError(code, os.strerror(code), "tree/a")).startswith(f"tree/a: {os.strerror(code)}; {remedy}")
     assert described(OSError("said otherwise")) == "said otherwise"
+    assert described(OSError(code, "a device; choose a file", "tree/a")) == "tree/a: a device; choose a file"

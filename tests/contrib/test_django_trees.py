@@ -55,7 +55,7 @@ def test_hold(published: Site) -> None:
     run("perfkit_sync", "rules")
     assert run("perfkit_hold", "rules")[0] == "rules: stays at 1\n"
     published.publish("2", SECOND)
-    assert run("perfkit_sync", "rules")[0] == "rules: 1 stays: 1 is on hold\n"
+    assert run("perfkit_sync", "rules")[0] == "rules: 1 stays: it is pinned\n"
     (record,) = answer("perfkit_status")
     assert (record["held"]["version"], record["held"]["reason"]) == ("1", "pin")
     assert "  on hold: 1 (pin)" in run("perfkit_status")[0]

@@ -132,8 +132,9 @@ def test_a_silent_connection_does_not_hold_up_the_end(make_kit: MakeKit, misbeha
     assert (out / "file").read_bytes() == BODY
 
 
-def test_chunked_body(kit: Toolkit, misbehaving: Start, out: Path) -> None:
-    """No length beforehand; the chunked coding itself marks the end."""
+@pytest.mark.parametrize("settings", [{}, {"workers": 1 << 30, "segments": 1 << 30}, {"workers": 8, "buffer_bytes": 1}])
+def test_chunked_body(make_kit: MakeKit, misbehaving: Start, out: Path, settings: dict[str, int]) -> None:
+    """No length beforehand; the chunked coding itself marks the end, however little memory there is for each worker."""
 
     def handler(x: Exchange) -> None:
         x.head("200 OK", Transfer_Encoding="chunked")
@@ -142,7 +143,7 @@ def test_chunked_body(kit: Toolkit, misbehaving: Start, out: Path) -> None:
             x.send(b"%x\r\n%s\r\n" % (len(piece), piece))
         x.send(b"0\r\n\r\n")
 
-    download = kit.download(f"{misbehaving(handler).url}/file", out / "file")
+    download = make_kit(**settings).download(f"{misbehaving(handler).url}/file", out / "file")
     assert (out / "file").read_bytes() == BODY
     assert download.length_known
 
@@ -204,6 +205,12 @@ def test_rate_limit_holds_together(make_kit: MakeKit, misbehaving: Start, out: P
     kit = make_kit(rate_limit=4 << 20)
     results = kit.download_many([(f"{server.url}/{n}", str(n)) for n in range(4)], out)
     assert max(result.seconds for result in results) > 0.8 * (2 << 20) / (4 << 20)
+
+
+def test_a_limit_above_any_network(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
+    """A socket takes no buffer of 8 PiB."""
+    kit = make_kit(rate_limit=1 << 60)
+    assert kit.download(f"{misbehaving(serve_body).url}/f", out / "f").bytes == len(BODY)
 
 
 # -- one Toolkit, many callers -----------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_a_size_that_becomes_known_late() -> None:
     assert ranges.advance(runner, 10) == 10
     assert ranges.done() == [(0, 10)]
     assert not ranges.complete
-    ranges.end_here(runner)
+    ranges.set_size(runner.position)
     assert (ranges.size, ranges.complete, ranges.done()) == (10, True, [(0, 10)])
 
 
@@ -180,7 +180,7 @@ def test_all_connections_end_together(slowest: float) -> None:
         clock.now += step_s
         for number, runner in enumerate(at_work):
             if runner is None:
-                runner = ranges.split(10_000, worth_s=0.3)
+                runner = ranges.split(10_000, 0.075)
                 if runner is not None:
                     ends[runner], requests = runner.segment.end, requests + 1
             else:
@@ -218,21 +218,54 @@ def test_at_the_end_both_parts_end_together() -> None:
     clock.now = 2.0
     ranges.release(fast)
     ranges.advance(slow, 1_000)  # 4,000 are left, at 500 bytes per second: 8 s; the mean is 2,000 bytes per second
-    assert ranges.split(100, worth_s=8.0) is None
+    assert ranges.split(100, 2.0) is None
     assert shared(ranges).remaining == 3_636  # which the free connection, ten times as fast, takes as long for
 
 
-def test_a_new_connection_has_to_be_worth_more() -> None:
-    """It takes a round trip more, and begins slowly."""
+def test_a_new_connection_has_to_be_worth_it() -> None:
+    """It gets no more than it will have brought when the other one ends: it takes two round trips to be opened and
+    asked, and starts with ten packets. One that is open takes more, and a shorter rest, too.
+    """
     clock = Clock()
-    ranges = SegmentMap(10_000, clock=clock)
-    first, second = claimed(ranges), shared(ranges, 100)
-    clock.now = 1.0
-    ranges.advance(first, 1_000)  # its rest takes less than nine seconds
-    assert ranges.split(100, worth_s=5.0) is None
+    ranges = SegmentMap(1_000_000, clock=clock)
+    claimed(ranges)  # which takes six round trips, if it doubles its speed in each
+    taken = ranges.split(100_000, 0.1)
+    assert taken is not None
+    assert 32 << 10 <= (taken.remaining or 0) <= 14_600 * 2**4
+    short = SegmentMap(200_000, clock=clock)
+    claimed(short)  # four
+    assert short.split(10_000, 0.1) is None
+
+
+def test_a_connection_in_slow_start_is_left_alone() -> None:
+    """At its mean speed it would take 16 round trips; it doubles its speed in each, and needs two."""
+    clock = Clock()
+    ranges = SegmentMap(2_000_000, clock=clock)
+    first, second = claimed(ranges), shared(ranges, 1_000)
+    ranges.advance(second, second.remaining or 0)
+    ranges.release(second)  # its connection is open, and could be asked at once
+    for trips in range(5):
+        clock.now += 0.1
+        ranges.advance(first, 14_600 << trips)
+    assert (first.remaining or 0) > 3 * first.position
+    assert ranges.split(10_000, 0.1) is None
+    clock.now += 0.4  # the server limits it, or the network loses its packets
+    assert ranges.split(10_000, 0.1) is not None
+
+
+def test_a_short_silence_is_no_reason_to_split() -> None:
+    """TCP makes up for a lost packet; what came after it is there then, and would be fetched twice."""
+    clock = Clock()
+    ranges = SegmentMap(2_000_000, clock=clock)
+    first, second = claimed(ranges), shared(ranges, 1_000)
     ranges.advance(second, second.remaining or 0)
     ranges.release(second)
-    assert ranges.split(100, worth_s=5.0) is not None
+    clock.now = 2.0
+    ranges.advance(first, 1_800_000)
+    for clock.now in (2.1, 2.4):
+        assert ranges.split(10_000, 0.05) is None
+    clock.now = 2.6
+    assert ranges.split(10_000, 0.05) is not None
 
 
 def test_a_slow_connection_is_relieved_of_all_it_has() -> None:
@@ -270,7 +303,7 @@ def test_a_connection_is_as_fast_as_lately() -> None:
     for _ in range(4):
         clock.now += 0.5
         ranges.advance(first, 5_000)  # and then 10,000: the rest would take 48 s
-    assert ranges.split(10_000, worth_s=10.0) is not None
+    assert first.seconds_left(clock.now, pace=1e6, round_trip_s=0.1) == pytest.approx(48, abs=1)
 
 
 def test_a_silent_connection_holds_up_the_end_for_seconds_only() -> None:

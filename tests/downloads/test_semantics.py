@@ -119,6 +119,7 @@ def test_validators(headers: dict[str, str], validator: Validator) -> None:
     [
         ("120", 120.0),
         (" 0 ", 0.0),
+        ("9" * 400, 2.0**31),
         ("-1", None),
         ("1.5", None),
         ("soon", None),

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from perfkit import Toolkit
+from perfkit.downloads.concurrency import AdaptiveController
 from perfkit.downloads.segments import Runner, SegmentMap
 from tests.support.fakes import Exchange, MisbehavingServer
 
@@ -57,6 +58,25 @@ def test_as_many_files_as_workers(make_kit: MakeKit, misbehaving: Start, out: Pa
     kit = make_kit(workers=12, connections_per_host=12, adaptive=True, segments=1, rate_limit=limit)
     kit.download_many([(f"{server.url}/{n}", f"{n}") for n in range(12)], out)
     assert passed == [True] * 12
+
+
+@pytest.mark.parametrize("congested", [True, False])
+def test_a_file_is_not_shared_on_a_full_link_while_others_wait(
+    make_kit: MakeKit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch, congested: bool
+) -> None:
+    """That would gain nothing, and end the connection whose response is cut short."""
+    monkeypatch.setattr("perfkit.downloads.scheduler._LONG_S", 0.0)
+    monkeypatch.setattr("perfkit.config._FILES", 2)
+    monkeypatch.setattr(AdaptiveController, "congested", congested)
+    shared: list[bool] = []
+
+    def handler(x: Exchange) -> None:
+        x.serve(BODY, pause=lambda: shared.append(x.server.wait_for(3, 0.1 if congested else 60.0)), pause_at=0)
+
+    server = misbehaving(handler)
+    kit = make_kit(workers=None, segments=4, connections_per_host=4)
+    kit.download_many([f"{server.url}/{n}" for n in range(3)], out)
+    assert shared[0] is not congested
 
 
 def test_nothing_is_fetched_twice_under_a_limit(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -15,7 +16,7 @@ from perfkit import Config, Download, HTTPStatusError, RemoteChangedError, Reque
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.probe import Probe
-from perfkit.errors import CancelledError
+from perfkit.errors import CancelledError, TransferTimeoutError
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.kits import QUICK
@@ -119,6 +120,18 @@ def test_waiting_for_a_probe_locks_no_condition(
     monkeypatch.setattr(threading.Condition, "__enter__", noted)
     assert manager.probe(misbehaving(answer).url, most=100).first == BODY[:100]
     assert entered == []
+
+
+def test_a_probe_that_drips(misbehaving: Start) -> None:
+    """It is a stall as for any file."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.head("200 OK", Content_Length="1000")
+        exchange.drip(b"0" * 1000, 0.02)
+
+    settings = Config(**{**QUICK, "retries": 0, "stall_window_s": 0.1})
+    with contextlib.closing(DownloadManager(settings)) as manager, pytest.raises(TransferTimeoutError, match="stalled"):
+        manager.probe(misbehaving(answer).url, most=1000)
 
 
 def test_a_weak_tag_that_changed_is_another_version(

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from perfkit import BatchError, ConfigError
-from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree
+from perfkit.filesystem.batch.copying import copy_tree
+from perfkit.filesystem.batch.moving import move_many
+from perfkit.filesystem.batch.removal import remove_tree
 from perfkit.filesystem.scan import scan
 from tests.support.files import make, shape
 from tests.support.tools import mounted_image, need
@@ -64,7 +66,7 @@ def test_links_share_and_what_cannot_be_linked_is_copied(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files are hard links; empty ones are not; after EMLINK it is a copy."""
-    done = link_tree(tree, tmp_path / "dest")
+    done = copy_tree(tree, tmp_path / "dest", link=True)
     assert shape(tmp_path / "dest") == shape(tree)
     assert done.linked == 4
     assert os.path.samefile(tree / "a", tmp_path / "dest/a")
@@ -74,7 +76,7 @@ def test_links_share_and_what_cannot_be_linked_is_copied(
         raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
 
     monkeypatch.setattr(os, "link", refuse)
-    assert link_tree(tree, tmp_path / "copies").linked == 0
+    assert copy_tree(tree, tmp_path / "copies", link=True).linked == 0
     assert shape(tmp_path / "copies") == shape(tree)
 
 
@@ -107,8 +109,8 @@ def test_the_destination_is_respected(tree: Path, tmp_path: Path) -> None:
     copy_tree(tree, dest, merge=True)
     assert (dest / "a").read_bytes() == b"1" * 5000
     assert (dest / "mine").read_bytes() == b"stays"
-    link_tree(tree, dest, merge=True)
-    link_tree(tree, dest, merge=True)  # a rename between two names of one file does nothing, and leaves both
+    copy_tree(tree, dest, merge=True, link=True)
+    copy_tree(tree, dest, merge=True, link=True)  # a rename between two names of one file does nothing, and leaves both
     assert not [entry.name for entry in scan(dest) if ".perfkit" in entry.name]
     (tmp_path / "empty").mkdir()
     copy_tree(tree, tmp_path / "empty")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit.filesystem.batch import remove_tree
+from perfkit.filesystem.batch.removal import remove_tree
 from perfkit.filesystem.hashing.hash_tree import hash_tree
 from perfkit.filesystem.scan import ScanOptions, scan, scan_batches
 from tests.support.files import make, sha

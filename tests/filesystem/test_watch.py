@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from perfkit.filesystem.batch import remove_tree
+from perfkit.filesystem.batch.removal import remove_tree
 from perfkit.filesystem.scan import scan
-from perfkit.filesystem.watch import ALL, watch
+from perfkit.filesystem.watch import ALL, DirtySet
 from tests.support.files import make, sha
 from tests.support.watched import LONG_S, taken
 
@@ -25,7 +25,7 @@ from tests.support.watched import LONG_S, taken
 def test_changes_are_dirty(tmp_path: Path) -> None:
     """Created, changed, moved and removed names, also in new directories; then the set is clean."""
     make(tmp_path, {"a": b"", "d/b": b"", "d/c": b"", "quiet": b""})
-    with watch(tmp_path) as dirty:
+    with DirtySet(tmp_path) as dirty:
         (tmp_path / "a").write_bytes(b"1")
         os.rename(tmp_path / "d/b", tmp_path / "moved")
         (tmp_path / "d/c").unlink()
@@ -42,7 +42,7 @@ def test_changes_are_dirty(tmp_path: Path) -> None:
 def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
     """What changes just before the block ends is in the set after it; no thread is left."""
     threads = set(threading.enumerate())
-    with watch(tmp_path) as dirty:
+    with DirtySet(tmp_path) as dirty:
         names = {f"f{number}" for number in range(500)}
         for name in names:
             (tmp_path / name).touch()
@@ -54,7 +54,7 @@ def test_new_directories_cause_no_warning(tmp_path: Path) -> None:
     """watchdog finds nested directories that are created quickly twice; that causes no warning."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        with watch(tmp_path) as dirty:
+        with DirtySet(tmp_path) as dirty:
             for number in range(30):
                 (tmp_path / f"{number}/a/b/c/d/e/f").mkdir(parents=True)
     assert told == []
@@ -77,7 +77,7 @@ def test_overflow_dirties_everything(tmp_path: Path) -> None:
     """The kernel's queue really overflows: everything is dirty once, and later changes are seen by name again."""
     events = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     files = [bytes(path) for path in make(tmp_path, {"1": b"", "2": b""}).iterdir()]
-    with watch(tmp_path) as dirty:
+    with DirtySet(tmp_path) as dirty:
         with _no_other_thread() as library:
             for number in range(events + 5000):  # the reader may have taken 64 KiB of them
                 assert library.chmod(files[number % 2], 0o600) == 0
@@ -91,11 +91,11 @@ def test_overflow_dirties_everything(tmp_path: Path) -> None:
 def test_a_removed_root_dirties_everything(tmp_path: Path) -> None:
     """After the removal of the watched directory nothing is known, and the watch ends cleanly."""
     root = make(tmp_path / "root", {"a": b""})
-    with watch(root) as dirty:
+    with DirtySet(root) as dirty:
         remove_tree(root)
         assert dirty.wait(LONG_S)
         assert dirty.drain() is ALL
-    with pytest.raises(NotADirectoryError), watch(tmp_path / "none"):
+    with pytest.raises(NotADirectoryError), DirtySet(tmp_path / "none"):
         pass
 
 

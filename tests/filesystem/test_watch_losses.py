@@ -14,7 +14,7 @@ import pytest
 import watchdog.version
 
 from perfkit.errors import ConfigError
-from perfkit.filesystem.watch import ALL, watch
+from perfkit.filesystem.watch import ALL, DirtySet
 from tests.support.files import make
 from tests.support.tools import ENVIRONMENT, mounted, need, need_root, unavailable
 from tests.support.watched import LONG_S, taken
@@ -46,7 +46,7 @@ def test_a_replaced_root(tmp_path: Path, replace: Callable[[Path], None]) -> Non
     """
     for notice in ("wait", "flush", *(() if replace is remove_and_make else ("drain",))):
         root = make(tmp_path / notice / "root", {"a": b"1"})
-        with watch(root) as dirty:
+        with DirtySet(root) as dirty:
             replace(root)
             if notice == "flush":
                 dirty.flush()
@@ -66,7 +66,7 @@ def test_a_switched_link(tmp_path: Path) -> None:
     """A root that is a symbolic link is watched where it leads, also after it leads elsewhere."""
     one, two, current = make(tmp_path / "1", {"d/a": b"1"}), make(tmp_path / "2", {"d/a": b"2"}), tmp_path / "current"
     current.symlink_to(one)
-    with watch(current / "d") as deep, watch(current) as dirty:
+    with DirtySet(current / "d") as deep, DirtySet(current) as dirty:
         (one / "b").touch()
         (one / "d/c").touch()
         assert taken(dirty) == {"b", "d/c"}
@@ -85,7 +85,7 @@ def test_a_switched_link(tmp_path: Path) -> None:
 def test_a_root_that_comes_back(tmp_path: Path) -> None:
     """While it is away, everything is dirty, again and again; a root that is renamed and renamed back is the same."""
     root = make(tmp_path / "root", {"a": b""})
-    with watch(root) as dirty:
+    with DirtySet(root) as dirty:
         root.rename(tmp_path / "away")
         for _ in range(2):
             assert dirty.wait(LONG_S)
@@ -102,10 +102,10 @@ def test_a_root_that_comes_back(tmp_path: Path) -> None:
 def test_the_root_is_replaced_at_the_end(tmp_path: Path) -> None:
     """The set is complete after the block, so everything is dirty; so it is when an exception ends the block."""
     root = make(tmp_path / "root", {"a": b""})
-    with watch(root) as dirty:
+    with DirtySet(root) as dirty:
         rename(root)
     assert dirty.drain() is ALL
-    with contextlib.suppress(KeyboardInterrupt), watch(root) as dirty:
+    with contextlib.suppress(KeyboardInterrupt), DirtySet(root) as dirty:
         raise KeyboardInterrupt
     assert dirty.drain() is ALL
     assert dirty.drain() == set()
@@ -113,7 +113,7 @@ def test_the_root_is_replaced_at_the_end(tmp_path: Path) -> None:
 
 def test_a_file_that_stays_open(tmp_path: Path) -> None:
     """It is dirty after each write, and again once it is closed."""
-    with watch(tmp_path) as dirty:
+    with DirtySet(tmp_path) as dirty:
         with (tmp_path / "a").open("wb", buffering=0) as file:
             assert taken(dirty) == {"a"}
             for _ in range(2):
@@ -136,7 +136,7 @@ def test_a_file_that_gets_its_name_later(tmp_path: Path) -> None:
         fd = os.open(tmp_path, os.O_TMPFILE | os.O_WRONLY)
     except OSError as error:
         unavailable(f"no O_TMPFILE here: {error}")
-    with watch(tmp_path) as dirty:
+    with DirtySet(tmp_path) as dirty:
         os.write(fd, b"1")
         assert taken(dirty) == set()
         _name(fd, tmp_path / "d/named")
@@ -156,7 +156,7 @@ def test_hard_links(tmp_path: Path) -> None:
     """A write through one name changes the others."""
     make(tmp_path, {"a": b"1", "d/e": b"", "alone": b""})
     os.link(tmp_path / "a", tmp_path / "d/b")
-    with watch(tmp_path) as dirty:
+    with DirtySet(tmp_path) as dirty:
         (tmp_path / "d/b").write_bytes(b"2")
         assert taken(dirty) == {"a", "d/b"}
 
@@ -165,7 +165,7 @@ def test_a_directory_from_outside(tmp_path: Path) -> None:
     """One that is moved in is watched from then on, and so are those below it."""
     root, outside = make(tmp_path / "root", {}), make(tmp_path / "outside", {"x/y/a": b""})
     root.mkdir(exist_ok=True)
-    with watch(root) as dirty:
+    with DirtySet(root) as dirty:
         outside.rename(root / "in")
         assert "in" in taken(dirty)
         (root / "in/x/y/a").write_bytes(b"1")
@@ -175,7 +175,7 @@ def test_a_directory_from_outside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", range(3))
 def test_a_dead_thread(tmp_path: Path, which: int) -> None:
     """When a thread of watchdog has ended, all is dirty, and a new watch begins."""
-    with watch(tmp_path) as dirty:
+    with DirtySet(tmp_path) as dirty:
         thread = dirty._threads[which]
         thread.stop()
         thread.join()
@@ -194,7 +194,7 @@ def run_limited(limit: str, value: int, code: str, root: Path) -> None:
     script = f"""
 import sys, time
 from pathlib import Path
-from perfkit.filesystem.watch import ALL, watch
+from perfkit.filesystem.watch import ALL, DirtySet
 limit, root = map(Path, sys.argv[1:])
 try:
     limit.write_text("{value}")
@@ -213,7 +213,7 @@ def test_more_directories_than_can_be_watched(tmp_path: Path) -> None:
     """All is dirty as long as that lasts, at a pace that does not keep the machine busy."""
     make(tmp_path, {f"{number}/x": b"" for number in range(20)})
     code = """
-with watch(root) as dirty:
+with DirtySet(root) as dirty:
     assert dirty.drain() is ALL
     began = time.monotonic()
     assert dirty.wait()
@@ -234,7 +234,7 @@ def test_too_many_watches(tmp_path: Path) -> None:
 import os
 descriptors = os.listdir("/proc/self/fd")
 try:
-    with watch(root):
+    with DirtySet(root):
         pass
 except OSError as error:
     assert "instance limit" in str(error)
@@ -264,10 +264,10 @@ def test_no_watch_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for allowed in range(3):
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", only(allowed))
-            with pytest.raises(OSError, match="thread"), watch(tmp_path):
+            with pytest.raises(OSError, match="thread"), DirtySet(tmp_path):
                 pass
     monkeypatch.setattr(watchdog.version, "VERSION_INFO", (7, 0, 0))
-    with pytest.raises(ConfigError, match=r"watchdog 7\.1 or newer"), watch(tmp_path):
+    with pytest.raises(ConfigError, match=r"watchdog 7\.1 or newer"), DirtySet(tmp_path):
         pass
     assert os.listdir("/proc/self/fd") == descriptors
 
@@ -277,7 +277,7 @@ def test_an_unmounted_file_system(tmp_path: Path) -> None:
     make(tmp_path, {"d/a": b""})
     with contextlib.ExitStack() as stack:
         stack.enter_context(mounted(tmp_path / "d", "-t", "tmpfs", "tmpfs"))
-        with watch(tmp_path) as dirty:
+        with DirtySet(tmp_path) as dirty:
             stack.close()
             assert dirty.wait(LONG_S)
             assert dirty.drain() is ALL
@@ -288,15 +288,15 @@ def test_an_unmounted_file_system(tmp_path: Path) -> None:
 _UNREADABLE = """
 import os, sys
 from pathlib import Path
-from perfkit.filesystem.watch import ALL, watch
+from perfkit.filesystem.watch import ALL, DirtySet
 root = Path(sys.argv[1])
-with watch(root):
+with DirtySet(root):
     pass  # what is imported late may be out of another user's reach
 os.setgid(65534)
 os.setuid(65534)
 (root / "d").mkdir()
 (root / "d").chmod(0)
-with watch(root) as dirty:
+with DirtySet(root) as dirty:
     assert dirty.drain() == set()
     (root / "d").chmod(0o700)
     assert dirty.wait(60)

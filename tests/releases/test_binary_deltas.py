@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format import differences
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
 from perfkit.releases.format.differences import encode_differences, restore
-from perfkit.releases.format.draft import complete
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish import binary_groups, delta_encoder
 from perfkit.releases.publish.publisher import publish
@@ -123,14 +123,18 @@ def test_few_and_many_differences_over_several_chunks(step: int, in_runs: bool) 
 
 
 def test_each_coder_where_it_is_smaller() -> None:
-    """bzip2 for scattered small numbers, LZMA2 for what repeats at a distance."""
+    """bzip2 for scattered small numbers, zstd in planes for arrays of numbers, LZMA2 for distant repeats."""
     noise = random.Random(4)
     sparse = bytearray(500_000)
     for place in noise.choices(range(len(sparse)), k=40_000):
         sparse[place] = noise.choice(b"\1\2\3\4\5\6\7")
+    numbers = b"".join(struct.pack("<f", noise.gauss(0, 1)) for _ in range(50_000))
     block = noise.randbytes(950_000)
-    frames = [encode_differences(content, [bytes(len(content))], [0])[0] for content in (bytes(sparse), block * 2)]
-    assert [frame.startswith(b"BZh") for frame in frames] == [True, False]
+    starts = (b"BZh", b"\x28\xb5\x2f\xfd", b"\1")
+    for content, start in zip((bytes(sparse), numbers + b"end", block * 2), starts, strict=True):
+        frame, decoded = encode_differences(content, [bytes(len(content))], [0])
+        assert frame.startswith(start)
+        assert restored(frame, decoded, len(content), [bytes(len(content))], [0]) == content
 
 
 def mutated(frame: bytes) -> Iterator[bytes]:
@@ -144,14 +148,16 @@ def mutated(frame: bytes) -> Iterator[bytes]:
     yield frame + b"x"
 
 
-@pytest.mark.parametrize("coder", ["lzma", "bz2"])
+@pytest.mark.parametrize("start", [b"BZh", b"\x28\xb5\x2f\xfd", b""])
 @pytest.mark.parametrize("content", [b"\0" * 900 + b"changed" + b"\0" * 900, bytes(range(256)) * 2])
-def test_damaged_differences(content: bytes, coder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_differences(content: bytes, start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """They give other content of the right size, or a typed error."""
-    monkeypatch.setattr(getattr(differences, coder), "compress", lambda *_, **__: bytes(1 << 20))  # the other one wins
+    coders = {b"BZh": differences.bz2, b"\x28\xb5\x2f\xfd": differences, b"": differences.lzma}
+    for coder in (each for name, each in coders.items() if name != start):
+        monkeypatch.setattr(coder, "compress", lambda *_, **__: bytes(1 << 20))  # the wanted one is smaller
     sources, gaps = [bytes(300), bytes(len(content) - 400)], [50, 10]
     frame, decoded = encode_differences(content, sources, gaps)
-    assert frame.startswith(b"BZh") == (coder == "lzma")
+    assert frame.startswith(start)
     for bad in mutated(frame):
         try:
             assert len(restored(bad, decoded, len(content), sources, gaps)) == len(content)
@@ -200,23 +206,18 @@ def test_runs_that_lie_are_refused() -> None:
             restored(frame, decoded, 100, [bytes(100)], [0])
 
 
-def test_a_delta_of_version_3_is_read() -> None:
-    """It has the digest of the old manifest, and those of what it makes."""
+def test_a_delta_of_version_4_is_read() -> None:
     old, new = manifest_of({"a": b"old" * 100}), manifest_of({"a": b"new" * 100})
     change = Slice(len(new.raw), 0, len(old.raw), compress(new.raw, prefix=old.raw))
     frame = compress(b"new" * 100, prefix=b"old" * 100)
     file = io.BytesIO()
     write_delta(file.write, old, new, [change], [Group((Span(0, 0, 300),), (Span(0, 0, 300),), len(frame))], [frame])
-    delta = Delta.open(io.BytesIO(b"perfkit delta 3\n" + old.sha256 + file.getvalue()[16:]))
-    draft = delta.draft(old)
-    made = bytearray()
-    delta.apply(delta.groups(old, draft), lambda span: b"old" * 100, lambda entry, offset, data: made.extend(data))
-    assert made == b"new" * 100
-    assert complete(draft, bytes(32), delta.target_sha256) == new
+    delta = Delta.open(io.BytesIO(file.getvalue().replace(b"delta 5", b"delta 4", 1)))
+    assert delta.draft(old) == new
 
 
 def test_a_delta_of_another_version_is_refused() -> None:
-    with pytest.raises(ManifestError, match="delta: unknown format version; this perfkit reads version 4"):
+    with pytest.raises(ManifestError, match="delta: unknown format version; this perfkit reads version 5"):
         Delta.open(io.BytesIO(b"perfkit delta 2\n" + bytes(100)))
 
 

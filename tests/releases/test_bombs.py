@@ -89,7 +89,7 @@ def delta(slices: list[tuple[int, int, int, int]], groups: list[tuple[int, int, 
     )
     table = compress(raw, level=3)
     head = bytes(32) + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little")
-    return io.BytesIO(b"perfkit delta 4\n" + head + table)
+    return io.BytesIO(b"perfkit delta 5\n" + head + table)
 
 
 OLD = Manifest.of([Entry("a", 1 << 40, bytes(32))])

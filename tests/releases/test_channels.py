@@ -99,3 +99,12 @@ def test_what_can_not_be_promoted(kit: Toolkit, origin: Origin, channel: str, ve
     with pytest.raises(ConfigError):
         kit.promote(origin.site, channel=channel, version=version)
     assert not list(origin.site.glob("perfkit-*.json"))
+
+
+@pytest.mark.parametrize("expires_s", [0, -1, 1e300, float("inf"), float("nan")])
+def test_expiries_that_are_none(kit: Toolkit, origin: Origin, expires_s: float) -> None:
+    """No channel offers what nobody may install."""
+    origin.publish({"a": b"1"}, "1")
+    with pytest.raises(ConfigError, match="1 second to 100 years"):
+        kit.promote(origin.site, channel="stable", version="1", expires_s=expires_s)
+    assert not (origin.site / "perfkit-stable.json").exists()

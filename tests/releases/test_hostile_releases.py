@@ -320,7 +320,7 @@ def test_deltas_that_lie_are_refused() -> None:
         lambda: delta([Group((), outputs, len(frame))], slices=(dataclasses.replace(change, length=5),)),
         lambda: delta([Group((), outputs, len(frame))], slices=(dataclasses.replace(change, length=1 << 23),)),
         lambda: good + b"x",
-        lambda: good.replace(b"delta 4", b"delta 5"),
+        lambda: good.replace(b"delta 5", b"delta 6"),
         lambda: good[:48] + b"\xff\xff\xff\xff\xff\xff\xff\xff" + good[56:],
     ]
     for bad in wrong:
@@ -356,7 +356,7 @@ def test_drafts_that_lie_are_refused() -> None:
 def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
     """A table of anything, well compressed, gives a typed error."""
     packed = compress(table)
-    data = b"perfkit delta 4\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed
+    data = b"perfkit delta 5\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed
     old = manifest_of(OLD)
     with contextlib.suppress(PerfkitError):
         apply(data, old, OLD)

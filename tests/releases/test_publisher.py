@@ -30,6 +30,7 @@ from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.packing import PackWriter
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import History, Site
+from perfkit.releases.publish.source_tree import SourceTree
 from tests.support.release_client import Client, manifest_of
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import FIRST, Tree, edited, lines, noise, write_tree
@@ -193,6 +194,19 @@ def test_links_and_special_files_are_refused_unless_excluded(tmp_path: Path, mak
         publish(str(src), str(tmp_path / "site"), version="1")
     assert not (tmp_path / "site").exists()
     assert publish(str(src), str(tmp_path / "site"), version="1", exclude=["pkg/o*"]).files == len(FIRST)
+
+
+def test_a_fifo_instead_of_a_file_that_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The publisher neither waits for its writer nor publishes an empty file."""
+    src = write_tree(tmp_path / "src", FIRST)
+
+    def replace(*found: object) -> None:
+        (src / "README").unlink()
+        os.mkfifo(src / "README")
+
+    monkeypatch.setattr(SourceTree, "_check", replace)
+    with pytest.raises(FileChangedError, match="README: it is no longer a regular file"):
+        publish(str(src), str(tmp_path / "site"), version="1")
 
 
 def test_nothing_fails_once_the_release_is_offered(

@@ -134,7 +134,7 @@ def test_check(kit: Toolkit, site: Path) -> None:
 
 
 def test_no_site(kit: Toolkit, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not a site"):
+    with pytest.raises(ConfigError, match="is no directory of a site"):
         kit.check_site(tmp_path)
     with pytest.raises(UpdateError, match="not managed by perfkit"):
         kit.prune(tmp_path)

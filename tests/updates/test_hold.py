@@ -132,7 +132,7 @@ def test_nothing_to_pin(kit: Toolkit, tmp_path: Path) -> None:
 def test_to_before_the_first_sync(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     """It would remove every file, so it has to be asked for."""
     kit.sync(origin_v1.url, tmp_path / "tree")
-    with pytest.raises(RollbackError, match="ask for generation 0"):
+    with pytest.raises(RollbackError, match="roll back to generation 0"):
         kit.rollback(tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == ONE
     kit.rollback(tmp_path / "tree", to=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit
+from perfkit.archives.members import Selection
 from tests.support.archive_tools import make_tar, make_zip
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import publish
@@ -127,6 +128,15 @@ def test_the_tree_is_right(
         files.update(now)
         kit.sync(f"{server.url}/{NAMES[kind]}", tmp_path / "tree")
         assert tree_of(tmp_path / "tree") == ({"x.bin": files["x.bin"]} if kind == "zsync" else tree)
+
+
+def test_one_warning(kit: Toolkit, misbehaving: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However many ranges are refused."""
+    site = publish(kit, tmp_path, OLD, "1")
+    server = misbehaving(lambda x: x.respond("200 OK", (site / x.asked.path[1:]).read_bytes()))
+    kit.sync(server.url, tmp_path / "tree", type="release", selection=Selection(include=("f0", "f10", "f19")))
+    assert sum(asked.range is not None for asked in server.requests) > 1
+    assert caplog.text.count("falling back to whole packs") == 1
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from perfkit import RollbackError, Toolkit, UpdateError
 from perfkit.errors import RecoveryError
 from perfkit.testing import FakeOrigin
+from perfkit.transactions import layout
 
 pytestmark = pytest.mark.once
 
@@ -38,7 +40,7 @@ def lose(tree: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("names", [
     ("fetch",), ("manifest", "release"), ("serials",), ("state", "history"), ("objects",), ("statcache", "clock"),
-    ("state",), ("lock",),
+    ("state",), ("lock",), ("last-sync",),
 ])  # fmt: skip
 def test_what_may_be_lost(
     names: tuple[str, ...], kit_after_two: Toolkit, perfkit_origin: FakeOrigin, tmp_path: Path
@@ -54,6 +56,12 @@ def test_what_may_be_lost(
     assert (tmp_path / "8.rules").read_text() == "drop 8\n"
     kit_after_two.rollback(tmp_path, hold=False)
     assert (tmp_path / "8.rules").read_text() == FILES["8.rules"]
+
+
+def test_everything_is_in_the_table() -> None:
+    table = (Path(__file__).parents[2] / "docs/operations.md").read_text("utf-8").partition("During a download")[0]
+    names = {value.split("/")[1] for value in vars(layout).values() if str(value).startswith(f"{layout.PRIVATE_DIR}/")}
+    assert {name for name in names if not re.search(rf"`{name}/?`", table)} == set()
 
 
 def test_without_the_manifest_only_what_differs_is_fetched(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import SyncReport, Toolkit
+from perfkit import StaleSourceError, SyncReport, Toolkit
 from perfkit.downloads import manager
 from perfkit.downloads.http.transport import HttpTransport
+from perfkit.releases.format import POINTER_NAME
+from perfkit.releases.format.pointer import Pointer
 from perfkit.transactions import layout
 from tests.support.command import wait_until
 from tests.support.kits import MakeKit
@@ -110,16 +112,58 @@ def test_a_first_install_takes_three(kit: Toolkit, tmp_path: Path, origin: Origi
     assert tree_of(tmp_path / "tree") == NEW
 
 
+def read_pointer(origin: Origin) -> Pointer:
+    return Pointer.parse((origin.site / POINTER_NAME).read_bytes())
+
+
+def test_packs_come_while_the_list_of_files_does(kit: Toolkit, tmp_path: Path, origin: Origin) -> None:
+    """The list of files, which may be long, is sent when all else of a first install has been."""
+    origin.publish(OLD, "1")
+    origin.publish(NEW, "2")
+    files = read_pointer(origin).manifest.object.path
+
+    def hold_back(path: str) -> None:
+        if path == files:
+            wait_until(lambda: len(origin.sent) == 4)  # pointer, index, and two packs
+
+    origin.before = hold_back
+    report = kit.sync(f"{origin.url}/", tmp_path / "tree")
+    assert (report.requests, report.bytes_received) == (5, origin.bytes)
+    assert tree_of(tmp_path / "tree") == NEW
+
+
+def test_packs_are_cancelled_with_the_sync(kit: Toolkit, tmp_path: Path, origin: Origin) -> None:
+    """Nobody waits for packs that are under way when the list of files turns out to be missing."""
+    origin.publish(OLD, "1")
+    pointer, ended = read_pointer(origin), threading.Event()
+    (origin.site / pointer.manifest.object.path).unlink()
+    asked: list[str] = []
+
+    def hold_back(path: str) -> None:
+        asked.append(path)
+        if path == pointer.manifest.object.path:
+            wait_until(lambda: len(asked) == 4)  # pointer, index, this and the pack
+        elif len(asked) > 2 and path.startswith("objects/") and path != pointer.solid.object.path:
+            ended.wait(60)
+
+    origin.before = hold_back
+    with pytest.raises(StaleSourceError, match="lacks a file of it"):
+        kit.sync(f"{origin.url}/", tmp_path / "tree")
+    ended.set()
+
+
 def test_what_has_come_is_decoded_while_more_comes(kit: Toolkit, tmp_path: Path, origin: Origin) -> None:
     """The last pack is sent when files of another one are in the staging area."""
     origin.publish(OLD, "1")
     origin.publish(NEW, "2")
     packs: list[str] = []
+    pointer = read_pointer(origin)
+    others = {POINTER_NAME, pointer.manifest.object.path, pointer.solid.object.path}
 
     def hold_back(path: str) -> None:
-        if len(origin.sent) >= 3:  # pointer, list of files and index
+        if path not in others:
             packs.append(path)
-        if len(packs) == 2:
+        if len(packs) == 2 and path == packs[1]:
             wait_until(lambda: list(tmp_path.glob(f"tree/{layout.FETCHED_OBJECT}*[0-9a-f]")))
 
     origin.before = hold_back

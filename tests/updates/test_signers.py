@@ -301,7 +301,9 @@ def test_it_is_verified_before_it_is_parsed(here: Place) -> None:
     pointer.write_bytes(b"[" * 60_000)
     assert "not signed by the key" in here.refused(OLD)
     signature_file(here.site, OLD).write_bytes(OLD.sign(pointer.read_bytes(), "x"))
-    assert "not JSON" in here.refused(OLD, error=ManifestError)
+    refusal = here.refused(OLD, error=ManifestError)
+    assert refusal.startswith("http")
+    assert "perfkit.json: not JSON" in refusal
 
 
 def test_a_dry_run_verifies_and_remembers_nothing(here: Place) -> None:

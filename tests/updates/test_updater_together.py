@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from perfkit import Config, FileChangedError, LockedError, Toolkit
+from perfkit import Config, FileChangedError, LockedError, Toolkit, UpdateError
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get, HttpTransport, Response
 from perfkit.releases.format.pointer import Pointer
@@ -235,6 +235,30 @@ def test_an_edit_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path, n
     local = f"{name}.perfkit-local"
     assert kit.sync(origin_v1.url, tree_v1).saved_as == {name: local}
     assert tree_of(tree_v1) == {**TWO, local: b"mine\n"}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_another_kind_in_the_middle(
+    kit: Toolkit, origin_v1: Origin, tree_v1: Path, make: Callable[[Path], None]
+) -> None:
+    """What takes the place of an old file that a delta needs is not read: a FIFO would wait for its writer."""
+
+    def replace() -> None:
+        (tree_v1 / "pkg/a.py").unlink()
+        make(tree_v1 / "pkg/a.py")
+
+    during_sync(origin_v1, replace)
+    with pytest.raises((FileChangedError, UpdateError), match=r"pkg/a\.py"):
+        kit.sync(origin_v1.url, tree_v1)
+    assert (tree_v1 / "pkg/b.py").read_bytes() == ONE["pkg/b.py"]
+
+
+def test_removed_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path) -> None:
+    """A file of the tree that the release has a copy of."""
+    origin_v1.publish({**TWO, "pkg/copy.py": ONE["pkg/same.py"]}, "3")
+    during_sync(origin_v1, (tree_v1 / "pkg/same.py").unlink)
+    with pytest.raises(UpdateError, match=r"pkg/same\.py changed while it was copied .* sync again"):
+        kit.sync(origin_v1.url, tree_v1)
 
 
 def test_a_touch_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path) -> None:

@@ -87,7 +87,6 @@ class ClusterProgress:
             eta_s=self._pace.eta_s(None if total is None else max(0, total - self._most)),
             elapsed_s=now - self._began_s,
             active=tuple(active[:_ACTIVE]),
-            finished=(),
             total_estimated=not self._all_known,
             share=self._pace.share(files, self._files, ended=ended),
         )

@@ -11,7 +11,6 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from fsspec.core import url_to_fs
 
@@ -54,7 +53,7 @@ class ObjectStore:
         try:
             self._fs.put_file(path, partial)
             with open(path, "rb") as sent, self._fs.open(partial, "rb") as kept:
-                expected, actual = (_digest(file) for file in (sent, kept))
+                expected, actual = (hashlib.file_digest(file, "sha256").hexdigest() for file in (sent, kept))
             if actual != expected:
                 url = self._fs.unstrip_protocol(target)
                 raise IntegrityError(url, "the store has other bytes", f"sha256:{expected}", f"sha256:{actual}")
@@ -115,10 +114,3 @@ def _parts(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
 
 def _md5(body: bytes) -> str:
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 
@@ -15,9 +14,7 @@ from perfkit.downloads.http.urls import is_loopback, origin_of
 from perfkit.redact import redacted
 
 
-def check_settings(
-    app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **_: Any
-) -> list[checks.CheckMessage]:
+def check_settings(**_: Any) -> list[checks.CheckMessage]:
     """`perfkit.E001` to `E009`: invalid settings; `W001`: a tree that this user can't write."""
     found = read(getattr(settings, "PERFKIT", {}))
     messages: list[checks.CheckMessage] = [
@@ -27,9 +24,7 @@ def check_settings(
     return [*messages, *(warning for tree in found.trees.values() for warning in _unwritable(tree))]
 
 
-def check_deployment(
-    app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **_: Any
-) -> list[checks.CheckMessage]:
+def check_deployment(**_: Any) -> list[checks.CheckMessage]:
     """`perfkit.W002`, with `--deploy`: a tree that is fetched over plain http."""
     trees = read(getattr(settings, "PERFKIT", {})).trees.values()
     hint = "Use https, or PUBLIC_KEYS: the digests of the files come over the same connection."

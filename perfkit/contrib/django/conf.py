@@ -11,17 +11,19 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from perfkit.archives.members import LINKS, Selection
+from perfkit.archives.members import Selection
 from perfkit.config import Config, convert, parse_seconds
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
+from perfkit.filesystem.paths import overlapping
 from perfkit.redact import value_shown
 from perfkit.updates.check import Check
 from perfkit.updates.signers import Signers
@@ -105,7 +107,10 @@ def read(raw: object) -> Settings:
     entries = _dictionary('PERFKIT["TREES"]', raw.get("TREES", {}), hint, problems) or {}
     found = (_tree(name, entry, config, problems) for name, entry in entries.items())
     trees = {tree.name: tree for tree in found if tree is not None}
-    problems += _overlaps(trees.values())
+    for outer, inner in overlapping({name: tree.dest for name, tree in trees.items()}):
+        place = f'PERFKIT["TREES"][{_quoted(inner)}]["DEST"]'
+        message = f'is, or lies in, the "DEST" of the tree {_quoted(outer)}'
+        problems.append(Problem("E008", place, message, "Give each tree a directory of its own."))
     return Settings(config, trees, tuple(problems))
 
 
@@ -129,37 +134,23 @@ def _tree(name: object, entry: object, inherited: Config, problems: list[Problem
     config = _config(where, values, OF_A_TREE, inherited, problems)
     signers = values.get("PUBLIC_KEYS", ()), values.get("THRESHOLD", 1)  # are valid together
     found: dict[str, Any] = {}
-    for key, (number, read_value, hint) in _VALUES.items():
+    for key, (field_name, number, read_value, hint) in _VALUES.items():
         place = f"{where}[{_quoted(key)}]"
         value = signers if key == "PUBLIC_KEYS" else values.get(key)
         try:
             if value is not None:
-                found[key] = read_value(value)
+                found[field_name] = read_value(value)
             elif key in ("SOURCE", "DEST"):
                 problems.append(Problem("E005", place, "is missing", hint))
         except ConfigError as error:
             problems.append(Problem(number, place, f"is invalid: {error}", hint))
-    if "SOURCE" not in found or "DEST" not in found:
+    if "source" not in found or "dest" not in found:
         return None
-    selected = {key.lower(): found[key] for key in ("STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS") if key in found}
+    selected = {item.name: found.pop(item.name) for item in dataclasses.fields(Selection) if item.name in found}
     selection = Selection(**selected)
-    signed_by: Signers | None = found.get("PUBLIC_KEYS")
-    return TreeSettings(
-        name=name,
-        source=found["SOURCE"],
-        dest=found["DEST"],
-        type=found.get("TYPE"),
-        selection=None if selection == Selection() else selection,
-        decompress=found.get("DECOMPRESS"),
-        checksums=found.get("CHECKSUMS"),
-        mirrors=found.get("MIRRORS", ()),
-        check=found.get("CHECK"),
-        min_interval_s=found.get("MIN_INTERVAL", 0.0),
-        splay_s=found.get("SPLAY", 0.0),
-        public_keys=tuple(map(str, signed_by.keys)) if signed_by else (),
-        threshold=signed_by.threshold if signed_by else 1,
-        config=config,
-    )
+    if signed_by := found.pop("signers", None):
+        found |= {"public_keys": tuple(map(str, signed_by.keys)), "threshold": signed_by.threshold}
+    return TreeSettings(name=name, selection=None if selection == Selection() else selection, config=config, **found)
 
 
 # -- the values of a tree ---------------------------------------------------------------------------------------------
@@ -190,28 +181,13 @@ def _type(value: object) -> str:
     return str(parse_source_type(value if isinstance(value, str) else type(value).__name__))
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigError(f"it must be a number, 0 or more; got {value_shown(value)}")
-    return value
+def _selected(name: str) -> Callable[[object], object]:
+    """Reads a field of `Selection`, which checks the range."""
+    return lambda value: getattr(Selection(**{name: convert(Selection, name, value)}), name)  # type: ignore[arg-type]
 
 
-def _patterns(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise ConfigError(f"it must be a list of patterns; got {value_shown(value)}")
-    return Selection(include=tuple(value)).include
-
-
-def _links(value: object) -> object:
-    if value not in LINKS:
-        raise ConfigError(f"it must be one of {', '.join(LINKS)}; got {value_shown(value)}")
-    return value
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"it must be True or False; got {value_shown(value)}")
-    return value
+def _links(value: Any) -> str:
+    return Selection(links=value).links
 
 
 def _function(value: object) -> object:
@@ -226,9 +202,8 @@ def _function(value: object) -> object:
 
 def _seconds(value: object) -> float:
     with contextlib.suppress(ConfigError):
-        seconds = parse_seconds(value) if isinstance(value, str) else value
-        if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf"):
-            return seconds
+        if isinstance(value, str | int | float):
+            return parse_seconds(str(value))
     raise ConfigError(f'it must be a time, such as 90, "30m" or "1h"; got {value_shown(value)}')
 
 
@@ -242,40 +217,27 @@ _A_PLACE = 'Write BASE_DIR / "rules": a relative path would depend on where the 
 _A_TIME = "Leave it out for none."
 _A_PATTERN = 'Write patterns as in a .gitignore: ["*.rules"].'
 _A_KEY = 'Write ["RW…"], with the line that `perfkit keygen` prints, or the path of a file with it.'
-# The settings of a tree: the id of the problem if the value is invalid, the function that reads it, and how to fix it.
-_VALUES: Mapping[str, tuple[str, Callable[[object], object], str]] = {
-    "SOURCE": ("E006", _location, _A_LOCATION),
-    "DEST": ("E007", _absolute, _A_PLACE),
-    "TYPE": ("E009", _type, "Leave it out to have the type detected."),
-    "STRIP_COMPONENTS": ("E009", _count, "It is the number of leading directories to remove."),
-    "INCLUDE": ("E009", _patterns, _A_PATTERN),
-    "EXCLUDE": ("E009", _patterns, _A_PATTERN),
-    "LINKS": ("E009", _links, "Leave it out to refuse archives with symbolic links."),
-    "DECOMPRESS": ("E009", _flag, "Leave it out for False."),
-    "CHECKSUMS": ("E006", _location, _A_LOCATION),
-    "MIRRORS": ("E006", _locations, 'Write ["https://…"].'),
-    "CHECK": ("E009", _function, "Write the dotted path of a function."),
-    "MIN_INTERVAL": ("E009", _seconds, _A_TIME),
-    "SPLAY": ("E009", _seconds, _A_TIME),
-    "PUBLIC_KEYS": ("E009", _signers, _A_KEY),
+_COMPONENTS = "It is the number of leading directories to remove."
+_REFUSED = "Leave it out to refuse archives with symbolic links."
+# The settings of a tree: the field of `TreeSettings` or `Selection`, the id of the problem if the value is invalid, the
+# function that reads it, and how to fix it.
+_VALUES: Mapping[str, tuple[str, str, Callable[[object], object], str]] = {
+    "SOURCE": ("source", "E006", _location, _A_LOCATION),
+    "DEST": ("dest", "E007", _absolute, _A_PLACE),
+    "TYPE": ("type", "E009", _type, "Leave it out to have the type detected."),
+    "STRIP_COMPONENTS": ("strip_components", "E009", _selected("strip_components"), _COMPONENTS),
+    "INCLUDE": ("include", "E009", _selected("include"), _A_PATTERN),
+    "EXCLUDE": ("exclude", "E009", _selected("exclude"), _A_PATTERN),
+    "LINKS": ("links", "E009", _links, _REFUSED),
+    "DECOMPRESS": ("decompress", "E009", partial(convert, TreeSettings, "decompress"), "Leave it out for False."),
+    "CHECKSUMS": ("checksums", "E006", _location, _A_LOCATION),
+    "MIRRORS": ("mirrors", "E006", _locations, 'Write ["https://…"].'),
+    "CHECK": ("check", "E009", _function, "Write the dotted path of a function."),
+    "MIN_INTERVAL": ("min_interval_s", "E009", _seconds, _A_TIME),
+    "SPLAY": ("splay_s", "E009", _seconds, _A_TIME),
+    "PUBLIC_KEYS": ("signers", "E009", _signers, _A_KEY),
 }
 OF_A_TREE = (*_VALUES, "THRESHOLD")
-
-
-def _overlaps(trees: Collection[TreeSettings]) -> Iterator[Problem]:
-    """Problems of trees in the same directory or inside one another, which would overwrite each other."""
-    places = sorted((os.path.join(os.path.realpath(tree.dest), ""), tree.name) for tree in trees)
-    for number, (outer, outer_name) in enumerate(places):
-        for inner, inner_name in places[number + 1 :]:
-            if inner.startswith(outer):
-                how = "is the same directory as" if inner == outer else "lies inside"
-                message = f'{how} the "DEST" of the tree {_quoted(outer_name)}'
-                yield Problem(
-                    "E008",
-                    f'PERFKIT["TREES"][{_quoted(inner_name)}]["DEST"]',
-                    message,
-                    "Give each tree a directory of its own.",
-                )
 
 
 def _config(
@@ -290,9 +252,10 @@ def _config(
             problems.append(Problem("E002", f"{where}[{_quoted(key)}]", "is not a setting", hint))
             continue
         try:
-            values[item.name] = convert(item.name, raw[key])
+            values[item.name] = convert(Config, item.name, raw[key])
         except ConfigError as error:
-            hint = f"The default is {_default(item)!r}; leave the key out to get it."
+            default = {} if item.default is dataclasses.MISSING else item.default
+            hint = f"The default is {default!r}; leave the key out to get it."
             problems.append(Problem("E003", f"{where}[{_quoted(key)}]", str(error), hint))
     try:
         return dataclasses.replace(inherited, **values)
@@ -300,10 +263,6 @@ def _config(
         hint = "See perfkit.Config: each setting is one of its fields, in capitals."
         problems.append(Problem("E003", where, f"has a value out of its range: {error}", hint))
         return inherited
-
-
-def _default(item: dataclasses.Field[Any]) -> object:
-    return {} if item.default is dataclasses.MISSING else item.default
 
 
 def _nearest(key: object, known: Collection[str]) -> str:

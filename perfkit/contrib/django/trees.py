@@ -1,13 +1,14 @@
 """The commands as functions, for views, Celery tasks, cron scripts and tests.
 
-Each call creates its own Toolkit and closes it, so nothing is shared across forks, threads or greenlets.
+Each call creates its own Toolkit and closes it, so nothing is shared across forks, threads or greenlets. `name` is the
+name of a tree in `settings.PERFKIT["TREES"]`; each function raises ConfigError if there is no such tree, or the
+settings are invalid, and whatever the method of `Toolkit` with its name raises.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from perfkit.contrib.django.conf import TreeSettings, tree_settings
 from perfkit.contrib.django.locking import one_at_a_time
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import replace_own
+from perfkit.filesystem.own_files import write_record
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
@@ -32,7 +33,7 @@ from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR, STATE
 from perfkit.updates.hold import Hold
 from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport, VerifyReport
-from perfkit.updates.status import read_json
+from perfkit.updates.status import TreeStatus, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,6 @@ def sync(
     """Update a tree from its source, and send `tree_updated` unless all receivers have processed the result already.
 
     Args:
-        name: the name of the tree in `settings.PERFKIT["TREES"]`.
         release: the version to install from a site, as for `Toolkit.sync`.
         retry_rejected: run the tree's `CHECK` again on a version that it refused before.
         allow_older: install a release although a later one was installed before.
@@ -59,10 +59,8 @@ def sync(
         progress: displays progress; none by default.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         ReceiverError: the tree is up to date, but a receiver failed.
         LockedError: another process or thread was still changing the tree after `wait_s`.
-        as `Toolkit.sync`.
     """
     tree = tree_settings(name)
     os.makedirs(tree.dest, exist_ok=True)
@@ -79,20 +77,17 @@ def sync(
             **_options(tree),
         )
 
-    return _change(tree, wait_s, config, progress, update)
+    return _change(tree, wait_s, update, config, progress)
 
 
-def rollback(
-    name: str, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0, config: Config | None = None
-) -> SyncReport:
+def rollback(name: str, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
     """Return a tree to a kept generation, without the network, and send `tree_updated`.
 
     Args:
         to, hold: as for `Toolkit.rollback`.
 
     Raises:
-        ConfigError, ReceiverError, LockedError: as `sync`.
-        as `Toolkit.rollback`.
+        ReceiverError, LockedError: as `sync`.
     """
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
@@ -101,16 +96,11 @@ def rollback(
     def go_back(kit: Toolkit, left_s: float) -> SyncReport:
         return kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
 
-    return _change(tree, wait_s, config, None, go_back)
+    return _change(tree, wait_s, go_back)
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
-    """What `sync` would do now; nothing is written, and no signal is sent.
-
-    Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
-        as `Toolkit.plan`.
-    """
+    """What `sync` would do now; nothing is written, and no signal is sent."""
     tree = tree_settings(name)
     with Toolkit(config or tree.config) as kit:
         return kit.plan(tree.source, tree.dest, release=release, **_options(tree))
@@ -118,24 +108,13 @@ def plan(name: str, *, release: str | None = None, config: Config | None = None)
 
 def _options(tree: TreeSettings) -> dict[str, Any]:
     """What the settings say about the source, for `Toolkit.sync` and `Toolkit.plan`."""
-    return {
-        "type": tree.type,
-        "selection": tree.selection,
-        "decompress": tree.decompress,
-        "checksums": tree.checksums,
-        "mirrors": tree.mirrors,
-        "public_keys": tree.public_keys,
-        "threshold": tree.threshold,
-    }
+    names = ("type", "selection", "decompress", "checksums", "mirrors", "public_keys", "threshold")
+    return {name: getattr(tree, name) for name in names}
 
 
 def due_in_s(name: str) -> float:
     """Seconds until the next sync is due by `MIN_INTERVAL` and by what the source has asked for; 0 if it is due now.
-    `sync` itself ignores this.
-
-    Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
-        as `Toolkit.status`.
+    `sync` itself ignores this. Raises what `Toolkit.status` raises.
     """
     tree = tree_settings(name)
     if not _is_tree(tree):
@@ -152,24 +131,14 @@ def verify(
     config: Config | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Hash every file of a tree again, as `Toolkit.verify`. A repair sends no signal: the release is the same.
-
-    Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
-        as `Toolkit.verify`.
-    """
+    """Hash every file of a tree again, as `Toolkit.verify`. A repair sends no signal: the release is the same."""
     tree = tree_settings(name)
     with Toolkit(config or tree.config, progress=progress) as kit:
         return kit.verify(tree.dest, repair=repair, mirrors=tree.mirrors, wait_s=wait_s)
 
 
 def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
-    """Make `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`.
-
-    Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
-        as `Toolkit.hold`.
-    """
+    """Make `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`."""
     tree = tree_settings(name)
     with Toolkit(tree.config) as kit:
         if version is None:
@@ -182,12 +151,7 @@ def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
 
 
 def unhold(name: str, *, wait_s: float = 0.0) -> Hold | None:
-    """End all holds of a tree, as `Toolkit.unhold`.
-
-    Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
-        as `Toolkit.unhold`.
-    """
+    """End all holds of a tree, as `Toolkit.unhold`."""
     tree = tree_settings(name)
     with Toolkit(tree.config) as kit:
         return kit.unhold(tree.dest, wait_s=wait_s)
@@ -215,7 +179,6 @@ def current(name: str) -> Current:
     For a process that caches what it has built from a tree's files: build it again when this differs.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         RecoveryError, OSError: the record of generations is damaged, or can't be read.
     """
     path = _state_path(name)
@@ -237,62 +200,46 @@ def _state_path(name: str) -> str:
     return os.path.join(tree_settings(name).dest, STATE)
 
 
-def _forget_paths(**_: Any) -> None:
-    _state_path.cache_clear()
-
-
-setting_changed.connect(_forget_paths)  # sent by override_settings
+setting_changed.connect(lambda **_: _state_path.cache_clear(), weak=False)  # sent by override_settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
-    """The state of a tree, without a request to its source. Times are seconds since 1970; None means never."""
+class Status(TreeStatus):
+    """The state of a tree of the settings, without a request to its source.
+
+    Attributes:
+        name: in the settings.
+        source: in the settings, without passwords.
+        receivers_notified: whether all receivers of `tree_updated` have processed this generation.
+        generations: those that `rollback` can restore, oldest first.
+    """
 
     name: str
-    source: str
     dest: str
     state: Literal["installed", "absent"]
-    version: str | None = None
-    generation: int | None = None
-    changed_s: float | None = None  # when this generation was created
-    checked_s: float | None = None  # when a sync last succeeded
-    failed_s: float | None = None  # when one failed, if none has succeeded since
-    error: str | None = None  # why
-    held: Hold | None = None  # what syncs pass over
-    not_before_s: float | None = None  # before this, the source wants no request
-    interrupted: bool = False  # whether a crash has left a change that the next use of the tree completes
-    receivers_notified: bool = False  # whether all receivers of `tree_updated` have processed this generation
-    generations: tuple[Generation, ...] = ()  # that `rollback` can restore, oldest first
+    receivers_notified: bool = False
+    generations: tuple[Generation, ...] = ()
 
 
 def status(name: str) -> Status:
     """The state of a tree.
 
     Raises:
-        ConfigError: there is no such tree, or the settings are invalid.
         RollbackError, OSError: as `Toolkit.history`.
         as `Toolkit.status`.
     """
     tree = tree_settings(name)
-    place: dict[str, Any] = {"name": name, "source": redacted(tree.source), "dest": tree.dest}
+    source = redacted(tree.source)
     if not _is_tree(tree):
-        return Status(**place, state="absent")
+        return Status(name=name, source=source, dest=tree.dest, state="absent")
     with Toolkit(tree.config) as kit:
         generations, found = kit.history(tree.dest), kit.status(tree.dest)
-    current = next(each for each in generations if each.current)  # 0: the tree before the first sync
     return Status(
-        **place,
-        state="installed" if current.number else "absent",
-        version=current.label.get("version"),
-        generation=current.number or None,
-        changed_s=current.created_s or None,
-        checked_s=found.checked_s,
-        failed_s=found.failed_s,
-        error=found.error,
-        held=found.held,
-        not_before_s=found.not_before_s,
-        interrupted=found.interrupted,
-        receivers_notified=current.number > 0 and _notified(tree.dest) == current.number,
+        **{**vars(found), "source": source},
+        name=name,
+        dest=tree.dest,
+        state="installed" if found.generation else "absent",
+        receivers_notified=found.generation > 0 and _notified(tree.dest) == found.generation,
         generations=tuple(generations),
     )
 
@@ -304,9 +251,9 @@ def _is_tree(tree: TreeSettings) -> bool:
 def _change(
     tree: TreeSettings,
     wait_s: float,
-    config: Config | None,
-    progress: Progress | None,
     change: Callable[[Toolkit, float], SyncReport],
+    config: Config | None = None,
+    progress: Progress | None = None,
 ) -> SyncReport:
     with one_at_a_time(tree.dest, wait_s) as left_s:
         with Toolkit(config or tree.config, progress=progress) as kit:
@@ -331,8 +278,7 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     if os.path.exists(path):
         return  # a receiver changed the tree again, and all receivers were called for that change
     try:
-        with replace_own(path, 0o644) as file:  # a web server may read it as another user
-            file.write(json.dumps({"generation": report.generation}).encode())
+        write_record(path, {"generation": report.generation}, 0o644)  # a web server may read it as another user
     except OSError as error:
         _log.warning("can't write %s, so the next sync calls the receivers again: %s", path, error)
 

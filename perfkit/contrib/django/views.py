@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from django.http import HttpRequest, JsonResponse
@@ -39,11 +38,15 @@ def _health(name: str, max_age_s: float | None) -> dict[str, Any]:
         status = trees.status(name)
     except (PerfkitError, OSError):
         return {"ok": False, "reason": "its records can't be read"}
-    age_s = None if status.checked_s is None else max(0.0, time.time() - status.checked_s)
     reason = ""
     if status.state == "absent":
         reason = "not installed"
-    elif max_age_s is not None and (age_s is None or age_s > max_age_s):
+    elif max_age_s is not None and status.age_s() > max_age_s:
         reason = f"no sync has succeeded for {max_age_s:.0f} s"
-    found = {"ok": not reason, "version": status.version, "generation": status.generation, "age_s": age_s}
+    found = {
+        "ok": not reason,
+        "version": status.version,
+        "generation": status.generation or None,
+        "age_s": None if status.checked_s is None else status.age_s(),
+    }
     return {**found, "reason": reason} if reason else found

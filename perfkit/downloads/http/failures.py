@@ -18,7 +18,7 @@ from urllib3.exceptions import (
 )
 
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.connection import Exchange
+from perfkit.downloads.http.exchange import Exchange
 from perfkit.errors import CancelledError, PerfkitError, TransferError, TransferTimeoutError
 
 if TYPE_CHECKING:

@@ -14,6 +14,8 @@ from typing import Any
 _QUEUED, _RESOLUTION_S = 1.25, 0.004  # times the least round trip, and more than the kernel measures
 _BYTES = 228  # of struct tcp_info, up to tcpi_rcv_ooopack (Linux 5.4)
 _ROUND_TRIP, _LEAST, _OUT_OF_ORDER = 92, 148, 224  # offsets of tcpi_rcv_rtt, tcpi_min_rtt and that
+BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF)
+_UNKNOWN_ROUND_TRIP_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +60,16 @@ def end_after(sock: Any, count: int) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, count)
         else:
             sock.shutdown(socket.SHUT_RDWR)
+
+
+def round_trip_s(sock: Any) -> float:
+    """The shortest round-trip time of a connection, or a usual one if the kernel doesn't say."""
+    path = measured(sock)
+    return _UNKNOWN_ROUND_TRIP_S if path is None else path.least_s
+
+
+def set_window(sock: Any, buffer_bytes: int) -> None:
+    """Limit what the kernel receives ahead of us: that comes over the network too, and a rate limit covers it."""
+    with contextlib.suppress(OSError, AttributeError):  # a sandbox's kernel, or another system, may not know these
+        sock.setsockopt(*BUFFER, buffer_bytes)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, buffer_bytes)  # else the old window stays

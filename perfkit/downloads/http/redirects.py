@@ -26,7 +26,6 @@ class Hop(NamedTuple):
         trusted: whether the URL's origin may have the caller's secrets.
         redirected: whether a redirect led to the URL.
         netrc: whether netrc is searched for the URL's host: only for the origin that the caller named.
-        timeout: seconds to wait for a connection, and for each further byte.
     """
 
     url: str  # as it is sent
@@ -35,7 +34,6 @@ class Hop(NamedTuple):
     trusted: bool
     redirected: bool
     netrc: bool
-    timeout: tuple[float, float]
 
 
 def may_have_secrets(url: str, home: str) -> bool:

@@ -220,8 +220,8 @@ def parse_retry_after(text: str | None, *, now: datetime.datetime) -> float | No
     """Seconds to wait, from either form of RFC 9110 section 10.2.3; None if absent or unreadable."""
     if text is None:
         return None
-    if _DIGITS.fullmatch(text.strip()):
-        return float(text)
+    if (text := text.strip()).isascii() and text.isdigit():
+        return min(float(text), 2.0**31)  # RFC 9111 section 1.2.2 limits such numbers so
     date = parse_date(text)
     return max(0.0, (date - now).total_seconds()) if date else None
 

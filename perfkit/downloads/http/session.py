@@ -1,174 +1,31 @@
-"""The sessions that send every request: perfkit's own or the caller's, over one adapter with one PoolManager."""
+"""perfkit's own sessions, one for each thread, and what they have in common with a caller's."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import re
-import sys
 import threading
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.cookiejar import Cookie, DefaultCookiePolicy
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
-from requests.auth import AuthBase
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
-from requests.utils import get_environ_proxies, get_netrc_auth, prepend_scheme_if_needed, select_proxy
-from urllib3.exceptions import HTTPError
+from requests.utils import get_environ_proxies, get_netrc_auth, select_proxy
 
-from perfkit.config import Auth, Config
-from perfkit.downloads.http.connection import POOL_CLASSES, are_replaced, exchange_here, socks_pool_classes
-from perfkit.downloads.http.redirects import Hop, without_secrets
-from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
-from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
-from perfkit.downloads.http.urls import Origin, as_sent, credentials_in, origin_of, split_url
+from perfkit.config import Config
+from perfkit.downloads.http.adapter import Adapter
+from perfkit.downloads.http.connection import are_replaced
+from perfkit.downloads.http.redirects import Hop
+from perfkit.downloads.http.trust import environment_bundle
+from perfkit.downloads.http.urls import Origin, credentials_in, origin_of
 from perfkit.downloads.stall import timeouts
-from perfkit.errors import ConfigError
-from perfkit.redact import masked, redacted
 
 _COOKIES = 500  # kept in total; RFC 6265 section 6.1 wants 50 per domain
-_POOLS = 256  # origins whose connections are kept
-_OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-
-
-class Adapter(HTTPAdapter):
-    """Passes every request to the one PoolManager. For any number of threads and sessions.
-
-    Args:
-        keep: connections to keep for each origin.
-        lean: leave out of responses what perfkit's own sessions do not use.
-    """
-
-    def __init__(self, *, keep: int, lean: bool) -> None:
-        self._lean = lean
-        self._blank = vars(requests.Response())  # making a cookie jar for each takes longer than the rest of a response
-        self._lock = threading.Lock()  # guards the state below
-        self._contexts: dict[object, Any] = {}
-        self._pools: dict[object, Any] = {}
-        super().__init__(pool_connections=_POOLS, pool_maxsize=keep, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = POOL_CLASSES
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        if not proxy.lower().startswith("socks"):
-            manager = super().proxy_manager_for(proxy, **options)
-            manager.pool_classes_by_scheme = POOL_CLASSES
-            return manager
-        try:
-            classes = socks_pool_classes()
-        except ImportError:
-            raise ConfigError("a SOCKS proxy needs PySocks: pip install 'perfkit[socks]'") from None
-        manager = super().proxy_manager_for(proxy)
-        manager.pool_classes_by_scheme = classes
-        return manager
-
-    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
-        """The pool of an origin; looked up in the PoolManager only once, since that takes longer than a small file."""
-        origin = origin_of(request.url)
-        proxy = select_proxy(request.url, proxies) if proxies else None
-        key = (origin, verify, cert, proxy)
-        pool = self._pools.get(key)
-        if pool is None:
-            with self._lock:
-                pool = self._find_pool(origin, proxy, verify, cert)
-                if len(self._pools) >= _POOLS // 2:  # so that none is one that the PoolManager has dropped
-                    self._pools.clear()
-                self._pools[key] = pool
-        return pool
-
-    def _find_pool(self, origin: Origin, proxy: str | None, verify: Any, cert: Any) -> Any:
-        scheme, host, port = origin
-        kind: dict[str, Any] = {}
-        if scheme == "https":
-            kind = {"ssl_context": self._context(verify, cert), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
-        manager: Any = self.poolmanager
-        if proxy:
-            if hasattr(urllib3, "AsyncPoolManager"):
-                raise ConfigError(
-                    "a proxy is set, and urllib3-future (which niquests installs) has replaced urllib3; reinstall with:"
-                    " pip uninstall urllib3-future && pip install --force-reinstall urllib3"
-                )
-            manager = self._proxy_manager(proxy, verify)
-        return manager.connection_from_host(host, port, scheme, pool_kwargs=kind)
-
-    def _proxy_manager(self, proxy: str, verify: Any) -> Any:
-        options: dict[str, Any] = {}
-        if proxy.lower().startswith("https:"):
-            options["proxy_ssl_context"] = self._context(verify, None)
-        try:
-            url = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
-            if not urlsplit(url).hostname:
-                raise ValueError("no host")
-            return self.proxy_manager_for(url, **options)
-        except (HTTPError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            # Without the error's own text, which quotes passwords.
-            raise ConfigError(
-                f"the proxy {masked(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
-            ) from error
-
-    def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
-        key = (verify, cert)
-        if key not in self._contexts:
-            self._contexts[key] = make_context(verify, cert)
-        return self._contexts[key]
-
-    def use_context(
-        self, verify: bool | str, cert: ClientCert | None, *, setting: str, cert_setting: str = "Config.client_cert"
-    ) -> None:
-        """Create the TLS context for these settings now.
-
-        Raises:
-            ConfigError: one of their files cannot be used.
-        """
-        with self._lock:
-            if (verify, cert) not in self._contexts:
-                self._contexts[verify, cert] = make_context(verify, cert, setting=setting, cert_setting=cert_setting)
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Do nothing: the pool has its context."""
-
-    def request_url(self, request: Any, proxies: Any) -> str:
-        """The request target. urllib3 would normalize it and log its secrets, so our connections take it from the
-        exchange, and urllib3 gets a redacted one.
-        """
-        url = request.url
-        exchange = exchange_here()
-        proxy = select_proxy(url, proxies) if proxies else None
-        scheme, authority, target = split_url(url)
-        if proxy and not proxy.lower().startswith("socks") and scheme != "https":
-            target = f"{scheme}://{authority.rpartition('@')[2]}{target}"
-        if exchange is None or are_replaced():
-            return target
-        exchange.target = target
-        return redacted(target)
-
-    def build_response(self, req: Any, resp: Any) -> requests.Response:
-        if not self._lean:
-            return super().build_response(req, resp)
-        response = requests.Response.__new__(requests.Response)
-        vars(response).update(self._blank, history=[])
-        response.status_code, response.reason, response.headers = resp.status, resp.reason, resp.headers
-        response.raw, response.url, response.request = resp, req.url, req
-        response.connection = self
-        return response
-
-    def close(self) -> None:
-        with self._lock:
-            self._pools.clear()
-        for manager in (self.poolmanager, *self.proxy_manager.values()):
-            for key in manager.pools.keys():  # noqa: SIM118 - it is no mapping
-                manager.pools[key].close()  # urllib3 closes it only once freed, which an error's traceback delays
-        super().close()
+_ORIGINS = 256  # whose proxies and netrc entries are remembered
 
 
 class Sessions(Protocol):
@@ -222,7 +79,7 @@ class OwnSessions:
             request.prepare_cookies(self._cookies)
         auth = hop.auth or credentials_in(url) or (netrc if hop.netrc else None)
         if auth and "Authorization" not in request.headers:
-            request.prepare_auth(_encodable(auth), url)
+            request.prepare_auth(encodable(auth), url)
         return self._session().send(
             request,
             stream=True,
@@ -249,7 +106,7 @@ class OwnSessions:
             session = requests.Session()
             session.trust_env = False
             session.cookies = self._cookies
-            session.resolve_redirects = _no_redirects  # type: ignore[method-assign]
+            session.resolve_redirects = no_redirects  # type: ignore[method-assign]
             session.mount("https://", self._adapter)
             session.mount("http://", self._adapter)
             self._local.session = session
@@ -262,12 +119,12 @@ class OwnSessions:
         if way is None:
             config = self._config
             proxies = dict(config.proxies)
-            if config.trust_env and _has_proxies() and not bypasses_proxy(url):
+            if config.trust_env and not bypasses_proxy(url):
                 for scheme, proxy in get_environ_proxies(url).items():
                     proxies.setdefault(scheme, proxy)
             netrc = get_netrc_auth(url) if config.trust_env and _has_netrc() else None
             with self._lock:
-                if len(self._ways) >= _POOLS:
+                if len(self._ways) >= _ORIGINS:
                     self._ways.clear()
                 way = self._ways[origin] = proxies, netrc
         return way
@@ -277,10 +134,10 @@ class OwnSessions:
         config = self._config
         if self._trust is None:
             environ = os.environ if config.trust_env else {}
-            self._trust = _configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
+            self._trust = configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
         verify, setting = self._trust
         if needed and (verify is not True or config.client_cert is not None):
-            self._adapter.use_context(verify, config.client_cert, setting=setting)
+            self._adapter.context(verify, config.client_cert, setting, "Config.client_cert")
         return verify
 
     def close(self) -> None:
@@ -329,222 +186,24 @@ class CookiePolicy(DefaultCookiePolicy):
         return True
 
 
-class CallersSessions:
-    """A caller's session, or a factory's, one per thread. Requests go through `Session.request` itself."""
-
-    def __init__(self, config: Config, adapter: Adapter, given: requests.Session | Callable[[], Any]) -> None:
-        self._config = config
-        self._adapter = adapter
-        self._given = given
-        if not isinstance(given, requests.Session) and not callable(given):
-            raise ConfigError(
-                f"session must be a requests.Session, or a callable that makes one; got a {type(given).__name__}"
-            )
-        self._shared = self._borrow(given) if isinstance(given, requests.Session) else None
-        self._local = threading.local()
-        self._made: list[requests.Session] = []  # by the factory
-        self._helpers: weakref.WeakSet[HelperThread] = weakref.WeakSet()  # guarded by the lock
-        self._lock = threading.Lock()
-
-    def send(self, hop: Hop) -> requests.Response:
-        session, url = self._session(), hop.url
-        proxies = dict(self._config.proxies)
-        if session.trust_env and bypasses_proxy(url):
-            proxies.setdefault("no_proxy", "*")
-        ours = self._is_ours(session, url)
-        verify, cert = self._find_trust(session, url, ours)
-        options: dict[str, Any] = {"allow_redirects": False, "timeout": hop.timeout}
-        if not hop.trusted:
-            request = _prepare_abroad(session, hop)
-            options.update(session.merge_environment_settings(url, proxies, True, verify, cert))
-            return self._by(ours, lambda: session.send(request, **options))
-        options.update(proxies=proxies, verify=verify, cert=cert, stream=True, auth=hop.auth, headers=dict(hop.headers))
-        if hop.redirected and session.params:  # these belong to the requested URL; None removes one
-            options["params"] = dict.fromkeys(session.params)
-        return self._by(ours, lambda: session.request("GET", url, **options))
-
-    def warm(self, url: str, timeout_s: float) -> None:
-        """Do nothing: it is unknown how the caller's session connects."""
-
-    def _is_ours(self, session: Any, url: str) -> bool:
-        try:
-            return session.get_adapter(url) is self._adapter
-        except requests.exceptions.InvalidSchema:
-            return True  # no adapter: sending the request will fail with that reason
-
-    def _by(self, ours: bool, send: Callable[[], requests.Response]) -> requests.Response:
-        """Send through our adapter, or through one that the caller mounted. The latter's connections cannot be aborted,
-        so a helper thread, which can be abandoned, waits for them.
-        """
-        exchange = exchange_here()
-        if ours or exchange is None:
-            return send()
-        helper: HelperThread | None = getattr(self._local, "helper", None)
-        if helper is None or helper.ended:
-            helper = self._local.helper = HelperThread()
-            with self._lock:
-                self._helpers.add(helper)
-        exchange.helper = helper
-        try:
-            return helper.call(send, lambda: exchange.aborted, lambda answer: answer.close())
-        except AbortedError:
-            self._local.session = None  # a factory's: the abandoned thread still uses it
-            raise
-
-    def _find_trust(self, session: Any, url: str, ours: bool) -> tuple[Any, Any]:
-        """`verify` and `cert` for a request. Their files are read now, while it is known which setting named them."""
-        config = self._config
-        verify, setting = _configured_trust(config) or (session.verify, "session.verify")
-        if setting == "session.verify" and session.trust_env and (found := environment_bundle(os.environ)):
-            # In requests, its own two variables take precedence over the session.
-            verify, setting = found if verify is True or found[1] in _OF_REQUESTS else (verify, setting)
-        cert = config.client_cert or session.cert
-        cert = tuple(cert) if isinstance(cert, list) else cert
-        if (verify is not True or cert) and ours and url.startswith("https:"):
-            self._adapter.use_context(
-                verify,
-                cert,
-                setting=setting,
-                cert_setting="Config.client_cert" if config.client_cert else "session.cert",
-            )
-        return verify, cert
-
-    def _session(self) -> Any:
-        if self._shared is not None:
-            return self._shared
-        session = getattr(self._local, "session", None)
-        if session is None:
-            made: Any = self._given()  # type: ignore[operator]
-            if not isinstance(made, requests.Session):
-                raise ConfigError(f"session must make a requests.Session when called; it made a {type(made).__name__}")
-            self._made.append(made)
-            session = self._local.session = self._borrow(made)
-        return session
-
-    def _borrow(self, given: requests.Session) -> Any:
-        """The caller's session with the overrides of `_Borrowed`. The two share all attributes: one that is set later
-        on one of them, such as a token that the caller's class has just got, appears on the other, too.
-        """
-        kind = type(
-            type(given).__name__,
-            (_Borrowed, type(given)),
-            {"_given": given, "_ours": self._adapter, "_config": self._config, "__module__": type(given).__module__},
-        )
-        session: Any = object.__new__(kind)
-        session.__dict__ = given.__dict__
-        return session
-
-    def close(self) -> None:
-        with self._lock:
-            helpers = list(self._helpers)
-        for helper in helpers:
-            helper.end()
-        for session in self._made:
-            session.close()
-        self._adapter.close()
+def _has_netrc() -> bool:
+    places = (os.environ["NETRC"],) if "NETRC" in os.environ else ("~/.netrc", "~/_netrc")
+    return any(os.path.exists(os.path.expanduser(place)) for place in places)
 
 
-class _Borrowed:
-    """What a caller's session does differently when it sends perfkit's requests."""
-
-    _given: Any
-    _ours: Adapter
-    _config: Config
-
-    @property
-    def adapters(self) -> dict[str, Any]:
-        """Ours replaces the two default adapters of every session; one that the caller mounted stays."""
-        return {
-            prefix: self._ours if prefix in ("https://", "http://") and _is_plain(adapter) else adapter
-            for prefix, adapter in self._given.adapters.items()
-        }
-
-    def mount(self, prefix: str, adapter: Any) -> None:
-        self._given.mount(prefix, adapter)
-
-    @property
-    def trust_env(self) -> bool:
-        return bool(self._given.trust_env) and self._config.trust_env
-
-    def resolve_redirects(self, *_: Any, **options: Any) -> Iterator[Any]:
-        return _no_redirects()
-
-    def prepare_request(self, request: Any) -> Any:
-        request.auth = _UrlAsSpelt(request.url, request.auth or self._given.auth, self.trust_env)
-        return super().prepare_request(request)  # type: ignore[misc]
-
-
-class _UrlAsSpelt(AuthBase):
-    """Restores the spelling of a URL that requests normalizes, for the request and an auth object that may sign it.
-
-    Args:
-        auth: None: user and password of the URL, or else those in netrc, unless the request has credentials already.
-        netrc: whether netrc is searched.
-    """
-
-    def __init__(self, url: str, auth: Auth | None, netrc: bool) -> None:
-        self._url = url
-        self._auth = auth
-        self._netrc = netrc
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        asked, url = as_sent(self._url), str(request.url).partition("#")[0]
-        normalized = _normalized(asked)
-        if url.startswith(normalized):
-            params = url[len(normalized) :]
-            request.url = asked + (params[1:] if asked.endswith("?") else params)
-        auth: Any = self._auth
-        if not auth and "Authorization" not in request.headers:
-            auth = credentials_in(asked) or (get_netrc_auth(asked) if self._netrc else None)
-        if auth:
-            request.prepare_auth(_encodable(auth), str(request.url))
-        return request
-
-
-def _prepare_abroad(session: Any, hop: Hop) -> requests.PreparedRequest:
-    """A request to another origin: without auth, params, headers or cookies of the session not made for it."""
-    request = requests.PreparedRequest()
-    request.method, request.url = "GET", hop.url
-    request.headers = CaseInsensitiveDict(without_secrets(session.headers))
-    request.headers.update(hop.headers)
-    jar = RequestsCookieJar()
-    for cookie in session.cookies:
-        if cookie.domain:
-            jar.set_cookie(cookie)
-    request.prepare_hooks(None)
-    request.prepare_cookies(jar)
-    request.prepare_auth(_UrlAsSpelt(hop.url, hop.auth, hop.netrc and session.trust_env))
-    request.prepare_hooks(session.hooks)
-    return request
-
-
-def _configured_trust(config: Config) -> tuple[bool | str, str] | None:
+def configured_trust(config: Config) -> tuple[bool | str, str] | None:
     """`verify` and the name of its setting; None if the settings leave it at the default."""
     if config.ca_bundle:
         return config.ca_bundle, "Config.ca_bundle"
     return None if config.verify is True else (config.verify, "Config.verify")
 
 
-def _no_redirects(*_: Any, **options: Any) -> Iterator[Any]:
+def no_redirects(*_: Any, **options: Any) -> Iterator[Any]:
     """The transport handles redirects: requests would read their bodies, however long, even if it does not follow."""
     return iter(())
 
 
-def _is_plain(adapter: Any) -> bool:
-    """Whether an adapter is a session's default one."""
-    if type(adapter) is not HTTPAdapter:
-        return False
-    retries, kind = adapter.max_retries, adapter.poolmanager.connection_pool_kw
-    return retries.total == 0 and retries.read is False and kind == {"maxsize": DEFAULT_POOLSIZE, "block": False}
-
-
-def _normalized(url: str) -> str:
-    request = requests.PreparedRequest()
-    request.prepare_url(url, None)
-    return str(request.url)
-
-
-def _encodable(auth: Any) -> Any:
+def encodable(auth: Any) -> Any:
     """requests sends a user and password as Latin-1 (RFC 7617 leaves it open); others are encoded as UTF-8 here."""
     if isinstance(auth, tuple):
         try:
@@ -553,18 +212,6 @@ def _encodable(auth: Any) -> Any:
         except UnicodeEncodeError:
             return tuple(each.encode() for each in auth)
     return auth
-
-
-def _has_proxies() -> bool:
-    """Whether the environment may name a proxy, or the operating system's settings."""
-    return sys.platform in ("darwin", "win32") or any(
-        name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ
-    )
-
-
-def _has_netrc() -> bool:
-    places = (os.environ["NETRC"],) if "NETRC" in os.environ else ("~/.netrc", "~/_netrc")
-    return any(os.path.exists(os.path.expanduser(place)) for place in places)
 
 
 def bypasses_proxy(url: str) -> bool:

@@ -19,6 +19,7 @@ from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.network_path import Path
+from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_have_secrets, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent
 from perfkit.downloads.stall import timeouts
@@ -29,14 +30,14 @@ from perfkit.redact import redacted
 if TYPE_CHECKING:
     import requests
 
-    from perfkit.downloads.http.connection import Exchange
-    from perfkit.downloads.http.outage import OutageWatch
+    from perfkit.downloads.http.exchange import Exchange
     from perfkit.downloads.http.session import Sessions
 
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep the connection
 _DRAIN_S = 2.0  # if it comes within this time
 _FOREIGN_READ_BYTES = 16 << 10
 
+_MOST_KEPT = 1024  # connections for each origin: urllib3 makes room for all of them at once
 SessionSource = Any  # a requests.Session, or a callable that makes one (requests is loaded when it is used)
 
 
@@ -145,7 +146,7 @@ class HttpTransport:
         self._sessions: Sessions | None = None
         self._waiting: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._reading: set[Exchange] = set()
-        self._outage: OutageWatch | None = None  # once there is a connection
+        self._outage = OutageWatch()
         self._timeout = timeouts(config)
         self._common = {"Accept": "*/*", "User-Agent": f"perfkit/{__version__}"} if session is None else {}
         self._configured = _canonical(config.headers)
@@ -159,8 +160,7 @@ class HttpTransport:
             if exchange.deadline_s < now_s:
                 exchange.expired = True
                 exchange.abort()
-        if self._outage is not None:
-            self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
+        self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
 
     def path(self) -> Path | None:
         known = [path for each in tuple(self._reading) if each.incoming and (path := each.incoming.path())]
@@ -174,8 +174,7 @@ class HttpTransport:
             sessions, self._sessions = self._sessions, None
         if sessions is not None:
             sessions.close()
-        if self._outage is not None:
-            self._outage.close()
+        self._outage.close()
 
     def open(self, request: Get, cancel: Cancel) -> Response:
         private = self._configured
@@ -191,7 +190,7 @@ class HttpTransport:
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
             auth = (request.auth or self._config.auth) if trusted else None
             netrc = request.named and at_home
-            hop = Hop(at, headers, auth, trusted, at != asked, netrc, self._timeout)
+            hop = Hop(at, headers, auth, trusted, at != asked, netrc)
             response = self._send(request.url, hop, cancel, request.limit)
             response.url = request.url if at == asked else at
             location = response.headers.get("location") if response.status in REDIRECTS else None
@@ -264,13 +263,15 @@ class HttpTransport:
             if self._sessions is None:
                 # Here, since importing requests takes longer than most commands that need no network.
                 from perfkit.downloads.http import failures
-                from perfkit.downloads.http.connection import Exchange
-                from perfkit.downloads.http.outage import OutageWatch
-                from perfkit.downloads.http.session import Adapter, CallersSessions, OwnSessions
+                from perfkit.downloads.http.adapter import Adapter
+                from perfkit.downloads.http.callers_session import CallersSessions
+                from perfkit.downloads.http.exchange import Exchange
+                from perfkit.downloads.http.session import OwnSessions
 
                 config = self._config
-                self._failures, self._make_exchange, self._outage = failures, Exchange, OutageWatch()
-                adapter = Adapter(keep=max(config.most_streams, config.segments) + 2, lean=self._given is None)
+                self._failures, self._make_exchange = failures, Exchange
+                keep = min(_MOST_KEPT, max(config.most_streams, config.segments) + 2)
+                adapter = Adapter(keep=keep, lean=self._given is None)
                 if self._given is None:
                     self._sessions = OwnSessions(config, adapter)
                 else:

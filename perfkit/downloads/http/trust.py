@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from certifi import where
 from urllib3.util.ssl_ import create_urllib3_context
@@ -28,9 +28,7 @@ def environment_bundle(environ: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
-def make_context(
-    verify: bool | str, cert: ClientCert | None, *, setting: str = "verify", cert_setting: str = "cert"
-) -> ssl.SSLContext:
+def make_context(verify: bool | str, cert: ClientCert | None, setting: str, cert_setting: str) -> ssl.SSLContext:
     """Make a TLS context. Parsing a bundle takes some 15 ms: make one for all connections.
 
     Args:
@@ -43,21 +41,16 @@ def make_context(
     """
     if verify == SYSTEM:
         context = _system_context()
+    elif verify:
+        context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
+        path = where() if verify is True else os.path.expanduser(str(verify))
+        _load(setting, context.load_verify_locations, *((None, path) if os.path.isdir(path) else (path,)))
     else:
-        context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if verify else ssl.CERT_NONE)
-        if verify:
-            _load(context, where() if verify is True else str(verify), setting)
-        else:
-            context.check_hostname = False
-            warnings.warn("TLS certificate verification is disabled", RuntimeWarning, stacklevel=2)
+        context = create_urllib3_context(cert_reqs=ssl.CERT_NONE)
+        context.check_hostname = False
+        warnings.warn("TLS certificate verification is disabled", RuntimeWarning, stacklevel=2)
     if cert is not None:
-        files = (cert,) if isinstance(cert, str) else cert
-        for path in files:
-            _readable(path, cert_setting)
-        try:
-            context.load_cert_chain(*files)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{cert_setting}: {' and '.join(files)} cannot be used: {_reason(error)}") from error
+        _load(cert_setting, context.load_cert_chain, *((cert,) if isinstance(cert, str) else cert))
     return context
 
 
@@ -69,27 +62,13 @@ def _system_context() -> ssl.SSLContext:
     return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def _load(context: ssl.SSLContext, path: str, setting: str) -> None:
-    path = os.path.expanduser(path)
-    if os.path.isdir(path):
-        context.load_verify_locations(capath=path)
-        return
-    _readable(path, setting)
+def _load(setting: str, load: Callable[..., object], *places: str | None) -> None:
+    paths = [path for path in places if path]
     try:
-        context.load_verify_locations(cafile=path)
+        for path in paths:
+            os.stat(path)  # its error names the one of several that is missing
+        load(*places)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{setting}: {path} holds no certificates that can be used: {_reason(error)}") from error
-
-
-def _readable(path: str, setting: str) -> None:
-    try:
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        problem = "does not exist" if missing else f"cannot be read: {error.strerror}"
-        raise ConfigError(f"{setting}: the certificate file {path} {problem}") from error
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        named = getattr(error, "filename", None) or " and ".join(paths)
+        raise ConfigError(f"{setting}: {named} cannot be used as a certificate file: {reason}") from error

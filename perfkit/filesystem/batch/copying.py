@@ -34,41 +34,15 @@ class CopyResult:
 
 
 def copy_tree(
-    src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop", progress: Progress | None = None
+    src: Path,
+    dest: Path,
+    *,
+    merge: bool = False,
+    on_error: OnError = "stop",
+    progress: Progress | None = None,
+    link: bool = False,
 ) -> CopyResult:
-    """Copy a tree: contents, permissions (rwx), mtimes and symlinks, but not owners and setuid bits.
-
-    File contents are copied with reflinks where supported, else inside the kernel, else by reading and writing; sparse
-    files stay sparse.
-
-    Args:
-        dest: must not exist, or be an empty directory. A new one appears atomically, when it is complete.
-        merge: `dest` may have contents: files are replaced one by one, each atomically; everything else stays.
-        on_error: `stop` at the first failure, and remove a new `dest`; `continue` with the other files.
-        progress: where progress is shown.
-
-    Raises:
-        BatchError: some paths failed; `results` has a `BatchResult` for each of those.
-        FileExistsError: `dest` has contents (without `merge`), or is not a directory.
-        ConfigError: `dest` is `src` or inside it.
-        OSError: `src` can't be opened, `dest` can't be created.
-    """
-    return _tree(src, dest, merge, on_error, progress, link=False)
-
-
-def link_tree(
-    src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop", progress: Progress | None = None
-) -> CopyResult:
-    """Like `copy_tree`, but with hard links: a file that is later modified in place changes in both trees.
-
-    Empty files, and files that can't be linked (another file system, too many links, not permitted), are copied.
-    """
-    return _tree(src, dest, merge, on_error, progress, link=True)
-
-
-def _tree(
-    src: Path, dest: Path, merge: bool, on_error: OnError, progress: Progress | None, *, link: bool
-) -> CopyResult:
+    """Copy a tree, or `link` its files; see `Toolkit.copy_tree` and `Toolkit.link_tree`."""
     source, target = os.path.abspath(os.fspath(src)), os.path.abspath(os.fspath(dest))
     if target == source or os.path.realpath(target).startswith(os.path.join(os.path.realpath(source), "")):
         raise ConfigError(f"can't copy {src} to {dest}, which is the same directory or inside it")
@@ -118,11 +92,8 @@ class _Copier:
         failed: set[str] = set()  # directories that could not be created
         for entry in chain.from_iterable(scan_batches(self._source, ScanOptions(directories=True))):
             if failed and any(entry.name.startswith(each) for each in failed):
-                run.add(
-                    BatchResult(
-                        entry.name, error=entry.error or OSError(errno.ENOENT, "its directory could not be created")
-                    )
-                )
+                why = entry.error or OSError(errno.ENOENT, "its directory could not be created")
+                run.add(BatchResult(entry.name, error=why))
             elif entry.kind == "directory":
                 try:
                     self._make_directory(entry)

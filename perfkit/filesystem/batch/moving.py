@@ -22,22 +22,7 @@ def move_many(
     on_error: OnError = "stop",
     progress: Progress | None = None,
 ) -> list[BatchResult]:
-    """Move files, symlinks and directories, one after the other in this order, since a move may depend on another.
-
-    Within a file system, a move is an atomic rename. Across file systems, the source is copied, the copy is renamed
-    into place, and the source is removed.
-
-    Args:
-        replace: whether an existing destination is replaced; otherwise it is an error. The check and the move are not
-            one atomic step.
-        on_error: `stop` at the first failure, without undoing earlier moves; `continue` with the others.
-
-    Returns:
-        A result per pair, with the source as its `name`.
-
-    Raises:
-        BatchError: some failed; `results` has all that were attempted, in order.
-    """
+    """Move files, symlinks and directories; see `Toolkit.move_many`."""
     run = BatchRun(on_error, progress, "moving", keep=True)
 
     def work(pair: tuple[Path, Path]) -> list[BatchResult]:

@@ -12,16 +12,9 @@ _REMOVED = BatchResult("", how="remove")  # the names of what was removed are no
 
 
 def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | None = None) -> int:
-    """Remove a directory with its contents; returns how many names were removed. Symlinks are never followed.
+    """Remove a directory with its contents, in one thread: two would wait for each other's directory.
 
-    One thread does it: two would wait for each other's directory.
-
-    Args:
-        on_error: `stop` at the first failure, or `continue` with the others.
-
-    Raises:
-        BatchError: some paths could not be removed; `results` has those.
-        OSError: it does not exist, is not a directory, or is a symlink (ENOTDIR).
+    See `Toolkit.remove_tree`.
     """
     run = BatchRun(on_error, progress, "removing")
     levels = [Level(os.open(path, BELOW), "")]

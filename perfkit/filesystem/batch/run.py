@@ -71,16 +71,14 @@ class BatchRun:
     def add(self, result: BatchResult) -> None:
         if result.error is not None:
             self.failed += 1
+            self._stage.count(failed=1)
         else:
             self.files += 1
             self.how[result.how] = self.how.get(result.how, 0) + 1
             self.bytes += result.size if result.how in ("reflink", "copy") else 0
+            self._stage.count(files=1, count_bytes=result.size)
         if self._keep or result.error is not None:
             self.results.append(result)
-        if result.error is not None:
-            self._stage.count(failed=1)
-        else:
-            self._stage.count(files=1, count_bytes=result.size)
 
     def close(self) -> None:
         """Finish the progress display.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -17,7 +18,7 @@ from perfkit.errors import ConfigError, FileChangedError
 from perfkit.filesystem.hashing.small_files import LARGE_BYTES, READ_BYTES
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.thread_map import WorkerPool, map_in_threads, usable_cpus
-from perfkit.libc import preadv
+from perfkit.libc import preadv, take_lease
 
 _WINDOW_BYTES = 2 << 20  # mapped at once by each thread: mapped pages are resident memory
 _MAP_FROM_BYTES = LARGE_BYTES  # smallest file that is mapped
@@ -40,30 +41,9 @@ class FileHash(NamedTuple):
 
 
 def hash_file(
-    path: str | os.PathLike[str],
-    *,
-    chunk_bytes: int | None = None,
-    whole: bool = True,
-    lease: bool = False,
+    path: str | os.PathLike[str], *, chunk_bytes: int | None = None, whole: bool = True, lease: bool = False
 ) -> FileHash:
-    """SHA-256 of one file, using a few MiB of memory whatever its size.
-
-    The digest of the whole file is inherently serial. Chunk digests use all CPUs; if both are requested, they are
-    computed in one pass. Files of /proc and /sys, whose size is not that of their content, are read to their end.
-
-    Args:
-        chunk_bytes: also hash each chunk of this size.
-        whole: False for only the chunks.
-        lease: hold a read lease (fcntl(2), "Leases") where the kernel grants one: a file of 8 MiB and more is then
-            mapped (mmap(2)), not read. A process that opens the file for writing or truncates it waits until the lease
-            is released, after the current 2 MiB of a large file; an open with O_NONBLOCK fails. Without it, nobody
-            waits.
-
-    Raises:
-        FileChangedError: the file changed in content, size or metadata while it was read.
-        ConfigError: `chunk_bytes` is not positive, or neither digest is requested.
-        OSError: the file can't be read, or is not a regular file.
-    """
+    """SHA-256 of one file; see `Toolkit.hash_file`."""
     name = os.fspath(path)
     if chunk_bytes is None and not whole:
         raise ConfigError("hash_file: with whole=False, chunk_bytes must be given")
@@ -111,7 +91,9 @@ class _Source:
                 raise OSError(code, "not a regular file", path)
             self.size = self.status.st_size
             if lease:
-                self._leased = _lease(self.descriptor)
+                with contextlib.suppress(OSError):  # it is read, then
+                    take_lease(self.descriptor)
+                    self._leased = True
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -184,11 +166,7 @@ class _Source:
             fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
     def confirmed(self, sha256: str | None, chunk_bytes: int | None, chunks: tuple[str, ...]) -> FileHash:
-        """The result, if the file was not modified since it was opened.
-
-        Raises:
-            FileChangedError: it was.
-        """
+        """The result; FileChangedError is raised if the file was modified since it was opened."""
         before, after = self.status, os.fstat(self.descriptor)
         if after.st_size != before.st_size:
             raise FileChangedError(
@@ -197,23 +175,6 @@ class _Source:
         if (after.st_mtime_ns, after.st_ctime_ns) != (before.st_mtime_ns, before.st_ctime_ns):
             raise FileChangedError(self.path, "the file was modified while it was read")
         return FileHash(self.name, self.size, after.st_mtime_ns, after.st_ctime_ns, sha256, chunk_bytes, chunks)
-
-
-def _lease(descriptor: int) -> bool:
-    """Take a read lease (fcntl(2), "Leases"); False for other users' files, files open for writing, network mounts.
-
-    The kernel announces a lease break by a signal, by default SIGIO, which would kill the process. We choose a signal
-    that is ignored, and poll instead.
-    """
-    import signal
-
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored by default
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETOWN, 0)  # and sent to no process
-    except (OSError, AttributeError):
-        return False
-    return True
 
 
 def _whole(source: _Source) -> str:

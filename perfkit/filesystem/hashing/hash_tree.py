@@ -30,19 +30,7 @@ def hash_tree(
     without: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> Iterator[FileHash]:
-    """SHA-256 of every regular file of a tree, in the order in which they are finished; symlinks are not followed.
-
-    A file that can't be read, or was modified while it was read, yields a result with `error` set. Closing the iterator
-    ends the work. A large tree is shared with a second process, which lives as long as the iterator; each process uses
-    less than 16 MB of memory. With one CPU, no process or thread is started.
-
-    Args:
-        include, exclude, without: as in `ScanOptions`.
-        progress: displays progress; the sizes of all files are then added up first.
-
-    Raises:
-        ConfigError, OSError: as `scan`.
-    """
+    """SHA-256 of every regular file of a tree; see `Toolkit.hash_tree`."""
     options = ScanOptions(include=include, exclude=exclude, without=frozenset(without))
     found = scan_batches(root, options, batch=_WAITING_FILES, types_only=True)
     files = (entry for batch in found for entry in batch if entry.mode == stat.S_IFREG or entry.error)
@@ -89,7 +77,6 @@ def hash_many(root: str | os.PathLike[str], entries: Iterable[ScanEntry]) -> Ite
             if len(work.special) >= _MAX_SPECIAL or not waiting:
                 yield from _hash_special(root, work.special, cpus)
                 work.special = []
-        yield from _hash_special(root, work.special, cpus)
     finally:
         if helper is not None:
             helper.close()

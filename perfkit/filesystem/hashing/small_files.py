@@ -24,8 +24,6 @@ except ImportError:  # PyPy
         return len(data)
 
 
-__all__ = ["DIRECTORY", "LARGE_BYTES", "READ_BYTES", "SOCKET", "Digest", "hash_small_files"]
-
 Digest = tuple[int, int, int, str]  # size, mtime_ns, ctime_ns, SHA-256 in hexadecimal
 
 READ_BYTES = 256 << 10  # stays in the CPU cache between copying and hashing

@@ -25,8 +25,8 @@ from perfkit.releases.format.zstd import compress, decompress, decompress_stream
 MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new content
 MAX_GROUP_SPANS = 1 << 16  # limit of the number of spans in either
 _MAX_TABLE_BYTES = 64 << 20
-_MAGIC = b"perfkit delta 4\n"
-_MAGIC_3 = b"perfkit delta 3\n"  # has all digests and that of the old manifest; still accepted
+_MAGIC = b"perfkit delta 5\n"
+_MAGIC_4 = b"perfkit delta 4\n"  # without planes; still accepted
 _HEAD_BYTES = len(_MAGIC) + 32 + 8
 _READ_BYTES = 64 << 10
 
@@ -113,9 +113,7 @@ class Delta:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
         start = _exactly(file, _HEAD_BYTES)
-        if start.startswith(_MAGIC_3):
-            start = _MAGIC + start[len(_MAGIC) + 32 :] + _exactly(file, 32)
-        head = Reader(start, "delta", _MAGIC)
+        head = Reader(start.replace(_MAGIC_4, _MAGIC, 1), "delta", _MAGIC)
         target = head.take(32)
         packed, size = head.number(), head.number()
         if not 0 < packed <= min(_MAX_TABLE_BYTES, end) or size > min(_MAX_TABLE_BYTES, most_content(end)):

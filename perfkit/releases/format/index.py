@@ -158,6 +158,17 @@ class Index:
         return ranges
 
     @classmethod
+    def without_pieces(cls, raw: bytes) -> Index:
+        """Read where the frames are, before the manifest is there; each frame counts as one piece.
+
+        Raises:
+            ManifestError: a frame is outside its pack, or the index exceeds a limit.
+        """
+        of, _, _, packs, packs_of, at, sizes = _read_frames(Reader(raw, "index", _MAGIC))
+        none = array("I")
+        return cls(of, packs, packs_of, at, sizes, none, array("I", range(len(at) + 1)), none, none, none, none, none)
+
+    @classmethod
     def parse(cls, raw: bytes, manifest: Manifest, *, known: bool = False) -> Index:
         """Read an index, and check that it covers all content of this manifest exactly once.
 
@@ -168,28 +179,16 @@ class Index:
             ManifestError: it does not cover it so, belongs to another manifest, or exceeds a limit.
         """
         reader = Reader(raw, "index", _MAGIC)
-        of = reader.take(32)
+        of, piece_count, tag_count, packs, packs_of, at, sizes = _read_frames(reader)
         if of != manifest.sha256:
             _refuse(f"it belongs to manifest {of.hex()}, not {manifest.sha256.hex()}")
-        pack_count, frame_count, piece_count, tag_count = (reader.number() for _ in range(4))
-        if pack_count > _MAX_PACKS or max(frame_count, piece_count, tag_count) > _MAX_COUNT:
-            _refuse("it exceeds the limit of packs, frames or pieces")
-        packs = _read_packs(reader, pack_count)
-        per_pack = reader.column(4, pack_count)
-        gaps, sizes, tails, per_frame = (
-            reader.column(8, frame_count),
-            reader.column(4, frame_count),
-            reader.column(4, frame_count),
-            reader.column(4, frame_count),
-        )
+        tails, per_frame = reader.column(4, len(sizes)), reader.column(4, len(sizes))
         columns = [reader.column(width, piece_count) for width in (4, 8, 4, 4)]
         tags = reader.column(8, tag_count)
         reader.end()
-        del raw, reader  # megabytes, if there are many files
-        if sum(per_pack) != frame_count or sum(per_frame) != piece_count:
+        del raw, reader  # frees megabytes if there are many files
+        if sum(per_frame) != piece_count:
             _refuse("its counts are inconsistent")
-        packs_of, at = _places(packs, per_pack, gaps, sizes)
-        del gaps
         first = array("I", accumulate(per_frame, initial=0))
         pieces = _Pieces(manifest, columns, tags)
         contents = array("I", map(operator.add, pieces.read(per_frame), tails))
@@ -331,6 +330,21 @@ class _Pieces:
                 _refuse("the same digest with different sizes")
         if shared:
             _refuse(f"{len(shared)} blobs are missing")
+
+
+def _read_frames(
+    reader: Reader,
+) -> tuple[bytes, int, int, tuple[Pack, ...], array[int], array[int], array[int]]:
+    """The digest of the manifest, the numbers of pieces and tags, the packs, and the first columns of `Index`."""
+    of = reader.take(32)
+    pack_count, frame_count, piece_count, tag_count = (reader.number() for _ in range(4))
+    if pack_count > _MAX_PACKS or max(frame_count, piece_count, tag_count) > _MAX_COUNT:
+        _refuse("it exceeds the limit of packs, frames or pieces")
+    packs = _read_packs(reader, pack_count)
+    per_pack, gaps, sizes = (reader.column(4, pack_count), reader.column(8, frame_count), reader.column(4, frame_count))
+    if sum(per_pack) != frame_count:
+        _refuse("its counts are inconsistent")
+    return of, piece_count, tag_count, packs, *_places(packs, per_pack, gaps, sizes), sizes
 
 
 def _read_packs(reader: Reader, count: int) -> tuple[Pack, ...]:

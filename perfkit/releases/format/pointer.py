@@ -131,7 +131,7 @@ class Pointer:
         try:
             record = json.loads(data.decode())
         except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{POINTER_NAME}: not JSON: {error}") from error
+            raise ManifestError(f"{POINTER_NAME}: not JSON, perhaps a page of a login or proxy ({error})") from error
         if not isinstance(record, dict):
             _refuse("not an object")
         format_version = record.get("format")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice, pairwise
 
+from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
@@ -27,12 +27,12 @@ class BlobReader:
         self._opening = threading.Lock()
         self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
 
-    @functools.cached_property
+    @cached_property
     def _whole(self) -> dict[int, int]:
         """The piece of each entry that has a single one; for each other listed entry, one of its pieces."""
         return dict(zip(self.index.entries, range(len(self.index.entries)), strict=True))
 
-    @functools.cached_property
+    @cached_property
     def _parts(self) -> dict[int, list[int]]:
         """The pieces of each entry that has several, in order of their offsets; they have tags."""
         found: dict[int, list[int]] = {}
@@ -46,7 +46,7 @@ class BlobReader:
     def _pieces_of(self, entry: int) -> list[int]:
         return self._parts.get(entry) or [self._whole[entry]]
 
-    @functools.cached_property
+    @cached_property
     def _entries(self) -> dict[bytes, int]:
         return {digest: entry for entry, digest in enumerate(self.manifest.digests()) if entry in self._whole}
 
@@ -56,12 +56,12 @@ class BlobReader:
         entry = None if at is None else self.entry(self.manifest.digest(at))
         return [] if entry is None else self._parts.get(entry, [])
 
-    @functools.cached_property
+    @cached_property
     def tags(self) -> dict[int, int]:
         """The piece with each tag."""
         return {tag: number for number, tag in enumerate(self.index.tags) if tag}
 
-    @functools.cached_property
+    @cached_property
     def following(self) -> dict[int, int]:
         """The piece after each piece of a file."""
         return {one: other for numbers in self._parts.values() for one, other in pairwise(numbers)}

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from typing import Any
 
 from perfkit.errors import PerfkitError
-from perfkit.filesystem.watch import ALL, DirtySet, watch
+from perfkit.filesystem.watch import ALL, DirtySet
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.publish.publisher import PublishOptions, Release, check_places, publish_manifest
 from perfkit.releases.publish.source_tree import SourceTree
@@ -44,7 +44,7 @@ def publish_on_change(
     def publish() -> Release:
         return publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen)
 
-    with watch(src) as dirty:
+    with DirtySet(src) as dirty:
         tree.read_all()
         yield publish()
         waiting: set[str] | None = set()  # changed names that are not published yet; None: any may have changed

@@ -113,8 +113,20 @@ class PublishOptions:
             raise ConfigError(f"links must be one of {', '.join(get_args(Links))}; got {self.links!r}")
         if self.serial is not None and not 1 <= self.serial <= MAX_SERIAL:
             raise ConfigError(f"serial must be from 1 to {MAX_SERIAL}; got {self.serial}")
-        if self.expires_s is not None and not 1 <= self.expires_s <= _LONGEST_S:
-            raise ConfigError(f"expires_s must be from 1 second to 100 years, or None; got {self.expires_s}")
+        expiry(self.expires_s)
+
+
+def expiry(expires_s: float | None) -> int:
+    """The Unix time in so many seconds; 0 for None.
+
+    Raises:
+        ConfigError: it is no time within the next 100 years.
+    """
+    if expires_s is None:
+        return 0
+    if not 1 <= expires_s <= _LONGEST_S:
+        raise ConfigError(f"expires_s must be from 1 second to 100 years, or None; got {expires_s}")
+    return int(time.time() + expires_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +286,7 @@ class _Publisher:
     def run(self, options: PublishOptions, began_s: float) -> Release:
         previous, manifest, version = self._previous, self._manifest, options.version
         self._follow = options.links == "follow"
-        expires_s = int(time.time() + options.expires_s) if options.expires_s is not None else 0
+        expires_s = expiry(options.expires_s)
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
         number = previous.serial - self._history.first + 2 if previous else 1
@@ -348,7 +360,7 @@ class _Publisher:
     def _open(self, entry: int) -> BinaryIO:
         path = os.path.join(self._src, self._manifest.name(entry))
         nofollow = 0 if self._follow else os.O_NOFOLLOW
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | nofollow), "rb")
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | nofollow), "rb")
 
     def _put_manifest(self) -> tuple[PackedRef, BaseManifest | None]:
         """The object with the manifest; or with the changes to an earlier release's manifest, if that is large."""

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from perfkit.errors import UnsafePathError
+from perfkit.errors import FileChangedError, UnsafePathError
 from perfkit.filesystem.paths import name_errors, name_matcher
 from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
@@ -174,7 +174,10 @@ class SourceTree:
         if (error := _type_error(name, mode, self._links)) is not None:
             raise error
         size, digest = 0, hashlib.sha256()
-        with open(os.path.join(self._src, name), "rb") as file:
+        path = os.path.join(self._src, name)
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a FIFO would seem empty
+                raise FileChangedError(path, "it is no longer a regular file")
             written = self._is_being_written(file)
             while not written and (data := file.read(_READ_BYTES)):
                 digest.update(data)

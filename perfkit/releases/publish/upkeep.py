@@ -16,7 +16,7 @@ from perfkit.progress.text import printable
 from perfkit.releases.format import channel_name
 from perfkit.releases.format.pointer import ObjectRef, Pointer
 from perfkit.releases.format.release_history import History
-from perfkit.releases.publish.publisher import GRACE_S
+from perfkit.releases.publish.publisher import GRACE_S, expiry
 from perfkit.releases.publish.site import Site, referenced
 from perfkit.transactions.history import Pruned
 
@@ -105,7 +105,7 @@ def promote(
     wait_s: float = 0.0,
 ) -> Pointer:
     """Make a channel offer a release of a site. See `Toolkit.promote`."""
-    name = channel_name(channel)
+    name, expires = channel_name(channel), expiry(expires_s)
     _pointer(Site(path))  # raises before a lock is created in a directory that is no site
     with Site(path, wait_s=wait_s) as site:
         current = _pointer(site)
@@ -114,8 +114,8 @@ def promote(
         history = History.parse(site.get(current.history))
         for record in reversed(history.records):
             if record.version == version:
-                expires = int(time.time() + expires_s) if expires_s is not None else 0
-                pointer = replace(history.pointer_to(record, current.history), expires_s=expires, channel=channel)
+                pointer = history.pointer_to(record, current.history)
+                pointer = replace(pointer, expires_s=expires, channel=channel)
                 site.replace_pointer(pointer, sign_keys, name=name)
                 return pointer
         known = ", ".join(printable(each.version) for each in reversed(history.records))
@@ -125,5 +125,5 @@ def promote(
 def _pointer(site: Site) -> Pointer:
     pointer = site.pointer() if os.path.isdir(site.objects) else None
     if pointer is None:
-        raise ConfigError(f"{site.root} is not a site: it has no perfkit.json and objects; publish to it first")
+        raise ConfigError(f"{site.root} is no directory of a site: it lacks perfkit.json or objects; publish to it")
     return pointer

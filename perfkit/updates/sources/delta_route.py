@@ -53,16 +53,13 @@ def _apply(
     def read(span: Span) -> bytes | None:
         if span.entry < len(old):
             digest = old.digest(span.entry)
-            source = staging.blobs[digest] if digest in staging.blobs else local.path_of_blob(digest)
+            source = staging.open_so_far(digest) if digest in staging.blobs else local.open_blob(digest)
         else:
-            source = staging.path_so_far(new.digest(span.entry - len(old)))
+            source = staging.open_so_far(new.digest(span.entry - len(old)))
         if source is None:
             return None
-        try:
-            with open(source, "rb") as content:
-                return os.pread(content.fileno(), span.length, span.offset)
-        except FileNotFoundError:
-            return None
+        with source:
+            return os.pread(source.fileno(), span.length, span.offset)
 
     groups, made = delta.groups(old, new), bytearray(DIGEST_BYTES * len(new))
     try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from functools import cache
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
+from perfkit.filesystem.own_files import open_own
 from perfkit.libc import trim_heap
 from perfkit.releases.format.frames import decode_range, split_pieces, tag
 from perfkit.releases.format.index import Index, PackRange
@@ -25,7 +24,10 @@ _RANGE_BYTES = 1 << 20  # minimum of a request, if there is that much to fetch: 
 _MAX_RANGES = 24  # of that size; if there is more to fetch, the ranges are larger
 # Unused bytes that are fetched to save a request: what arrives in the time of one, but a small part of the total.
 _LEAST_GAP_BYTES, _MAX_GAP_BYTES, _MAX_GAPS = 4 << 10, 24 << 10, 128
-_WAIT_S = 0.001  # a range for which we wait longer comes over a network that is slower than decoding
+
+
+_AHEAD_BYTES, _AHEAD_FRAMES = 32 << 20, 4096  # maximum of what is fetched before the manifest has come
+_AHEAD_SPACE = 16  # times the bytes that must be free for that: it is not known yet how much they are unpacked
 
 
 class PackRoute:
@@ -54,7 +56,7 @@ class PackRoute:
         """What it costs to make these blobs."""
         pieces = self._pieces(missing)
         seeds = self._find_seeds(pieces)
-        ranges = self._ranges(_filtered(pieces, lambda number: number not in seeds))
+        ranges = _ranges(self._index, _filtered(pieces, lambda number: number not in seeds))
         staged = self._site.staged_ranges()
         unstaged = [each for each in ranges if staged.find(self._index, each) is None]
         dictionaries = self._site.not_staged(packed.object for packed in self._dictionaries(ranges).values())
@@ -83,12 +85,6 @@ class PackRoute:
             seeds.clear()
             self._fetch(self._pieces(left), (), left, staging)
 
-    def _ranges(self, pieces: Sequence[int]) -> list[PackRange]:
-        """The ranges to fetch for these pieces: several if there is much to fetch, since none is split later."""
-        total = sum(each.end - each.start for each in self._index.ranges(pieces))
-        max_gap = min(_MAX_GAP_BYTES, max(_LEAST_GAP_BYTES, total // _MAX_GAPS))
-        return self._index.ranges(pieces, max_gap=max_gap, max_bytes=max(_RANGE_BYTES, total // _MAX_RANGES))
-
     def _find_seeds(self, pieces: Collection[int]) -> Seeds:
         """The pieces that the tree has. It is searched once: later calls need a subset of the first call's pieces."""
         if self._seeds is None:
@@ -97,8 +93,8 @@ class PackRoute:
 
     def _fetch(self, remote: Sequence[int], local: Collection[int], missing: Set[bytes], staging: StagingArea) -> None:
         """Fetch the remote pieces, and make the missing blobs from them and from the local ones."""
-        ranges = self._ranges(remote)
-        waiting, failures = deque[PackRange](), list[ManifestError]()
+        ranges = _ranges(self._index, remote)
+        failures: list[ManifestError] = []
         dictionaries = self._dictionaries(ranges)
         needed = [packed.object for packed in dictionaries.values()]
         fetched = self._site.fetch_ranges(self._index, ranges, self._label, before=needed)
@@ -107,26 +103,16 @@ class PackRoute:
         def dictionary_of(pack: int) -> bytes | None:
             return self._site.get_packed(dictionaries[pack], "a dictionary") if pack in dictionaries else None
 
-        def decode() -> None:
-            each = waiting.popleft()
-            try:
-                self._decode(each, remote, staging, dictionary_of(each.pack))
-            except ManifestError as error:
-                failures.append(error)
-
         try:
             with contextlib.closing(fetched):
-                asked_s = time.monotonic()
-                for each in fetched:
-                    waiting.append(each)
-                    if time.monotonic() - asked_s >= _WAIT_S:  # the network is the bottleneck: decode while waiting
-                        decode()
-                    asked_s = time.monotonic()
+                for each in fetched:  # decoded while others come
+                    try:
+                        self._decode(each, remote, staging, dictionary_of(each.pack))
+                    except ManifestError as error:
+                        failures.append(error)
             left = staging.missing(missing)
             with staging.show_progress(files=len(left), total_bytes=staging.expected.index.bytes_of(left)):
                 self._find_seeds(local).write(local, self._manifest, staging)
-                while waiting:
-                    decode()
         finally:
             staging.discard_partial()
         trim_heap()
@@ -165,6 +151,25 @@ class PackRoute:
                     os.unlink(found[0])
 
 
+def _ranges(index: Index, pieces: Sequence[int]) -> list[PackRange]:
+    """The ranges to fetch for these pieces: several if there is much to fetch, since none is split later."""
+    total = sum(each.end - each.start for each in index.ranges(pieces))
+    max_gap = min(_MAX_GAP_BYTES, max(_LEAST_GAP_BYTES, total // _MAX_GAPS))
+    return index.ranges(pieces, max_gap=max_gap, max_bytes=max(_RANGE_BYTES, total // _MAX_RANGES))
+
+
+def begin_packs(site: SiteClient, packed: PackedRef) -> None:
+    """Begin to fetch the packs of an index before the manifest tells what is in them, unless that is much.
+
+    Raises:
+        ManifestError, TransferError, OSError: the index can't be fetched, or is damaged.
+    """
+    index = Index.without_pieces(site.get_packed(packed, "the index"))
+    size = sum(index.packed)
+    if len(index) <= _AHEAD_FRAMES and size <= _AHEAD_BYTES and size * _AHEAD_SPACE <= site.free_space():
+        site.begin_ranges(index, _ranges(index, range(len(index))))
+
+
 def _filtered(pieces: Iterable[int], wanted: Callable[[int], bool]) -> Sequence[int]:
     return pack_numbers(filter(wanted, pieces))
 
@@ -196,7 +201,7 @@ class Seeds:
 
     def _search(self, path: str, wanted: dict[tuple[int, int], list[int]]) -> None:
         offset = 0
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_own) as file:
             for data in split_pieces(file):
                 for number in wanted.get((tag(data), len(data)), ()):
                     self._found[number] = path, offset
@@ -217,7 +222,7 @@ class Seeds:
                 continue
             piece = self._index.piece(number)
             path, offset = self._found[number]
-            with contextlib.suppress(OSError), open(path, "rb") as file:
+            with contextlib.suppress(OSError), open(path, "rb", opener=open_own) as file:
                 data = os.pread(file.fileno(), piece.length, offset)
                 if len(data) == piece.length:
                     write(piece.entry, piece.offset, memoryview(data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from perfkit.downloads.http.semantics import Version
@@ -27,14 +27,14 @@ from perfkit.redact import redacted
 from perfkit.releases.format import MAX_AHEAD_MS, POINTER_NAME
 from perfkit.releases.format.delta import Delta
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import BaseManifest, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.pointer import BaseManifest, PackedRef, Pointer
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Link, Offer, choose_routes
 from perfkit.updates.signers import Demands, Signers, Trust
 from perfkit.updates.source_types import SourceSpec, SourceType, site_url
 from perfkit.updates.sources.delta_route import apply_deltas
-from perfkit.updates.sources.pack_route import PackRoute
+from perfkit.updates.sources.pack_route import PackRoute, begin_packs
 from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import Fetcher, StagingArea
 
@@ -181,11 +181,13 @@ def _fetch_pointer(
         pointer = Pointer.parse(data)
         if pointer.channel != (site.channel or ""):
             wanted, found = (f"channel {each}" if each else "site" for each in (site.channel, pointer.channel))
-            raise ManifestError(f"{site.url}: the pointer of its {wanted} is that of the {found}; promote it again")
+            raise ManifestError(f"the pointer of its {wanted} is that of the {found}; promote it again")
         return _Offered(data, pointer, version), trust
-    except (ManifestError, SignatureError):
+    except (ManifestError, SignatureError) as error:
         site.forget_pointer()
-        raise
+        if isinstance(error, SignatureError):
+            raise
+        raise ManifestError(f"{redacted(site.url)}: {error}") from error
 
 
 class ReleaseSource:
@@ -283,27 +285,40 @@ class ReleaseSource:
     def _read_manifest(self, local: LocalTree, staging: StagingArea | None) -> Manifest:
         mmap_large_allocations()
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
-        if (path := local.path_of_blob(sha256)) is not None:  # after a rollback the history has it
-            with contextlib.suppress(OSError, ManifestError), open(path, "rb") as file:
+        if (recorded := local.open_blob(sha256)) is not None:  # after a rollback the history has it
+            with contextlib.suppress(OSError, ManifestError), recorded as file:
                 return Manifest.parse(file.read(), sha256=sha256)
         if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
                 if (made := self._apply_deltas(local, staging)) is not None:
                     return made
-        likely = self._pointer.fine if len(local) else self._pointer.solid  # a guess at what `_indexes` will choose
-        beside = [] if staging is None else [likely.object]
-        if self._pointer.base is not None:
-            return self._changed_manifest(self._pointer.base, beside)
-        raw = self._site.get_packed(self._pointer.manifest, _LIST, beside=beside)
-        return Manifest.parse(raw, sha256=sha256)
+        base = self._pointer.base
+        if base is not None and self._installed.manifest.sha256.hex() != base.sha256:
+            self._site.begin([base.packed.object], _LIST)
+        self._site.begin([self._pointer.manifest.object], _LIST)
+        if staging is not None:
+            self._begin_content(local)
+        if base is not None:
+            return self._changed_manifest(base)
+        return Manifest.parse(self._site.get_packed(self._pointer.manifest, _LIST), sha256=sha256)
 
-    def _changed_manifest(self, base: BaseManifest, beside: Iterable[ObjectRef]) -> Manifest:
+    def _begin_content(self, local: LocalTree) -> None:
+        """Begin to fetch what is likely to be wanted next: an index, as `_indexes` will choose it, and for a first
+        install the packs.
+        """
+        likely = self._pointer.fine if len(local) else self._pointer.solid
+        self._site.begin([likely.object], "the index")
+        if not (len(local) or self._installed.files or self._selection or self._dry_run):
+            with self._trying("blocks", _SOLID):
+                begin_packs(self._site, likely)
+
+    def _changed_manifest(self, base: BaseManifest) -> Manifest:
         """The manifest that is made from another one, which the tree may have."""
         changes, old = self._pointer.manifest.object, self._installed.manifest
         if old.sha256.hex() != base.sha256:
-            raw = self._site.get_packed(base.packed, _LIST, beside=[changes, *beside])
+            raw = self._site.get_packed(base.packed, _LIST)
             old = Manifest.parse(raw, sha256=bytes.fromhex(base.sha256))
-        (path,) = self._site.get([changes], _LIST, beside=beside, phase=f"reading {_LIST}")
+        (path,) = self._site.get([changes], _LIST, phase=f"reading {_LIST}")
         with open(path, "rb") as file:
             manifest = Delta.open(file).new_manifest(old, most_bytes=self._most_bytes)
         if manifest.sha256.hex() != self._pointer.manifest_sha256:

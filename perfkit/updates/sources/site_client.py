@@ -106,20 +106,22 @@ class SiteClient:
         os.unlink(found.path)
         return data
 
-    def get(
-        self, refs: Iterable[ObjectRef], label: str, *, beside: Iterable[ObjectRef] = (), phase: str = "fetching"
-    ) -> list[str]:
+    def begin(self, refs: Iterable[ObjectRef], label: str) -> None:
+        """Begin to fetch these objects, for which `get` then waits.
+
+        Args:
+            label: what progress displays call each of them.
+        """
+        self._fetcher.begin([self._request(ref, label) for ref in self.not_staged(refs)])
+
+    def get(self, refs: Iterable[ObjectRef], label: str, *, phase: str = "fetching") -> list[str]:
         """The paths of these objects, fetched and verified.
 
         Args:
             label, phase: what progress displays call each of them, and the work.
-            beside: objects to stage at the same time, which are likely to be wanted next.
         """
         wanted = list(refs)
-        needed = {ref.sha256: ref for ref in wanted}
-        others = {ref.sha256: ref for ref in beside if ref.sha256 not in needed}
-        requests, optional = ([self._request(ref, label) for ref in each.values()] for each in (needed, others))
-        self._fetcher.get(requests, beside=optional, phase=phase)
+        self._fetcher.get([self._request(ref, label) for ref in dict.fromkeys(wanted)], phase=phase)
         return [self._fetcher.path(ref.sha256) for ref in wanted]
 
     def _request(self, ref: ObjectRef, label: str) -> Request:
@@ -133,9 +135,9 @@ class SiteClient:
             label=label,
         )
 
-    def get_packed(self, packed: PackedRef, label: str, *, beside: Iterable[ObjectRef] = ()) -> bytes:
-        """The decompressed bytes of an object, such as `the index`; `beside` as in `get`."""
-        (path,) = self.get([packed.object], label, beside=beside, phase=f"reading {label}")
+    def get_packed(self, packed: PackedRef, label: str) -> bytes:
+        """The decompressed bytes of an object, such as `the index`."""
+        (path,) = self.get([packed.object], label, phase=f"reading {label}")
         whole = BytesIO()
         with open(path, "rb") as file:
             whole.writelines(decompress_stream(iter(partial(file.read, _READ_BYTES), b""), packed.size))
@@ -144,6 +146,11 @@ class SiteClient:
     def not_staged(self, refs: Iterable[ObjectRef]) -> list[ObjectRef]:
         """Those of the objects that have to be fetched."""
         return [ref for ref in refs if self._size(ref.sha256) != ref.bytes]
+
+    def free_space(self) -> int:
+        """How many bytes are free in the staging area."""
+        found = os.statvfs(self._fetcher.stage)
+        return found.f_bavail * found.f_frsize
 
     def staged_ranges(self) -> StagedRanges:
         """The ranges that are staged now."""
@@ -160,6 +167,14 @@ class SiteClient:
         if self._size(name) == wanted.end - wanted.start:
             return self._fetcher.path(name), wanted.start
         return self.staged_ranges().find(index, wanted)
+
+    def begin_ranges(self, index: Index, ranges: Iterable[PackRange]) -> None:
+        """Begin to fetch these ranges, and the dictionaries of their packs, for which `fetch_ranges` then waits."""
+        staged, wanted = self.staged_ranges(), list(ranges)
+        packs = [index.packs[number] for number in dict.fromkeys(each.pack for each in wanted)]
+        shared = self.not_staged(pack.dictionary.object for pack in packs if pack.dictionary is not None)
+        parts = (self._part(index, each, "files of the release") for each in wanted if not staged.find(index, each))
+        self._fetcher.begin([*(self._request(ref, "a dictionary") for ref in shared), *parts])
 
     def fetch_ranges(
         self,
@@ -181,10 +196,13 @@ class SiteClient:
         first = [self._request(ref, "a dictionary") for ref in unstaged.values()]
         ready, wanted = list[PackRange](), list[PackRange]()
         for each in ranges:
-            (ready if staged.find(index, each) else wanted).append(each)
+            begun = self._fetcher.has_begun(_range_name(index.packs[each.pack].object.sha256, each.start, each.end))
+            (ready if staged.find(index, each) and not begun else wanted).append(each)
         failed: list[tuple[PackRange, Exception]] = []
         awaited = len(first)
-        for number, download in self._fetcher.each([*first, *(self._part(index, each, label) for each in wanted)]):
+        for number, download in self._fetcher.each(
+            [*first, *(self._part(index, each, label(each)) for each in wanted)]
+        ):
             if number < len(first):
                 awaited -= 1
                 if download.error is not None:
@@ -201,13 +219,13 @@ class SiteClient:
             self._fetch_packs(index, failed)
             yield from (each for each, _ in failed)
 
-    def _part(self, index: Index, each: PackRange, label: Callable[[PackRange], str]) -> Request:
+    def _part(self, index: Index, each: PackRange, label: str) -> Request:
         ref = index.packs[each.pack].object
         name, part = _range_name(ref.sha256, each.start, each.end), (each.start, each.end)
         if part == (0, ref.bytes):  # not as a range, which some shared caches don't keep
-            return replace(self._request(ref, label(each)), name=name)
+            return replace(self._request(ref, label), name=name)
         return Request(
-            self.url + ref.path, name, byte_range=part, segments=_segments(each.end - each.start), label=label(each)
+            self.url + ref.path, name, byte_range=part, segments=_segments(each.end - each.start), label=label
         )
 
     def _fetch_packs(self, index: Index, failed: Iterable[tuple[PackRange, Exception]]) -> None:
@@ -222,7 +240,8 @@ class SiteClient:
             refused = status in {416, *RANGE_REFUSALS} or (status is None and not getattr(error, "transient", True))
             if isinstance(error, CancelledError) or not refused:
                 raise error
-            _log.warning("%s: falling back to whole packs: %s", redacted(self.url), error)
+            if not packs:
+                _log.warning("%s: falling back to whole packs: %s", redacted(self.url), error)
             packs[each.pack] = index.packs[each.pack].object
         for ref, path in zip(packs.values(), self.get(packs.values(), "files of the release"), strict=True):
             os.rename(path, self._fetcher.path(_range_name(ref.sha256, 0, ref.bytes)))

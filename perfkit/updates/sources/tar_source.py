@@ -74,11 +74,10 @@ def _digest(member: Member, content: Content, local: LocalTree, staging: Staging
         if existing is None or existing.sha256 != digest:
             staging.add((data,))
         return digest
-    path = None
+    old = None
     if existing is not None and existing.sha256 and existing.size == member.size:
-        path = local.path_of_blob(existing.sha256)
-    with contextlib.ExitStack() as stack:
-        old = None if path is None else stack.enter_context(open(path, "rb", buffering=0))
+        old = local.open_blob(existing.sha256)
+    with old or contextlib.nullcontext():
         digest, staged = stage_if_changed(member, content, old, staging.create)
     if staged:
         staging.finish(digest)

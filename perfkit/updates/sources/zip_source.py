@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Set
 from perfkit.archives.members import Selection
 from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_directory, read_members
 from perfkit.archives.zip_directory import ZipMember
-from perfkit.errors import FileChangedError, ManifestError
+from perfkit.errors import ManifestError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
@@ -125,11 +125,8 @@ def _existing_digest(member: ZipMember, local: LocalTree) -> bytes | None:
     if member.name not in local:
         return None
     existing = local[member.name]
-    path = local.path_of_blob(existing.sha256) if existing.sha256 and existing.size == member.size else None
-    if path is None:
+    file = local.open_blob(existing.sha256) if existing.sha256 and existing.size == member.size else None
+    if file is None:
         return None
-    try:
-        with open(path, "rb") as file:
-            return existing.sha256 if matches_file(member, file) else None
-    except FileNotFoundError as error:
-        raise FileChangedError(path, "it was removed while it was compared with the archive") from error
+    with file:
+        return existing.sha256 if matches_file(member, file) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -67,8 +68,9 @@ class ZsyncSource:
         entry = self._installed_entry(control)
         if entry is None:  # else only the control file is new, for the same file
             seed = local[name] if name in local else self._renamed_seed(local)
-            path = local.path_of_blob(seed.sha256) if seed is not None and seed.sha256 else None
-            digest, size = self._make(control, path, staging)
+            old = local.open_blob(seed.sha256) if seed is not None and seed.sha256 else None
+            with old or contextlib.nullcontext():
+                digest, size = self._make(control, old, staging)
             entry = Entry(name, size, digest, seed is not None and seed.executable)
         self._sha1 = control.sha1
         return Manifest.of([entry])
@@ -125,11 +127,11 @@ class ZsyncSource:
             return None
         return next((local[entry.name] for entry in self._installed.manifest if entry.name in local), None)
 
-    def _make(self, control: Control, seed: str | None, staging: StagingArea) -> tuple[bytes, int]:
+    def _make(self, control: Control, old: BinaryIO | None, staging: StagingArea) -> tuple[bytes, int]:
         """Make the file in the staging area; returns its SHA-256 and its size."""
-        if seed is not None and not control.gzip:
+        if old is not None and not control.gzip:
             try:
-                return self._by_ranges(control, seed, staging)
+                return self._by_ranges(control, old, staging)
             except CancelledError:
                 raise
             except (ManifestError, TransferError, ConfigError) as error:
@@ -138,16 +140,15 @@ class ZsyncSource:
         self._routes = ("whole",)
         return self._whole(control, staging)
 
-    def _by_ranges(self, control: Control, seed: str, staging: StagingArea) -> tuple[bytes, int]:
-        with open(seed, "rb", buffering=0) as old:
-            recipe = make_recipe(control, old, gap=_GAP_BYTES)
-            try:
-                digest = self._assemble(control, recipe, old, staging)
-            except ManifestError:
-                checked = make_recipe(control, old, gap=_GAP_BYTES, strict=True)
-                if checked == recipe:
-                    raise
-                digest = self._assemble(control, checked, old, staging)
+    def _by_ranges(self, control: Control, old: BinaryIO, staging: StagingArea) -> tuple[bytes, int]:
+        recipe = make_recipe(control, old, gap=_GAP_BYTES)
+        try:
+            digest = self._assemble(control, recipe, old, staging)
+        except ManifestError:
+            checked = make_recipe(control, old, gap=_GAP_BYTES, strict=True)
+            if checked == recipe:
+                raise
+            digest = self._assemble(control, checked, old, staging)
         self._routes = ("zsync",)
         staging.finish(digest)
         return digest, control.size

@@ -55,7 +55,7 @@ class ToolkitCommand(BaseCommand):
         for option, fields in _FIELDS.items():
             if options.get(option) is not None:
                 try:
-                    changes |= {name: convert(name, options[option]) for name in fields}
+                    changes |= {name: convert(Config, name, options[option]) for name in fields}
                 except ConfigError as error:
                     raise ConfigError(f"--{option.replace('_', '-')}: {error}") from error
         return dataclasses.replace(config, **changes)
@@ -75,9 +75,8 @@ class ToolkitCommand(BaseCommand):
         parser = super().create_parser(prog_name, subcommand, **kwargs)
         group = parser.add_argument_group("transfers")
         group.add_argument("--workers", type=int, metavar="N", help="concurrent transfers")
-        group.add_argument(
-            "--limit-rate", metavar="RATE", help="bytes per second for all transfers, such as 500K or 5M"
-        )
+        what = "bytes per second for all transfers, such as 500K or 5M"
+        group.add_argument("--limit-rate", metavar="RATE", help=what)
         group.add_argument("--no-progress", action="store_true", help="show no bars, even on a terminal")
         return parser
 

@@ -93,5 +93,5 @@ class TreesCommand(BaseCommand):
 
 def add_wait(parser: CommandParser) -> None:
     """Add the option of commands that lock a tree."""
-    about = "how long to wait for another change of the tree (default 0)"
+    about = "how long to wait while another command is at work (default 0)"
     parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help=about)

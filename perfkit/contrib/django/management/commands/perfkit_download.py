@@ -23,19 +23,12 @@ class Command(ToolkitCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("urls", nargs="+", metavar="URL")
-        parser.add_argument(
-            "-d",
-            "--directory",
-            default=os.curdir,
-            metavar="DIR",
-            help="the directory to write into (default: the current one)",
-        )
-        parser.add_argument(
-            "--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL"
-        )
-        parser.add_argument(
-            "--checksums", metavar="FILE|URL", help="a file with the checksums of all files, such as SHA256SUMS"
-        )
+        what = "the directory to write into (default: the current one)"
+        parser.add_argument("-d", "--directory", default=os.curdir, metavar="DIR", help=what)
+        what = "the expected checksum, such as sha256:..., for a single URL"
+        parser.add_argument("--checksum", metavar="ALGORITHM:HEX", help=what)
+        what = "a file with the checksums of all files, such as SHA256SUMS"
+        parser.add_argument("--checksums", metavar="FILE|URL", help=what)
         parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     def run(self, kit: Toolkit, **options: Any) -> None:

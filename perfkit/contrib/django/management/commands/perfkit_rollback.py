@@ -19,21 +19,16 @@ class Command(TreesCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
-        parser.add_argument(
-            "--no-hold", action="store_true", help="have the next sync install the newest release again"
-        )
+        what = "have the next sync install the newest release again"
+        parser.add_argument("--no-hold", action="store_true", help=what)
         add_wait(parser)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         report = trees.rollback(name, to=options["to"], hold=not options["no_hold"], wait_s=options["wait"])
         version = printable(report.version or "") or "the tree before the first sync"
-        edited = (
-            f"  {printable(each)} was restored with local edits; the released content is not kept"
-            for each in report.restored_with_edits
-        )
         lines = [
             (1, self.style.SUCCESS(f"{name}: {version} (generation {report.generation})")),
             (1, f"  {report.added} added, {report.changed} changed, {report.removed} removed"),
-            *((1, self.style.WARNING(line)) for line in edited),
+            *((1, self.style.WARNING(f"  {printable(line)}")) for line in report.edits()),
         ]
         return Outcome(dataclasses.asdict(report), lines)

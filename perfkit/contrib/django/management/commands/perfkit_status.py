@@ -13,7 +13,6 @@ from perfkit.config import parse_seconds
 from perfkit.contrib.django import trees
 from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand
 from perfkit.progress.text import printable
-from perfkit.updates.status import TreeStatus
 
 
 class Command(TreesCommand):
@@ -27,8 +26,8 @@ class Command(TreesCommand):
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         status = trees.status(name)
-        age_s, max_age = TreeStatus(checked_s=status.checked_s).age_s(), options["max_age"]
-        old = max_age is not None and age_s > parse_seconds(max_age)
+        max_age = options["max_age"]
+        old = max_age is not None and status.age_s() > parse_seconds(max_age)
         return Outcome(_record(status), self._lines(status), f"no sync has succeeded for {max_age}" if old else "")
 
     def _lines(self, status: trees.Status) -> list[tuple[int, str]]:
@@ -66,7 +65,7 @@ def _record(status: trees.Status) -> dict[str, Any]:
     for each in record["generations"]:
         each["created"] = _iso(each.pop("created_s"))
     if status.state != "installed":
-        record["receivers_notified"] = None
+        record |= {"generation": None, "receivers_notified": None}
     return record
 
 

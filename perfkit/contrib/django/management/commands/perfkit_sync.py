@@ -28,15 +28,12 @@ class Command(TreesCommand, ToolkitCommand):
         super().add_arguments(parser)
         parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
         parser.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
-        parser.add_argument(
-            "--retry-rejected", action="store_true", help="check again releases that the tree's CHECK refused"
-        )
-        parser.add_argument(
-            "--now", action="store_true", help="ignore MIN_INTERVAL, and a pause that a server asked for"
-        )
-        parser.add_argument(
-            "--allow-older", action="store_true", help="accept an older release than was installed before"
-        )
+        what = "check again releases that the tree's CHECK refused"
+        parser.add_argument("--retry-rejected", action="store_true", help=what)
+        what = "ignore MIN_INTERVAL, and a pause that a server asked for"
+        parser.add_argument("--now", action="store_true", help=what)
+        what = "accept an older release than was installed before"
+        parser.add_argument("--allow-older", action="store_true", help=what)
         parser.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
         add_wait(parser)
 
@@ -84,22 +81,18 @@ class Command(TreesCommand, ToolkitCommand):
 
     def _stays(self, name: str, version: str, held: str) -> str:
         what = f"{printable(version)} stays" if version else "nothing is installed"
-        return str(self.style.WARNING(f"{name}: {what}: {printable(held)} is on hold"))
+        why = "it is pinned" if held == version else f"{printable(held)} is on hold"
+        return str(self.style.WARNING(f"{name}: {what}: {why}"))
 
     def _lines(self, name: str, report: SyncReport) -> list[tuple[int, str]]:
-        version, warning = printable(report.version), self.style.WARNING
+        version = printable(report.version)
         if report.held is not None:
             return [(1, self._stays(name, report.version, report.held))]
         if report.route == "none":
             return [(1, f"{name}: {version} is installed already (generation {report.generation})")]
         counts = f"{report.added} added, {report.changed} changed, {report.removed} removed"
-        kept = (
-            f"  {printable(edited)} had local edits, which are kept as {printable(fresh)}"
-            for edited, fresh in report.saved_as.items()
-        )
-        lost = (f"  {printable(edited)} had local edits, which were overwritten" for edited in report.overwritten)
         return [
             (1, self.style.SUCCESS(f"{name}: {version} (generation {report.generation})")),
             (1, f"  {counts}; {report.bytes_received} bytes received in {report.seconds:.1f} s"),
-            *((1, warning(line)) for line in (*kept, *lost)),
+            *((1, self.style.WARNING(f"  {printable(line)}")) for line in report.edits()),
         ]

@@ -10,7 +10,7 @@ from django.core.management.base import CommandParser
 from perfkit.contrib.django import conf, trees
 from perfkit.contrib.django.management.command import ToolkitCommand
 from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand, add_wait
-from perfkit.progress.text import printable
+from perfkit.progress.text import counted, printable
 
 
 class Command(TreesCommand, ToolkitCommand):
@@ -31,7 +31,7 @@ class Command(TreesCommand, ToolkitCommand):
         )
         listed = (("missing", report.missing), ("changed", report.changed), ("extra", report.extra))
         counts = f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
-        summary = f"{name}: {report.files} files; {counts}{'; repaired' if report.repaired else ''}"
+        summary = f"{name}: {counted(report.files, 'file')}; {counts}{'; repaired' if report.repaired else ''}"
         lines = [(1, f"  {what} {printable(each)}") for what, names in listed for each in names]
         record = {**dataclasses.asdict(report), "intact": report.intact}
         return Outcome(record, [(1, summary), *lines], problem="" if report.intact else summary)
