@@ -118,10 +118,6 @@ class Digests:
         place = 32 * (at % _DIGESTS)
         return bytes(self._blocks[at // _DIGESTS][place : place + 32])
 
-    def __setitem__(self, at: int, digest: bytes) -> None:
-        place = 32 * (at % _DIGESTS)
-        self._blocks[at // _DIGESTS][place : place + 32] = digest
-
     def __iter__(self) -> Iterator[bytes]:
         return map(self.__getitem__, range(self._count))
 
@@ -158,9 +154,7 @@ class DigestIndex:
 
     def __init__(self, digests: Iterable[bytes]) -> None:
         keys = array("Q", map(_key, digests))
-        buckets = [
-            array("I") for _ in range(256)
-        ]  # by first byte, since sorting all at once takes several times as much
+        buckets = [array("I") for _ in range(256)]  # by first byte: sorting all at once takes more time and memory
         for at, key in enumerate(keys):
             buckets[key >> 56].append(at)
         self._order = array("I")
