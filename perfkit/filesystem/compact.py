@@ -164,11 +164,11 @@ class DigestIndex:
 
     def candidates(self, digest: bytes, *, skip: int = 0) -> Iterator[int]:
         """Positions that may have this digest, in order, without the first `skip`; compare the whole digest there."""
-        key = _key(digest)
-        for at in range(bisect_left(self._keys, key) + skip, len(self._keys)):
-            if self._keys[at] != key:
-                return
+        key, keys = _key(digest), self._keys
+        at, end = bisect_left(keys, key) + skip, len(keys)
+        while at < end and keys[at] == key:
             yield self._order[at]
+            at += 1
 
     def count(self, digest: bytes) -> int:
         """How many digests begin with the same 8 bytes."""

@@ -27,8 +27,9 @@ class BlobIndex:
 
     def find(self, digest: bytes) -> Iterator[int]:
         """The indexes of the entries with this SHA-256, in order."""
-        found = (self.places[at] for at in self._index.candidates(digest))
-        return (at for at in found if self.manifest.digest(at) == digest)
+        for place in self._index.candidates(digest):
+            if self.manifest.digest(at := self.places[place]) == digest:
+                yield at
 
     def first(self, digest: bytes) -> int | None:
         """The index of the first entry with this SHA-256."""
