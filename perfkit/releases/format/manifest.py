@@ -125,8 +125,11 @@ class Manifest:
         if count > MAX_ENTRIES:
             raise ManifestError(f"manifest: more than {MAX_ENTRIES} entries")
         sizes = reader.column(8, count)
-        if count and max(sizes) > MAX_FILE_BYTES:
+        largest = max(sizes, default=0)
+        if largest > MAX_FILE_BYTES:
             raise ManifestError(f"manifest: a file larger than {MAX_FILE_BYTES} bytes")
+        if largest < 1 << 32:
+            sizes = array("I", sizes)
         flags_at = reader.position
         if reader.take(count).strip(b"\x00\x01"):
             raise ManifestError("manifest: an unknown flag")
