@@ -15,7 +15,7 @@ from itertools import accumulate, islice
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import pack_numbers
+from perfkit.filesystem.compact import FileBytes, pack_numbers
 from perfkit.releases.format import most_compressed
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.manifest import Manifest
@@ -158,7 +158,7 @@ class Index:
         return ranges
 
     @classmethod
-    def without_pieces(cls, raw: bytes) -> Index:
+    def without_pieces(cls, raw: bytes | FileBytes) -> Index:
         """Read where the frames are, before the manifest is there; each frame counts as one piece.
 
         Raises:
@@ -169,7 +169,7 @@ class Index:
         return cls(of, packs, packs_of, at, sizes, none, array("I", range(len(at) + 1)), none, none, none, none, none)
 
     @classmethod
-    def parse(cls, raw: bytes, manifest: Manifest, *, known: bool = False) -> Index:
+    def parse(cls, raw: bytes | FileBytes, manifest: Manifest, *, known: bool = False) -> Index:
         """Read an index, and check that it covers all content of this manifest exactly once.
 
         Args:
@@ -186,7 +186,6 @@ class Index:
         columns = [reader.column(width, piece_count) for width in (4, 8, 4, 4)]
         tags = reader.column(8, tag_count)
         reader.end()
-        del raw, reader  # frees megabytes if there are many files
         if sum(per_frame) != piece_count:
             _refuse("its counts are inconsistent")
         first = array("I", accumulate(per_frame, initial=0))
