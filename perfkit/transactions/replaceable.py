@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from perfkit.errors import UpdateError
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import APPEND_ONLY, IMMUTABLE, MOUNT_POINT, file_attributes
+from perfkit.libc import APPEND_ONLY, IMMUTABLE, MOUNT_POINT, file_attributes, inherited_project
 from perfkit.transactions.layout import PRIVATE_DIR
 
 _REASONS = {
@@ -25,7 +25,8 @@ def check_replaceable(rootdir: RootDir, replaced: Iterable[str], changed: Iterab
         changed: these and new files: their directories are checked.
 
     Raises:
-        UpdateError: a file or directory is a mount point, on another file system, immutable or not writable.
+        UpdateError: a file or directory is a mount point, on another file system, of another quota project, immutable or
+            not writable.
     """
     directories = _Directories(rootdir)
     directories.check_same_file_system(PRIVATE_DIR)
@@ -49,6 +50,7 @@ class _Directories:
     def __init__(self, rootdir: RootDir) -> None:
         self._rootdir = rootdir
         self._device = os.fstat(rootdir.fd).st_dev
+        self._project = inherited_project(rootdir.fd)
         self._writable: set[str] = set()
         self._same = {""}  # on the same file system
 
@@ -73,6 +75,11 @@ class _Directories:
             if os.fstat(fd).st_dev != self._device or file_attributes(fd) & MOUNT_POINT:
                 raise UpdateError(
                     f"{name} is a mount point or a subvolume; a tree must be in one file system; nothing was changed"
+                )
+            if inherited_project(fd) != self._project:
+                raise UpdateError(
+                    f"{name} has another quota project than {self._rootdir.root}, so no file can be renamed into it; "
+                    "give both the same project (chattr(1), -p); nothing was changed"
                 )
             self._same.add(name)
             name = name.rpartition("/")[0]

@@ -89,6 +89,23 @@ def test_deleted_on_btrfs(tmp_path: Path) -> None:
         assert tree_of(disk / "tree") == {"a": b"1"}
 
 
+def test_quota_projects(tmp_path: Path) -> None:
+    """XFS renames no file into a directory of another project: it is named before anything changes."""
+    with mounted_image("xfs", tmp_path, size=320 * MIB) as disk:
+        with Tree(disk / "tree") as tree, tree.transaction() as tx:
+            tx.write("sub/old", b"1")
+        subprocess.run(["chattr", "-p", "7", disk / "tree/sub"], check=True)
+        subprocess.run(["chattr", "+P", disk / "tree/sub"], check=True)
+        with pytest.raises(UpdateError, match=r"^sub has another quota project than .*; give both the same project"):
+            change(disk / "tree")
+        assert tree_of(disk / "tree") == {"sub/old": b"1"}
+        (disk / "projects").mkdir()
+        subprocess.run(["chattr", "-p", "7", disk / "projects"], check=True)
+        subprocess.run(["chattr", "+P", disk / "projects"], check=True)
+        change(disk / "projects/tree")
+        assert tree_of(disk / "projects/tree") == {"a": b"2", "sub/b": b"2"}
+
+
 def test_dry_run_without_a_temporary_directory(
     kit: Toolkit, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
