@@ -25,8 +25,8 @@ def check_replaceable(rootdir: RootDir, replaced: Iterable[str], changed: Iterab
         changed: these and new files: their directories are checked.
 
     Raises:
-        UpdateError: a file or directory is a mount point, on another file system, of another quota project, immutable or
-            not writable.
+        UpdateError: a file or directory is a mount point, on another file system, of another quota project, immutable
+            or not writable.
     """
     directories = _Directories(rootdir)
     directories.check_same_file_system(PRIVATE_DIR)
