@@ -56,7 +56,7 @@ def add_get(get: Parser) -> None:
     get.add_argument("--key", metavar="TEXT", help=what)
     add_credentials(get)
     add_public_key(get)
-    get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")
+    get.add_argument("--retries", type=int, metavar="N", help="how many failures in a row to retry (default 5)")
     what = "ignore existing and partial files, and fetch everything again"
     get.add_argument("--no-resume", action="store_true", help=what)
     add_progress(get)

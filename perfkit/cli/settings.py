@@ -13,7 +13,7 @@ from perfkit.errors import ConfigError
 
 def add_rates(command: argparse.ArgumentParser) -> None:
     """Add the options for concurrency and bandwidth."""
-    command.add_argument("-j", "--workers", type=int, metavar="N", help="files and requests at once (default 8, 16)")
+    command.add_argument("-j", "--workers", type=int, metavar="N", help="files at once (default 8), requests (16)")
     limit = "bytes per second for all transfers together, such as 500K or 5M"
     command.add_argument("--limit-rate", metavar="RATE", help=limit)
 

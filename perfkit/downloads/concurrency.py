@@ -144,7 +144,7 @@ class HostLimiter:
 class AdaptiveController:
     """How many streams to run at once.
 
-    It starts with one stream, or sixteen where responses take long, and doubles while that pays: another stream helps
+    It starts with one stream, or eight where responses take long, and doubles while that pays: another stream helps
     where delay or losses limit each, and only lengthens the queues where the link is full. While the CPU limits, it
     tries fewer: threads that compete for the interpreter are slower than one. A step that did not pay is undone, and
     tried again later. Nothing changes while the throttle limits or there is too little to do. Goodput is bytes, plus an
@@ -165,7 +165,7 @@ class AdaptiveController:
     far_s = 0.02  # a response that takes this long comes over a network,
     network_s = 0.002  # and so do packets that take this long
     congested_s = 2.0  # how long a path counts as congested after packets have queued
-    far_streams = 16
+    far_streams = 8
     doubling_pays = 1.15  # the gain in goodput for which a doubling is kept
     halving_costs = 0.95
     patience_windows = 10  # after a step that did not pay; fewer after the first that added streams

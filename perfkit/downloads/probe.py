@@ -25,7 +25,7 @@ from perfkit.downloads.http.semantics import (
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
+from perfkit.downloads.retry import Network, backoff_s, may_retry, refuse
 from perfkit.downloads.stall import StallWatch
 from perfkit.errors import CancelledError, TransferError
 
@@ -96,11 +96,9 @@ def probe(
                 found = _described(url, response, answer, first, most=most)
                 same = known is not None and found.version == known  # some servers ignore conditions beside a range
                 return found._replace(unchanged=same, requests=requests)
-        except GiveUpError as end:
-            raise end.error from None
         except TransferError as error:
             failures += 1
-            if not error.transient or failures > config.retries:
+            if not may_retry(error, config) or failures > config.retries:
                 raise
         finally:
             limiter.leave(host)
@@ -114,7 +112,6 @@ def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel:
 
     Raises:
         HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
-        GiveUpError: the host asks for a long wait.
         CancelledError: cancelled.
     """
     with network.transport.open(get, cancel) as response:

@@ -20,14 +20,6 @@ _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _BUSY_STATUSES = frozenset({429, 503})
 
 
-class GiveUpError(Exception):
-    """A failure that a retry may cure, but not in this run."""
-
-    def __init__(self, error: TransferError) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 def backoff_s(config: Config, failures: int) -> float:
     """Full jitter: uniform between 0 and a bound that doubles with each failure."""
     return _uniform(0.0, min(config.backoff_cap_s, config.backoff_base_s * 2.0 ** max(0, failures - 1)))
@@ -51,30 +43,38 @@ def refuse(url: str, response: Response, reason: str, *, host: str, network: Net
         host: the host whose limit the request counts against.
 
     Raises:
-        GiveUpError: the host asks for a longer wait than `Config.retry_after_cap_s` (RFC 9110 section 10.2.3).
-        HTTPStatusError: in all other cases.
+        HTTPStatusError: always.
     """
-    status = response.status
-    error = HTTPStatusError(url, reason, status, transient=status in _RETRY_STATUSES)
+    status, wait_s = response.status, None
     if status in _BUSY_STATUSES:
         hosts = {host, host_of(response.url)}  # the host that asked us to wait, and the one whose redirect leads there
         others = [network.limiter.refused(each) for each in hosts]
         wait_s = parse_retry_after(response.headers.get("retry-after"), now=datetime.datetime.now(datetime.UTC))
-        error.retry_after_s, cap_s = wait_s, network.config.retry_after_cap_s
+        cap_s = network.config.retry_after_cap_s
         if wait_s is not None and wait_s > cap_s:
-            asks = f"{reason}, and asks to wait {wait_s:.0f} s, more than retry_after_cap_s={cap_s:.0f}"
-            last = HTTPStatusError(url, asks, status, transient=True)
-            last.retry_after_s = wait_s
-            raise GiveUpError(last)
-        if wait_s and not all(others):
+            reason = f"{reason}, and asks to wait {wait_s:.0f} s, more than retry_after_cap_s={cap_s:.0f}"
+        elif wait_s and not all(others):
             for each in hosts:
                 network.limiter.pause(each, wait_s + _uniform(0, min(1.0, wait_s / 10)))
+    error = HTTPStatusError(url, reason, status, transient=status in _RETRY_STATUSES)
+    error.retry_after_s = wait_s
     raise error
 
 
 def is_refusal(error: Exception) -> bool:
     """Whether the host accepts no more requests now."""
-    return isinstance(error, GiveUpError) or (isinstance(error, HTTPStatusError) and error.status in _BUSY_STATUSES)
+    return isinstance(error, HTTPStatusError) and error.status in _BUSY_STATUSES
+
+
+def may_retry(error: TransferError, config: Config) -> bool:
+    """Whether another attempt in this run may help: not if the host asks for a longer wait than
+    `Config.retry_after_cap_s` (RFC 9110 section 10.2.3).
+    """
+    return error.transient and _asked_s(error) <= config.retry_after_cap_s
+
+
+def _asked_s(error: TransferError) -> float:
+    return (error.retry_after_s or 0.0) if isinstance(error, HTTPStatusError) else 0.0
 
 
 def _uniform(least: float, most: float) -> float:
@@ -128,7 +128,7 @@ class Attempts:
             began_s: when the failed range was begun, if it was one. Ranges that fail together count as one failure.
             kept: whether the next attempt continues what this one has fetched.
         """
-        if error.transient:
+        if may_retry(error, self.config):
             if kept and self._progressed(now):
                 self._failures = 0
             if began_s is None or began_s >= self._failed_at_s:
@@ -137,8 +137,7 @@ class Attempts:
             self._gained_at_failure = self._gained
             if self._failures <= self.most:
                 self.retries += 1
-                asked_s = error.retry_after_s if isinstance(error, HTTPStatusError) else None
-                wait_s = max(backoff_s(self.config, self._failures), asked_s or 0.0)
+                wait_s = max(backoff_s(self.config, self._failures), _asked_s(error))
                 _log.debug("again in %.2f s, after failure %d in a row: %s", wait_s, self._failures, error)
                 return now + wait_s
         return now if self.next_mirror(error) else None

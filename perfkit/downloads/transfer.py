@@ -39,7 +39,7 @@ from perfkit.downloads.negotiation import (
 from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
 from perfkit.downloads.proofs import Proofs
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.retry import Attempts, GiveUpError, Network, is_refusal, refuse
+from perfkit.downloads.retry import Attempts, Network, is_refusal, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
@@ -259,7 +259,7 @@ class Transfer:
         except OccupiedError:
             self._await_other(ranged.partial if ranged is not None else None)
         except Exception as error:
-            if not isinstance(error, PerfkitError | OSError | GiveUpError):
+            if not isinstance(error, PerfkitError | OSError):
                 _log.exception("%s: a bug in perfkit", redacted(self.request.url))
             self._failed(ranged or task, error)
         finally:
@@ -558,7 +558,7 @@ class Transfer:
                 return
             if runner is not None and runner.cancel.cancelled:
                 return  # another runner was faster
-            if not isinstance(error, TransferError | GiveUpError):
+            if not isinstance(error, TransferError):
                 self._error = error
                 return
             if task.source != self._attempts.source:
@@ -568,14 +568,9 @@ class Transfer:
                 return  # the host takes no more workers than are still on the file
             if runner is not None and len(runner.segment.runners) > 1:
                 return  # another runner is still on it
-            retry_at_s: float | None = time.monotonic()
-            if isinstance(error, GiveUpError):
-                error = error.error
-                retry_at_s = retry_at_s if self._attempts.next_mirror(error) else None
-            else:
-                began_s = None if runner is None else runner.started_s
-                kept = partial is not None and partial.resumable
-                retry_at_s = self._attempts.retry_at_s(error, began_s, time.monotonic(), kept=kept)
+            began_s = None if runner is None else runner.started_s
+            kept = partial is not None and partial.resumable
+            retry_at_s = self._attempts.retry_at_s(error, began_s, time.monotonic(), kept=kept)
             if retry_at_s is None:
                 self._error = error
                 return

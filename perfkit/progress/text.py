@@ -11,6 +11,7 @@ _REMEDIES = {
     errno.EACCES: "run it as the owner, or change the permissions",
     errno.EPERM: "run it as the owner, or change the permissions",
     errno.EEXIST: "remove or rename what is there",
+    errno.ELOOP: "remove the symbolic link",
     errno.EROFS: "mount it writable",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",

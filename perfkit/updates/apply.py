@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from perfkit.errors import UpdateError
+from perfkit.errors import FileChangedError, UpdateError
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.statcache import StatCache, record_changes
@@ -87,20 +87,24 @@ class PlanApplier:
         """Make all changes of the plan.
 
         Raises:
-            UpdateError: a file of the tree changed while it was copied.
+            UpdateError, FileChangedError: a file of the tree changed while it was copied; it was removed.
             OSError: as the methods of `Transaction`.
         """
-        for name, saved in plan.saved_as.items():
-            self._tx.move_aside(name, saved)
-        for name in plan.already_applied:
-            self._tx.record_existing(name)
-        self._place_local(plan.local)
-        for name in plan.modes:
-            self._copy(name, os.path.join(self._root, name))
-        self._place_staged(chain(plan.stored, plan.fetch))
-        for name in plan.remove:
-            self._tx.remove(name, missing_ok=True)
-            self._shown.count(files=1)
+        try:
+            for name, saved in plan.saved_as.items():
+                self._tx.move_aside(name, saved)
+            for name in plan.already_applied:
+                self._tx.record_existing(name)
+            self._place_local(plan.local)
+            for name in plan.modes:
+                self._copy(name, os.path.join(self._root, name))
+            self._place_staged(chain(plan.stored, plan.fetch))
+            for name in plan.remove:
+                self._tx.remove(name, missing_ok=True)
+                self._shown.count(files=1)
+        except FileNotFoundError as error:
+            reason = "it was removed during the update; nothing was changed, retry"
+            raise FileChangedError(str(error.filename), reason) from error
 
     def _place_local(self, local: Iterable[LocalCopy]) -> None:
         """Place files whose content the tree already has."""
@@ -133,11 +137,8 @@ class PlanApplier:
     def _copy(self, name: str, path: str) -> None:
         """Copy another file, and check what was copied."""
         _, entry = self._find(name)
-        try:
-            same = self._tx.replace(name, path, mode=_mode(entry)).sha256 == entry.sha256.hex()
-        except FileNotFoundError:
-            same = False
-        if not same:
+        content = self._tx.replace(name, path, mode=_mode(entry))
+        if content.sha256 != entry.sha256.hex():
             raise UpdateError(f"{path} changed while it was copied to {name}; the tree was not changed, sync again")
         self._count(entry)
 

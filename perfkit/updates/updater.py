@@ -102,10 +102,11 @@ def sync(
         try:
             report = _sync(tree, fetcher, spec, options, progress)
         except StaleSourceError as error:
-            if not spec.mirrors:
+            installed = read_installed(tree.root)
+            if not spec.mirrors or installed.type is None:
                 raise
             _log.warning("nothing new: %s", error)
-            report = _passed_over(tree, read_installed(tree.root), fetcher, None)
+            report = _passed_over(tree, installed, fetcher, None)
     return replace(report, seconds=time.monotonic() - began_s)
 
 

@@ -132,7 +132,7 @@ def test_system_errors_name_the_tree(cli_origin: Origin, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize(("code", "remedy"), [
     (errno.EACCES, "run it as the owner"), (errno.EROFS, "mount it writable"), (errno.ENOSPC, "free some space"),
-    (errno.EEXIST, "remove or rename what is there"),
+    (errno.EEXIST, "remove or rename what is there"), (errno.ELOOP, "remove the symbolic link"),
 ])  # fmt: skip
 def test_what_to_do_about_a_system_error(code: int, remedy: str) -> None:
     assert described(OSError(code, os.strerror(code), "tree/a")).startswith(f"tree/a: {os.strerror(code)}; {remedy}")

@@ -171,9 +171,9 @@ def test_a_large_burst_at_the_beginning() -> None:
 
 def test_pauses_that_the_distance_explains() -> None:
     """A connection that begins over a distance pauses after each round, and that says nothing of the server."""
-    bench = Bench(lambda streams: bench.controller.waited(0.2) or 1e6, ceiling=32)
+    bench = Bench(lambda streams: bench.controller.waited(0.2) or 1e6, ceiling=16)
     bench.controller.answered(0.2)
-    assert bench.run(3) == [16, 32, 16]
+    assert bench.run(3) == [8, 16, 8]
 
 
 def test_it_never_passes_its_ceiling() -> None:
@@ -181,28 +181,28 @@ def test_it_never_passes_its_ceiling() -> None:
     assert Bench(lambda streams: 1e6, ceiling=1).run(20) == [1]
 
 
-def test_over_a_distance_it_starts_with_sixteen() -> None:
+def test_over_a_distance_it_starts_with_eight() -> None:
     """And judges a step by windows of several answers only, after the new streams have begun."""
-    bench = Bench(lambda streams: 1e6 * streams, ceiling=32)
+    bench = Bench(lambda streams: 1e6 * streams, ceiling=16)
     bench.controller.answered(0.2)
-    assert bench.run(0.8) == [16]
-    assert bench.run(0.5) == [16, 32]
+    assert bench.run(0.8) == [8]
+    assert bench.run(0.5) == [8, 16]
 
 
 def test_streams_are_added_while_packets_do_not_queue() -> None:
     """Whatever they gain at first: they pay where each is limited, by losses or by the server."""
     bench = Bench(lambda streams: 1e6, ceiling=32, path=lambda streams: Path(0.085, 0.08, 3))
     bench.controller.answered(0.08)
-    assert bench.run(0.5) == [16, 32]
+    assert bench.run(0.5) == [8, 16, 32]
 
 
 def test_streams_are_not_added_while_packets_queue() -> None:
     """What more streams gain then, others lose. The least round trip is that of an empty queue, seen once."""
-    bench = Bench(lambda streams: 1e6 * streams, ceiling=32, path=lambda streams: Path(0.13, 0.08, 3))
+    bench = Bench(lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: Path(0.13, 0.08, 3))
     bench.controller.answered(0.08)
-    assert bench.run(10) == [16]
+    assert bench.run(10) == [8]
     bench.path = lambda streams: Path(0.13, 0.12, 3)  # all connections have been made while there was a queue
-    assert bench.run(10) == [16]
+    assert bench.run(10) == [8]
 
 
 @pytest.mark.parametrize("busy", [16, 4])

@@ -196,16 +196,19 @@ def test_links_and_special_files_are_refused_unless_excluded(tmp_path: Path, mak
     assert publish(str(src), str(tmp_path / "site"), version="1", exclude=["pkg/o*"]).files == len(FIRST)
 
 
-def test_a_fifo_instead_of_a_file_that_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The publisher neither waits for its writer nor publishes an empty file."""
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("data"), lambda path: None])
+def test_no_file_instead_of_one_that_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    """The publisher neither waits for a FIFO's writer nor publishes an empty file."""
     src = write_tree(tmp_path / "src", FIRST)
 
     def replace(*found: object) -> None:
         (src / "README").unlink()
-        os.mkfifo(src / "README")
+        make(src / "README")
 
     monkeypatch.setattr(SourceTree, "_check", replace)
-    with pytest.raises(FileChangedError, match="README: it is no longer a regular file"):
+    with pytest.raises(FileChangedError, match="README: it changed while it was being published"):
         publish(str(src), str(tmp_path / "site"), version="1")
 
 

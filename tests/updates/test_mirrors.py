@@ -70,6 +70,8 @@ def test_objects_come_from_any(quick_kit: Toolkit, origin_v1: Origin, mirror: Or
     assert (report.version, tree_of(tmp_path / "tree")) == ("1", ONE)
     with pytest.raises(StaleSourceError, match="lacks a file"):
         quick_kit.sync(origin_v1.url, tmp_path / "tree")
+    with pytest.raises(StaleSourceError, match="lacks a file"):  # nothing is installed, so this is no success
+        quick_kit.sync(origin_v1.url, tmp_path / "new", mirrors=[mirror.url])
     shutil.move(tmp_path / "objects", origin_v1.site / "objects")
     assert quick_kit.sync(origin_v1.url, tmp_path / "tree", mirrors=[mirror.url]).version == "2"
 

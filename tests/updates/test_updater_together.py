@@ -253,11 +253,12 @@ def test_another_kind_in_the_middle(
     assert (tree_v1 / "pkg/b.py").read_bytes() == ONE["pkg/b.py"]
 
 
-def test_removed_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path) -> None:
-    """A file of the tree that the release has a copy of."""
+@pytest.mark.parametrize("name", ["pkg/same.py", "pkg/b.py"])
+def test_removed_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path, name: str) -> None:
+    """A file of the tree that the release has a copy of, and one that it moves."""
     origin_v1.publish({**TWO, "pkg/copy.py": ONE["pkg/same.py"]}, "3")
-    during_sync(origin_v1, (tree_v1 / "pkg/same.py").unlink)
-    with pytest.raises(UpdateError, match=r"pkg/same\.py changed while it was copied .* sync again"):
+    during_sync(origin_v1, (tree_v1 / name).unlink)
+    with pytest.raises(FileChangedError, match=f"{name}: it was removed during the update; .* retry"):
         kit.sync(origin_v1.url, tree_v1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from perfkit.errors import ManifestError
 from perfkit.releases.format.manifest import Manifest
 
 DIGEST_BYTES = 32
@@ -50,7 +51,10 @@ def complete(draft: Manifest, made: bytes | bytearray, sha256: bytes) -> Manifes
     found = (
         (entry, made[DIGEST_BYTES * maker : DIGEST_BYTES * (maker + 1)]) for entry, maker in makers if maker is not None
     )
-    return Manifest.parse(draft.with_digests(found), sha256=sha256, known=True)
+    try:
+        return Manifest.parse(draft.with_digests(found), sha256=sha256, known=True)
+    except ManifestError as error:
+        raise ManifestError("delta: it is damaged, or files that it needs have changed meanwhile") from error
 
 
 def _reference(entry: int) -> bytes:

@@ -26,6 +26,7 @@ from perfkit.releases.format.zstd import compress, compress_many, dictionary, tr
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import Copies, FrameTable
 from perfkit.releases.publish.site import ObjectWriter, Site
+from perfkit.releases.publish.source_tree import CHANGED
 
 FINE_LEVEL = 12
 SOLID_BYTES = 16 << 20  # of a frame's content: twice the window; larger frames save little, and are reused less
@@ -75,7 +76,7 @@ def _checked(
         if offset > manifest.size(entry):
             break
     if digest.digest() != manifest.digest(entry):
-        raise FileChangedError(manifest.name(entry), "it changed while it was being published; publish again")
+        raise FileChangedError(manifest.name(entry), CHANGED)
 
 
 def write_solid(

@@ -44,7 +44,7 @@ from perfkit.releases.publish.packing import (
     write_solid,
 )
 from perfkit.releases.publish.site import Site, referenced
-from perfkit.releases.publish.source_tree import Links, SourceTree
+from perfkit.releases.publish.source_tree import Links, SourceTree, open_source
 from perfkit.releases.statcache import StatCache
 
 _log = logging.getLogger(__name__)
@@ -268,7 +268,7 @@ class _Publisher:
         self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack, progress: Progress | None
     ) -> None:
         self._src = src
-        self._follow = False  # symbolic links
+        self._links: Links = "refuse"
         self._progress = progress
         self._site = site
         self._manifest = manifest
@@ -285,7 +285,7 @@ class _Publisher:
 
     def run(self, options: PublishOptions, began_s: float) -> Release:
         previous, manifest, version = self._previous, self._manifest, options.version
-        self._follow = options.links == "follow"
+        self._links = options.links
         expires_s = expiry(options.expires_s)
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
@@ -358,9 +358,7 @@ class _Publisher:
         )
 
     def _open(self, entry: int) -> BinaryIO:
-        path = os.path.join(self._src, self._manifest.name(entry))
-        nofollow = 0 if self._follow else os.O_NOFOLLOW
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | nofollow), "rb")
+        return open_source(self._src, self._manifest.name(entry), self._links)
 
     def _put_manifest(self) -> tuple[PackedRef, BaseManifest | None]:
         """The object with the manifest; or with the changes to an earlier release's manifest, if that is large."""

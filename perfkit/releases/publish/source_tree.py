@@ -24,6 +24,27 @@ from perfkit.transactions.layout import PRIVATE_DIR
 Links = Literal["refuse", "skip", "follow"]
 _READ_BYTES = 1 << 20
 _SHOWN = 20  # names in an error
+CHANGED = "it changed while it was being published; publish again"
+
+
+def open_source(src: str, name: str, links: Links) -> BinaryIO:
+    """A file that was found to be regular.
+
+    Raises:
+        FileChangedError: it is not any more.
+        OSError: it can't be read.
+    """
+    nofollow = 0 if links == "follow" else os.O_NOFOLLOW
+    try:  # a FIFO must not block
+        file = os.open(os.path.join(src, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | nofollow)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise FileChangedError(name, CHANGED) from error
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise FileChangedError(name, CHANGED)
+    return open(file, "rb")
 
 
 class SourceTree:
@@ -54,9 +75,13 @@ class SourceTree:
 
         Raises:
             UnsafePathError: names that are not valid on every client, symbolic links or special files; it names them.
+            FileChangedError: something was removed or replaced meanwhile.
             OSError: something can't be read.
         """
-        found = _Found.of(self._below(""))
+        try:
+            found = _Found.of(self._below(""))
+        except FileNotFoundError as error:
+            raise FileChangedError(str(error.filename), CHANGED) from error
         self._check(found, rows)
         known = [-1 if rows is None else _known(rows, found, at) for at in range(len(found.names))]
         unknown = [at for at, entry in enumerate(known) if entry < 0]
@@ -174,10 +199,7 @@ class SourceTree:
         if (error := _type_error(name, mode, self._links)) is not None:
             raise error
         size, digest = 0, hashlib.sha256()
-        path = os.path.join(self._src, name)
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a FIFO would seem empty
-                raise FileChangedError(path, "it is no longer a regular file")
+        with open_source(self._src, name, self._links) as file:
             written = self._is_being_written(file)
             while not written and (data := file.read(_READ_BYTES)):
                 digest.update(data)
