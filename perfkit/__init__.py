@@ -18,29 +18,7 @@ if TYPE_CHECKING:
     from perfkit.cli.named_trees import NamedTree, read_trees
     from perfkit.config import Config
     from perfkit.downloads.request import Download, Request
-    from perfkit.errors import (
-        BatchError,
-        CancelledError,
-        CheckFailedError,
-        CommandFailedError,
-        ConfigError,
-        ExpiredError,
-        FileChangedError,
-        HTTPStatusError,
-        IntegrityError,
-        LockedError,
-        ManifestError,
-        PerfkitError,
-        RecoveryError,
-        RemoteChangedError,
-        RollbackError,
-        SignatureError,
-        StaleSourceError,
-        TransferError,
-        TransferTimeoutError,
-        UnsafePathError,
-        UpdateError,
-    )
+    from perfkit.errors import *  # its `__all__` has the exceptions
     from perfkit.progress.bars import Bars
     from perfkit.progress.lines import CallbackProgress, JsonLines, PlainLines
     from perfkit.progress.meter import FileProgress, Progress, Snapshot

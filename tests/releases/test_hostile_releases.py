@@ -19,7 +19,7 @@ from perfkit import ManifestError, UnsafePathError
 from perfkit.errors import PerfkitError
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
 from perfkit.releases.format.draft import complete, draft_bytes
-from perfkit.releases.format.frames import decode_range, split_pieces, tag
+from perfkit.releases.format.frames import decode_range, split_parts, split_pieces, tag
 from perfkit.releases.format.index import Index, Pack, Piece
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import DeltaRef, ObjectRef, Pointer
@@ -382,6 +382,12 @@ def test_pieces_are_cut_by_content(seed: int, edit: bytes, at: int, kind: str) -
     changed = content[:at] + edit + content[at:]
     fresh = {tag(piece) for piece in split_pieces(io.BytesIO(changed))} - {tag(piece) for piece in pieces}
     assert len(fresh) <= 4
+    parts = {part: piece for piece in pieces for part in split_parts(piece)}
+    assert b"".join(parts) == content
+    assert all(len(part) < 8 << 10 for part in parts)
+    assert sum(
+        len(part) for piece in split_pieces(io.BytesIO(changed)) for part in split_parts(piece) if part not in parts
+    ) < (40 << 10)
 
 
 def test_what_cut_gives_does_not_depend_on_how_it_is_read(tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ class Client:
         """What a compressed object holds."""
         return decompress(self.get(packed.object), packed.size)
 
+    def packs(self, index_ref: PackedRef) -> list[ObjectRef]:
+        """The packs of one index."""
+        return [pack.object for pack in Index.parse(self.packed(index_ref), self.manifest).packs]
+
     def install(self, index_ref: PackedRef) -> Tree:
         """The whole tree, by the blocks of one index."""
         index = Index.parse(self.packed(index_ref), self.manifest)

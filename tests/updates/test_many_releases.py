@@ -12,7 +12,7 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish.site import Site
 from tests.support.sites import Origin
-from tests.support.trees import Tree, text, tree_of
+from tests.support.trees import Tree, lines, noise, text, tree_of
 
 pytestmark = pytest.mark.once
 
@@ -41,3 +41,25 @@ def test_far_behind(origin: Origin, kit: Toolkit, tmp_path: Path) -> None:
     assert tree_of(tmp_path / "tree") == tree
     kit.sync(origin.url, tmp_path / "fresh")
     assert tree_of(tmp_path / "fresh") == tree
+
+
+@pytest.mark.parametrize("size", [20_000, 400_000])
+def test_only_new_parts_are_fetched(origin: Origin, kit: Toolkit, tmp_path: Path, size: int) -> None:
+    """Of a small file and of the pieces of a large one, from any earlier release, however often they have changed."""
+    content = lines(1, size // 27)
+    trees: list[Tree] = [{"file": content}]
+    for number in range(1, 4):
+        place = content.index(b"\n", number * size // 5) + 1
+        content = content[:place] + noise(number, 2000).hex().encode() + b"\n" + content[place:]
+        trees.append({"file": content})
+    for number, tree in enumerate(trees):
+        origin.publish(tree, str(number), keep_deltas=0)
+        if number < len(trees) - 1:
+            kit.sync(origin.url, tmp_path / str(number))
+    for number in range(len(trees) - 1):
+        report = kit.sync(origin.url, tmp_path / str(number))
+        assert (report.route, report.version) == ("blocks", str(len(trees) - 1))
+        assert report.bytes_received < 3_000 + 3_500 * (len(trees) - 1 - number)
+        assert tree_of(tmp_path / str(number)) == trees[-1]
+    kit.sync(origin.url, tmp_path / "fresh")
+    assert tree_of(tmp_path / "fresh") == trees[-1]

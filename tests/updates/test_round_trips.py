@@ -85,7 +85,7 @@ def test_several_deltas_take_three(kit: Toolkit, tmp_path: Path, origin: Origin)
     origin.publish(OLD, "1")
     kit.sync(origin.url, tmp_path / "tree")
     origin.publish(NEW, "2")
-    origin.publish(NEWER, "3")
+    origin.publish(NEWER, "3", keep_deltas=1)
     report = RoundTrips(1, 2, 2).of(origin, lambda: kit.sync(origin.url, tmp_path / "tree"))
     assert report.route == "delta"
     assert tree_of(tmp_path / "tree") == NEWER

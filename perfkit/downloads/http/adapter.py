@@ -36,23 +36,7 @@ class Adapter(HTTPAdapter):
         self._contexts: dict[object, Any] = {}
         self._pools: dict[object, Any] = {}
         super().__init__(pool_connections=_POOLS, pool_maxsize=keep, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = POOL_CLASSES
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        if not proxy.lower().startswith("socks"):
-            manager = super().proxy_manager_for(proxy, **options)
-            manager.pool_classes_by_scheme = POOL_CLASSES
-            return manager
-        try:
-            classes = socks_pool_classes()
-        except ImportError:
-            raise ConfigError("a SOCKS proxy needs PySocks: pip install 'perfkit[socks]'") from None
-        manager = super().proxy_manager_for(proxy)
-        manager.pool_classes_by_scheme = classes
-        return manager
 
     def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
         """The pool of an origin; looked up in the PoolManager only once, since that takes longer than a small file."""
@@ -73,27 +57,27 @@ class Adapter(HTTPAdapter):
         kind: dict[str, Any] = {}
         if scheme == "https":
             kind = {"ssl_context": self.context(verify, cert), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
-        manager: Any = self.poolmanager
-        if proxy:
-            manager = self._proxy_manager(proxy, verify)
+        manager: Any = self._proxy_manager(proxy, verify) if proxy else self.poolmanager
         return manager.connection_from_host(host, port, scheme, pool_kwargs=kind)
 
     def _proxy_manager(self, proxy: str, verify: Any) -> Any:
-        options: dict[str, Any] = {}
-        if proxy.lower().startswith("https:"):
-            options["proxy_ssl_context"] = self.context(verify, None)
+        kind = proxy.lower()
+        options = {"proxy_ssl_context": self.context(verify, None)} if kind.startswith("https:") else {}
         try:
+            classes = socks_pool_classes() if kind.startswith("socks") else POOL_CLASSES
             url = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
             if not urlsplit(url).hostname:
                 raise ValueError("no host")
-            return self.proxy_manager_for(url, **options)
+            manager = self.proxy_manager_for(url, **options)
+        except ImportError:
+            raise ConfigError("a SOCKS proxy needs PySocks: pip install 'perfkit[socks]'") from None
         except (HTTPError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
             # Without the error's own text, which quotes passwords.
             raise ConfigError(
                 f"the proxy {masked(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
             ) from error
+        manager.pool_classes_by_scheme = classes
+        return manager
 
     def context(
         self, verify: bool | str, cert: ClientCert | None, setting: str = "verify", cert_setting: str = "cert"

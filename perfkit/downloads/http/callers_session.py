@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,10 +42,9 @@ class CallersSessions:
         self._shared = self._borrow(given) if isinstance(given, requests.Session) else None
         self._local = threading.local()
         self._made: list[requests.Session] = []  # by the factory
-        self._helpers: weakref.WeakSet[HelperThread] = weakref.WeakSet()  # guarded by the lock
-        self._lock = threading.Lock()
 
     def send(self, hop: Hop) -> requests.Response:
+        """As `OwnSessions.send`."""
         session, url = self._session(), hop.url
         proxies = dict(self._config.proxies)
         if session.trust_env and bypasses_proxy(url):
@@ -81,9 +79,7 @@ class CallersSessions:
             return send()
         helper: HelperThread | None = getattr(self._local, "helper", None)
         if helper is None or helper.ended:
-            helper = self._local.helper = HelperThread()
-            with self._lock:
-                self._helpers.add(helper)
+            helper = self._local.helper = HelperThread()  # ends with the current thread
         exchange.helper = helper
         try:
             return helper.call(send, lambda: exchange.aborted, lambda answer: answer.close())
@@ -131,10 +127,6 @@ class CallersSessions:
         return session
 
     def close(self) -> None:
-        with self._lock:
-            helpers = list(self._helpers)
-        for helper in helpers:
-            helper.end()
         for session in self._made:
             session.close()
         self._adapter.close()

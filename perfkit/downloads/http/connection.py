@@ -76,7 +76,6 @@ class _Abortable:
                 timeout_s=self.timeout,
                 aborted=aborted,
                 options=(*(self.socket_options or ()), *options),
-                source=self.source_address,
             )
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error

@@ -29,10 +29,9 @@ def dial(
     host: str,
     port: int,
     *,
-    timeout_s: float | None,
+    timeout_s: float,
     aborted: Callable[[], bool],
     options: Iterable[SocketOption] = (),
-    source: tuple[str, int] | None = None,
 ) -> socket.socket:
     """Connect to the first address of the host that answers; a further one is tried every 250 ms (RFC 8305).
 
@@ -40,7 +39,6 @@ def dial(
         timeout_s: for all attempts together, name resolution excepted; also the timeout of the socket returned.
         aborted: called some twenty times a second; says whether to give up.
         options: for `setsockopt`, set before connecting.
-        source: local address to bind to.
 
     Raises:
         socket.gaierror: the name does not resolve.
@@ -49,7 +47,7 @@ def dial(
         OSError: no address accepts connections; the error of the last attempt.
     """
     addresses = _resolve(host, port, aborted)
-    sock, address = _race(_in_order(addresses, _answered.get((host, port))), timeout_s, aborted, tuple(options), source)
+    sock, address = _race(_in_order(addresses, _answered.get((host, port))), timeout_s, aborted, tuple(options))
     if len(addresses) > 1:
         if len(_answered) >= _REMEMBERED:
             _answered.clear()
@@ -77,17 +75,16 @@ def _in_order(addresses: Sequence[Address], answered: object) -> list[Address]:
 
 def _race(
     addresses: Sequence[Address],
-    timeout_s: float | None,
+    timeout_s: float,
     aborted: Callable[[], bool],
     options: Sequence[SocketOption],
-    source: tuple[str, int] | None,
 ) -> tuple[socket.socket, Any]:
     """The first socket that connects, and its address; the others are closed."""
     waiting = deque(addresses)
     connecting: dict[int, tuple[socket.socket, Any]] = {}
     poll = select.poll()
     next_attempt_s = now_s = time.monotonic()
-    deadline_s = float("inf") if timeout_s is None else now_s + timeout_s
+    deadline_s = now_s + timeout_s
     failure: OSError = OSError("the name has no address")
     try:
         while waiting or connecting:
@@ -98,7 +95,7 @@ def _race(
                 raise TimeoutError("timed out")
             if waiting and (now_s >= next_attempt_s or not connecting):
                 try:
-                    sock, address = _begin(waiting.popleft(), options, source)
+                    sock, address = _begin(waiting.popleft(), options)
                 except OSError as error:  # an address family that is not supported here, no route, ...
                     failure = error
                     continue
@@ -121,17 +118,13 @@ def _race(
             sock.close()
 
 
-def _begin(
-    address: Address, options: Sequence[SocketOption], source: tuple[str, int] | None
-) -> tuple[socket.socket, Any]:
+def _begin(address: Address, options: Sequence[SocketOption]) -> tuple[socket.socket, Any]:
     """Start connecting a socket; returns it, and the address it connects to."""
     family, kind, protocol, _, peer = address
     sock = socket.socket(family, kind, protocol)
     try:
         for option in options:
             sock.setsockopt(*option)
-        if source is not None:
-            sock.bind(source)
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             sock.connect(peer)

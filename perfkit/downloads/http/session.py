@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from http.cookiejar import Cookie, DefaultCookiePolicy
-from typing import Any, Protocol
+from typing import Any
 
 import requests
 import urllib3
@@ -28,29 +28,6 @@ _COOKIES = 500  # kept in total; RFC 6265 section 6.1 wants 50 per domain
 _ORIGINS = 256  # whose proxies and netrc entries are remembered
 
 
-class Sessions(Protocol):
-    """Sends GET requests, each through a session of the current thread."""
-
-    def send(self, hop: Hop) -> requests.Response:
-        """Send one request and return its response, the body unread. Redirects are not followed.
-
-        Raises:
-            requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError: no response.
-            ConfigError: a proxy or a certificate cannot be used.
-        """
-        ...
-
-    def warm(self, url: str, timeout_s: float) -> None:
-        """Open a connection to the origin of a URL for a later request, unless a proxy is used.
-
-        Raises:
-            as `send`.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-
 class OwnSessions:
     """perfkit's own sessions. What requests would look up for each request is looked up once per origin, and requests
     are prepared without normalizing the URL.
@@ -63,11 +40,17 @@ class OwnSessions:
         self._cookies = _Cookies(CookiePolicy())  # shared by all threads; it has a lock
         connect_s, read_s = timeouts(config)
         self._timeout: Any = _Timeout(connect=connect_s, read=read_s)
-        self._lock = threading.Lock()  # held to change the state below
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
-        self._trust: tuple[bool | str, str] | None = None
+        environ = os.environ if config.trust_env else {}
+        self._trust = configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
 
     def send(self, hop: Hop) -> requests.Response:
+        """Send a GET request and return its response, the body unread. Redirects are not followed.
+
+        Raises:
+            requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError: no response.
+            ConfigError: a proxy or a certificate cannot be used.
+        """
         url = hop.url
         proxies, netrc = self._way_to(url)
         verify = self._find_trust(needed=bool(proxies) or url.startswith("https:"))
@@ -91,6 +74,7 @@ class OwnSessions:
         )
 
     def warm(self, url: str, timeout_s: float) -> None:
+        """Open a connection to the origin of a URL for a later request, unless a proxy is used. Raises as `send`."""
         proxies, _ = self._way_to(url)
         if are_replaced() or select_proxy(url, proxies):
             return
@@ -122,22 +106,18 @@ class OwnSessions:
             if config.trust_env and not bypasses_proxy(url):
                 for scheme, proxy in get_environ_proxies(url).items():
                     proxies.setdefault(scheme, proxy)
-            netrc = get_netrc_auth(url) if config.trust_env and _has_netrc() else None
-            with self._lock:
-                if len(self._ways) >= _ORIGINS:
-                    self._ways.clear()
-                way = self._ways[origin] = proxies, netrc
+            netrc = get_netrc_auth(url) if config.trust_env else None
+            if len(self._ways) >= _ORIGINS:
+                self._ways.clear()
+            way = self._ways[origin] = proxies, netrc
         return way
 
     def _find_trust(self, *, needed: bool) -> bool | str:
         """`verify` for a request; its file is read only if TLS is needed, since that takes longer than a small file."""
-        config = self._config
-        if self._trust is None:
-            environ = os.environ if config.trust_env else {}
-            self._trust = configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
         verify, setting = self._trust
-        if needed and (verify is not True or config.client_cert is not None):
-            self._adapter.context(verify, config.client_cert, setting, "Config.client_cert")
+        cert = self._config.client_cert
+        if needed and (verify is not True or cert is not None):
+            self._adapter.context(verify, cert, setting, "Config.client_cert")
         return verify
 
     def close(self) -> None:
@@ -184,11 +164,6 @@ class CookiePolicy(DefaultCookiePolicy):
             return False
         self._kept.add(key)
         return True
-
-
-def _has_netrc() -> bool:
-    places = (os.environ["NETRC"],) if "NETRC" in os.environ else ("~/.netrc", "~/_netrc")
-    return any(os.path.exists(os.path.expanduser(place)) for place in places)
 
 
 def configured_trust(config: Config) -> tuple[bool | str, str] | None:

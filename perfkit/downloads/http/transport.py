@@ -30,8 +30,9 @@ from perfkit.redact import redacted
 if TYPE_CHECKING:
     import requests
 
+    from perfkit.downloads.http.callers_session import CallersSessions
     from perfkit.downloads.http.exchange import Exchange
-    from perfkit.downloads.http.session import Sessions
+    from perfkit.downloads.http.session import OwnSessions
 
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep the connection
 _DRAIN_S = 2.0  # if it comes within this time
@@ -143,7 +144,7 @@ class HttpTransport:
         self._config = config
         self._given = session
         self._lock = threading.Lock()  # guards the making of the sessions
-        self._sessions: Sessions | None = None
+        self._sessions: OwnSessions | CallersSessions | None = None
         self._waiting: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._reading: set[Exchange] = set()
         self._outage = OutageWatch()
@@ -249,15 +250,20 @@ class HttpTransport:
 
     def _drain(self, response: _HttpResponse) -> None:
         """Read a short body to its end, if it comes soon, so that the connection can be used again."""
+        length = response.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > _DRAIN_BYTES:
+            return
         exchange = response.exchange
         exchange.deadline_s = time.monotonic() + _DRAIN_S
         self._waiting.add(exchange)
         try:
-            response.drain()
+            with contextlib.suppress(TransferError):
+                while response.read1(_DRAIN_BYTES):
+                    pass
         finally:
             self._waiting.discard(exchange)
 
-    def _started(self) -> tuple[Sessions, Any]:
+    def _started(self) -> tuple[OwnSessions | CallersSessions, Any]:
         """The sessions, and the module that knows their errors."""
         with self._lock:
             if self._sessions is None:
@@ -350,14 +356,6 @@ class _HttpResponse:
         except Exception:
             self._left_behind = exchange.helper.ended
             raise
-
-    def drain(self) -> None:
-        """Read a short body to its end."""
-        length = self.headers.get("content-length", "")
-        if length.isdecimal() and int(length) <= _DRAIN_BYTES:
-            with contextlib.suppress(TransferError):
-                while self.read1(_DRAIN_BYTES):
-                    pass
 
     def __enter__(self) -> _HttpResponse:
         return self

@@ -179,8 +179,6 @@ def _read_authority(authority: str) -> tuple[str | None, str, int | None]:
         raise ValueError("its host or port is not valid")
     user, host, digits = found.groups()
     if host.startswith("["):
-        import ipaddress  # seldom needed
-
         host = host[1:-1]
         ipaddress.IPv6Address(host.partition("%")[0])
     name, percent, zone = host.partition("%")  # the zone of an address may be in capitals (RFC 6874)

@@ -10,6 +10,7 @@ import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from itertools import pairwise
 from typing import BinaryIO
 
@@ -20,9 +21,7 @@ from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
 Write = Callable[[int, int, memoryview], object]  # entry of the manifest, offset in the file, bytes
 
 CUT_ABOVE_BYTES = 64 << 10  # a file up to this size is one piece
-_LEAST_BYTES = 8 << 10
-_MOST_BYTES = 128 << 10
-_MEAN_BYTES = 24 << 10
+LEAST_PIECE_BYTES = 8 << 10  # only the last piece of a file is shorter; every part of a piece is
 _LONG_LINE_BYTES = 1 << 10
 # Three bytes that end a line where there is no line feed: their lowest three bits are 3; 4, 6 or 7; and 1. They come
 # every 170 bytes in random content, and often enough in text, digits, hexadecimal, Base64 or DNA.
@@ -105,10 +104,18 @@ def tag(data: bytes) -> int:
 
 
 def split_pieces(file: BinaryIO) -> Iterator[bytes]:
-    """Split a file into content-defined pieces, so that an edit changes only the pieces around it.
+    """Split a file into content-defined pieces of 8 to 128 KiB, so that an edit changes only the pieces around it."""
+    return _split(file, LEAST_PIECE_BYTES, 24 << 10, 128 << 10)
 
-    Lines end after a line feed; if 1,024 bytes have none, after the first mark in them. The CRC-32 and the
-    length of a line decide whether a piece ends after it (see `docs/format.md`), between 8 KiB and 128 KiB.
+
+def split_parts(piece: bytes) -> Iterator[bytes]:
+    """Split a piece, or a file that is one piece, into parts of 0.5 to 8 KiB in the same way."""
+    return _split(BytesIO(piece), 512, 1 << 10, LEAST_PIECE_BYTES - 1)
+
+
+def _split(file: BinaryIO, least: int, mean: int, most: int) -> Iterator[bytes]:
+    """Lines end after a line feed; if 1,024 bytes have none, after the first mark in them. The CRC-32 and the length of
+    a line decide whether a piece ends after it (see `docs/format.md`).
     """
     piece = bytearray()
     rest = b""
@@ -119,11 +126,11 @@ def split_pieces(file: BinaryIO) -> Iterator[bytes]:
         while position <= last:  # the rest of a later line may follow
             line = block[position : _line_end(block, position)]
             position += len(line)
-            if len(piece) + len(line) > _MOST_BYTES:
+            if len(piece) + len(line) > most:
                 yield bytes(piece)
                 piece.clear()
             piece += line
-            if len(piece) >= _LEAST_BYTES and zlib.crc32(line) % (_MEAN_BYTES // len(line) + 1) == 0:
+            if len(piece) >= least and zlib.crc32(line) % (mean // len(line) + 1) == 0:
                 yield bytes(piece)
                 piece.clear()
         rest = block[position:]

@@ -25,6 +25,7 @@ class BlobReader:
         self.index = index
         self._site = site
         self._opening = threading.Lock()
+        self._last = (-1, b"")  # the frame that was read last: it may have the next piece, too
         self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
 
     @cached_property
@@ -51,10 +52,10 @@ class BlobReader:
         return {digest: entry for entry, digest in enumerate(self.manifest.digests()) if entry in self._whole}
 
     def pieces(self, name: str) -> list[int]:
-        """The numbers of the pieces of the file with this name, in order; empty: there is no such file, or no tags."""
-        at = self.manifest.find(name) if self.index.tags else None
+        """The numbers of the pieces of the file with this name, in order; empty: there is no such file."""
+        at = self.manifest.find(name)
         entry = None if at is None else self.entry(self.manifest.digest(at))
-        return [] if entry is None else self._parts.get(entry, [])
+        return [] if entry is None else self._pieces_of(entry)
 
     @cached_property
     def tags(self) -> dict[int, int]:
@@ -105,8 +106,20 @@ class BlobReader:
         at, size = self.index.place(number)
         return os.pread(self._pack(self.index.pack_of(number))[0], size, at)
 
+    def content(self, number: int) -> bytes:
+        """The bytes of one piece."""
+        piece = self.index.piece(number)
+        return self.frame(self.index.frame_of(number))[piece.start : piece.start + piece.length]
+
     def frame(self, number: int) -> bytes:
         """The decompressed bytes of one frame."""
+        last, content = self._last
+        if last != number:
+            content = self._decoded(number)
+            self._last = number, content
+        return content
+
+    def _decoded(self, number: int) -> bytes:
         _, shared = self._pack(self.index.pack_of(number))
         return b"".join(decompress_stream((self.compressed(number),), self.index.content_bytes(number), shared))
 

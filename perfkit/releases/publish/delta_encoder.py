@@ -145,7 +145,7 @@ def exact_runs(old: BlobReader, new: Manifest, pieces: FrameTable, entries: Iter
     for entry, offset, at in rows:
         if entry != last:
             likely, last = next(iter(old.pieces(new.name(entry))), None), entry
-        same = likely is not None and old.index.tags[likely] == pieces.tags[at]
+        same = likely is not None and old.index.piece(likely).tag == pieces.tags[at]
         number = likely if same else old.tags.get(pieces.tags[at])
         before = likely if number is None else number
         likely = None if before is None else old.following.get(before)

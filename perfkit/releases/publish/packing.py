@@ -10,15 +10,16 @@ import contextlib
 import hashlib
 import os
 from array import array
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import BinaryIO
 
 from perfkit.errors import FileChangedError
 from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.thread_map import WorkerPool
-from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces, tag
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, LEAST_PIECE_BYTES, split_parts, split_pieces, tag
 from perfkit.releases.format.index import Pack, Piece
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
@@ -36,6 +37,8 @@ _DICTIONARY_BYTES = 32 << 10
 _SAMPLES = 2000
 _SAMPLE_BYTES = 8 << 10
 _READ_BYTES = 1 << 20
+_AHEAD_BYTES = 128 << 10  # of an old file: where to look for the parts of a piece, besides as much as the piece has
+_PART_SHARE = 0.25  # of an old frame: if new pieces have less, it is not used for them
 _LIVE_SHARE = 0.5  # of a pack: if less of it is in use, the frames in use are copied to a new pack
 
 Open = Callable[[int], BinaryIO]  # opens the file of an entry
@@ -132,48 +135,63 @@ def write_fine(
     """
     fresh: dict[bytes, int] = {}
     for entry in entries:
+        size = manifest.size(entry)
+        numbers = [] if old is None or size < LEAST_PIECE_BYTES else old.pieces(manifest.name(entry))
+        finder = _PartFinder(old, numbers)
         with opened(entry) as file:
-            if manifest.size(entry) <= CUT_ABOVE_BYTES:
-                for _, data, _ in _checked(manifest, entry, [(file.read(), None)]):
-                    writer.add(data, (Piece(entry, 0, 0, len(data)),))
-                continue
-            for offset, data, same in _checked(manifest, entry, _pieces(file, manifest.name(entry), old)):
+            pieces = [(file.read(), None)] if size <= CUT_ABOVE_BYTES else _pieces(file, old, numbers)
+            for offset, data, same in _checked(manifest, entry, pieces):
                 if same is not None and old is not None:
-                    writer.share(old.index.frame_of(same), Piece(entry, offset, 0, len(data), old.index.tags[same]))
+                    finder.skip_to(same)
+                    writer.share(old.index.frame_of(same), replace(old.index.piece(same), entry=entry, offset=offset))
                     copies.add(old.index.entries[same], old.index.offsets[same], len(data), entry, offset)
-                    continue
-                digest = hashlib.sha256(data).digest()
-                piece = Piece(entry, offset, 0, len(data), int.from_bytes(digest[:8], "little"))
-                if digest in fresh:
-                    writer.share(fresh[digest], piece)
+                elif old is not None and (found := finder.find(data)):
+                    _write_parts(found, entry, offset, old, writer, copies)
+                elif size <= CUT_ABOVE_BYTES:
+                    writer.add(data, (Piece(entry, 0, 0, len(data)),))
                 else:
-                    fresh[digest] = writer.add(data, (piece,))
+                    digest = hashlib.sha256(data).digest()
+                    piece = Piece(entry, offset, 0, len(data), tag(data))
+                    if digest in fresh:
+                        writer.share(fresh[digest], piece)
+                    else:
+                        fresh[digest] = writer.add(data, (piece,))
 
 
-def _pieces(file: BinaryIO, name: str, old: BlobReader | None) -> Iterator[tuple[bytes, int | None]]:
+def _pieces(file: BinaryIO, old: BlobReader | None, numbers: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
     """The pieces of a file, as `split_pieces` makes them, each with the number of an old piece of these bytes, if any.
 
     Where a file is as in the last release, it is compared with its old pieces: that is faster than a search for pieces.
+    Instead of a piece, the last release may have its parts: these are compared together.
+
+    Args:
+        numbers: the old pieces of the file with the same name.
     """
     if old is None:
         yield from ((data, None) for data in split_pieces(file))
         return
-    numbers = old.pieces(name)
-    here = {old.index.tags[number]: at for at, number in enumerate(numbers)}
+    index = old.index
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and max(index.lengths[number], index.lengths[groups[-1][-1]]) < LEAST_PIECE_BYTES:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    here = {index.piece(group[0]).tag: at for at, group in enumerate(groups) if len(group) == 1}
     at = place = 0
     while True:
-        for number in numbers[at:-1]:  # the last one may be longer now
-            data = file.read(old.index.lengths[number])
-            if not _is_same(old, number, data):
+        for group in groups[at:-1]:  # the last one may be longer now
+            parts = [file.read(index.lengths[number]) for number in group]
+            if parts != [old.content(number) for number in group]:
                 break
-            yield data, number
-            place += len(data)
+            yield from zip(parts, group, strict=True)
+            place += sum(map(len, parts))
         file.seek(place)
-        at = len(numbers)
+        at = len(groups)
         for data in split_pieces(file):
             key = tag(data)
-            number = numbers[here[key]] if key in here else old.tags.get(key, -1)
-            same = number >= 0 and _is_same(old, number, data)
+            number = groups[here[key]][0] if key in here else old.tags.get(key, -1)
+            same = number >= 0 and old.content(number) == data
             yield data, number if same else None
             place += len(data)
             if same and key in here:
@@ -184,10 +202,77 @@ def _pieces(file: BinaryIO, name: str, old: BlobReader | None) -> Iterator[tuple
         file.seek(place)
 
 
-def _is_same(old: BlobReader, number: int, data: bytes) -> bool:
-    """Whether an old piece has these bytes, and a frame of its own."""
-    frame = old.index.frame_of(number)
-    return len(data) == old.index.content_bytes(frame) and old.frame(frame) == data
+class _PartFinder:
+    """Finds the parts of new pieces in the old pieces of the file with the same name, from the same place on.
+
+    Args:
+        numbers: the old pieces, in order.
+    """
+
+    def __init__(self, old: BlobReader | None, numbers: Sequence[int]) -> None:
+        self._old = old
+        self._numbers = numbers
+        self._at = {number: at for at, number in enumerate(numbers)}
+        self._next = 0
+        self._left = 0  # how much more of the old pieces to look at
+        self._places: dict[bytes, tuple[int, int]] = {}  # by digest: the old piece, and the offset in it
+
+    def skip_to(self, number: int) -> None:
+        """The new file goes on after this piece, as the old one does."""
+        self._next = self._at.get(number, self._next - 1) + 1
+        self._left = 0
+        self._places.clear()
+
+    def find(self, data: bytes) -> list[tuple[bytes, tuple[int, int] | None]]:
+        """The parts of a piece, and where the old pieces have each; empty: the old frames have too little of it."""
+        if self._old is None or not self._numbers:
+            return []
+        index = self._old.index
+        self._left += len(data) + _AHEAD_BYTES
+        while self._left > 0 and self._next < len(self._numbers):
+            number = self._numbers[self._next]
+            self._next += 1
+            self._left -= index.lengths[number]
+            at = 0
+            for part in split_parts(self._old.content(number)):
+                self._places[hashlib.sha256(part).digest()] = number, at
+                at += len(part)
+        found = [(part, self._places.get(hashlib.sha256(part).digest())) for part in split_parts(data)]
+        used: dict[int, int] = defaultdict(int)
+        for part, place in found:
+            if place is not None:
+                used[index.frame_of(place[0])] += len(part)
+        enough = {frame for frame, size in used.items() if size >= _PART_SHARE * index.content_bytes(frame)}
+        found = [(part, place if place and index.frame_of(place[0]) in enough else None) for part, place in found]
+        return found if enough else []
+
+
+def _write_parts(
+    parts: Iterable[tuple[bytes, tuple[int, int] | None]],
+    entry: int,
+    offset: int,
+    old: BlobReader,
+    writer: PackWriter,
+    copies: Copies,
+) -> None:
+    """Write those parts of a piece that the old pieces don't have into one frame.
+
+    Args:
+        offset: the offset of the piece in its file.
+    """
+    content, pieces = bytearray(), []
+    for part, place in parts:
+        piece = Piece(entry, offset, len(content), len(part), tag(part))
+        if place is None:
+            pieces.append(piece)
+            content += part
+        else:
+            number, at = place
+            writer.share(old.index.frame_of(number), replace(piece, start=old.index.starts[number] + at))
+            copies.add(old.index.entries[number], old.index.offsets[number] + at, len(part), entry, offset)
+        offset += len(part)
+    if content:
+        writer.add(bytes(content), pieces)
 
 
 def train_dictionary(manifest: Manifest, entries: Sequence[int], opened: Open) -> bytes | None:

@@ -443,10 +443,14 @@ class _Publisher:
         return self._site.put_packed(content) if content else latest
 
     def _deltas(self, keep: int, threads: ThreadPoolExecutor, fine: FrameTable, most: int) -> Iterator[DeltaRef]:
-        """Deltas from the last releases, each only if it is smaller than `most`: the bytes that come by blocks."""
+        """Deltas from the last releases, each only if it is smaller than what comes by blocks.
+
+        Args:
+            most: the bytes that come by blocks from the last release; the same is assumed for each release before it.
+        """
         target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
-        for record in reversed(origins[-keep:] if keep else []):
+        for age, record in enumerate(reversed(origins[-keep:] if keep else []), 1):
             old = self._reader(record, record.fine)
             wanted = new_blobs(old.manifest, self._first)
             size = self._size(wanted)
@@ -455,7 +459,7 @@ class _Publisher:
                 Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown,
             ):
                 encode_delta(Comparison(old, self._manifest, fine, wanted, self._open), writer, threads, shown)
-                if writer.bytes < most or not size:
+                if writer.bytes < age * most or not size:
                     yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
 
 

@@ -11,7 +11,7 @@ from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
 from perfkit.filesystem.own_files import open_own
 from perfkit.libc import trim_heap
-from perfkit.releases.format.frames import decode_range, split_pieces, tag
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, decode_range, split_parts, split_pieces, tag
 from perfkit.releases.format.index import Index, PackRange
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
@@ -202,10 +202,13 @@ class Seeds:
     def _search(self, path: str, wanted: dict[tuple[int, int], list[int]]) -> None:
         offset = 0
         with open(path, "rb", opener=open_own) as file:
-            for data in split_pieces(file):
-                for number in wanted.get((tag(data), len(data)), ()):
-                    self._found[number] = path, offset
-                offset += len(data)
+            small = os.fstat(file.fileno()).st_size <= CUT_ABOVE_BYTES
+            for data in (file.read(),) if small else split_pieces(file):
+                parts = (data,) if (tag(data), len(data)) in wanted else split_parts(data)
+                for part in parts:
+                    for number in wanted.get((tag(part), len(part)), ()):
+                        self._found[number] = path, offset
+                    offset += len(part)
 
     def __contains__(self, number: int) -> bool:
         return number in self._found
