@@ -64,11 +64,16 @@ class Commands:
         shutil.rmtree(first)
         yield "sync --dry-run", self._sync("--dry-run")
         yield "sync, all changed", self._sync()
-        for command in ("verify", "history", "status", "rollback", "verify --repair"):
+        for command in ("verify", "history", "status", "rollback", "verify --repair", "pin", "unhold"):
             yield command, self._perfkit(*command.split(), self._dest)
-        yield "sync, after rollback", self._perfkit("unhold", self._dest)
+        yield "sync, after rollback", self._sync()
         yield "rollback --to 0", self._perfkit("rollback", self._dest, "--to", "0")
-        yield "check", self._perfkit("check", self._site)
+        yield "sync --release", self._sync("--release", "1")
+        yield "sync --release, newer", self._sync("--release", "2")
+        for options in ("--dry-run", ""):
+            yield f"prune {options}".strip(), self._perfkit("prune", self._dest, "--keep", "0", *options.split())
+        for command, place in (("releases", f"{self._url}/site"), ("check", self._site), ("prune", self._site)):
+            yield f"{command} of a site", self._perfkit(command, place)
         if self._with_lists:
             yield from self._lists(second)
 

@@ -118,10 +118,6 @@ class Digests:
         place = 32 * (at % _DIGESTS)
         return bytes(self._blocks[at // _DIGESTS][place : place + 32])
 
-    def __setitem__(self, at: int, digest: bytes) -> None:
-        place = 32 * (at % _DIGESTS)
-        self._blocks[at // _DIGESTS][place : place + 32] = digest
-
     def __iter__(self) -> Iterator[bytes]:
         return map(self.__getitem__, range(self._count))
 
@@ -158,9 +154,7 @@ class DigestIndex:
 
     def __init__(self, digests: Iterable[bytes]) -> None:
         keys = array("Q", map(_key, digests))
-        buckets = [
-            array("I") for _ in range(256)
-        ]  # by first byte, since sorting all at once takes several times as much
+        buckets = [array("I") for _ in range(256)]  # by first byte: sorting all at once takes more time and memory
         for at, key in enumerate(keys):
             buckets[key >> 56].append(at)
         self._order = array("I")
@@ -170,11 +164,11 @@ class DigestIndex:
 
     def candidates(self, digest: bytes, *, skip: int = 0) -> Iterator[int]:
         """Positions that may have this digest, in order, without the first `skip`; compare the whole digest there."""
-        key = _key(digest)
-        for at in range(bisect_left(self._keys, key) + skip, len(self._keys)):
-            if self._keys[at] != key:
-                return
+        key, keys = _key(digest), self._keys
+        at, end = bisect_left(keys, key) + skip, len(keys)
+        while at < end and keys[at] == key:
             yield self._order[at]
+            at += 1
 
     def count(self, digest: bytes) -> int:
         """How many digests begin with the same 8 bytes."""
@@ -258,20 +252,21 @@ class FileRows:
         return self._count
 
     def __getitem__(self, at: int) -> tuple[Any, ...]:
-        return self._row.unpack_from(self._block(at // _BLOCK_ROWS), at % _BLOCK_ROWS * self._row.size)
+        number, place = divmod(at, _BLOCK_ROWS)
+        return self._row.unpack_from(self._blocks.get(number) or self._read(number), place * self._row.size)
 
     def __setitem__(self, at: int, values: tuple[object, ...]) -> None:
-        self._row.pack_into(self._block(at // _BLOCK_ROWS), at % _BLOCK_ROWS * self._row.size, *values)
-        self._changed.add(at // _BLOCK_ROWS)
+        number, place = divmod(at, _BLOCK_ROWS)
+        self._row.pack_into(self._blocks.get(number) or self._read(number), place * self._row.size, *values)
+        self._changed.add(number)
 
-    def _block(self, number: int) -> bytearray:
-        block = self._blocks.get(number)
-        if block is None:
-            if len(self._blocks) == _MAX_BLOCKS:
-                self._write_oldest()
-            size = _BLOCK_ROWS * self._row.size
-            stored = b"" if self._descriptor < 0 else os.pread(self._descriptor, size, number * size)
-            block = self._blocks[number] = bytearray(stored.ljust(size, b"\0"))
+    def _read(self, number: int) -> bytearray:
+        """A block, which is kept for a while."""
+        if len(self._blocks) == _MAX_BLOCKS:
+            self._write_oldest()
+        size = _BLOCK_ROWS * self._row.size
+        stored = b"" if self._descriptor < 0 else os.pread(self._descriptor, size, number * size)
+        block = self._blocks[number] = bytearray(stored.ljust(size, b"\0"))
         return block
 
     def _write_oldest(self) -> None:

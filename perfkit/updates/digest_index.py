@@ -27,9 +27,8 @@ class BlobIndex:
 
     def find(self, digest: bytes) -> Iterator[int]:
         """The indexes of the entries with this SHA-256, in order."""
-        for candidate in self._index.candidates(digest):
-            at = self.places[candidate]
-            if self.manifest.digest(at) == digest:
+        for place in self._index.candidates(digest):
+            if self.manifest.digest(at := self.places[place]) == digest:
                 yield at
 
     def first(self, digest: bytes) -> int | None:

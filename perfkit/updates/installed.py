@@ -64,9 +64,7 @@ class Installed:
         """
         if self.type is None:
             return _NOTHING
-        with open(open_own(os.path.join(self.root, layout.MANIFEST)), "rb") as file:
-            manifest = Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
-            return manifest if len(manifest) < _MANY_FILES else manifest.reading(FileBytes(os.dup(file.fileno())))
+        return read_manifest(os.path.join(self.root, layout.MANIFEST), self.manifest_sha256)
 
     def is_from(self, source: str) -> bool:
         """Whether what is installed came from this source."""
@@ -96,6 +94,18 @@ class Installed:
         serials = {other: serial for other, serial in self.serials.items() if other != _key(source)}
         _write_serials(self.root, serials)
         return replace(self, serials=serials, serial=0 if self.is_from(source) else self.serial)
+
+
+def read_manifest(path: str, sha256: str) -> Manifest:
+    """A manifest that was installed before, with this digest in hexadecimal; one of many files stays in its file.
+
+    Raises:
+        ManifestError: it is damaged.
+        OSError: it can't be read.
+    """
+    with open(open_own(path), "rb") as file:
+        manifest = Manifest.parse(file.read(), sha256=bytes.fromhex(sha256), known=True)
+        return manifest if len(manifest) < _MANY_FILES else manifest.reading(FileBytes(os.dup(file.fileno())))
 
 
 def moved_to_file(manifest: Manifest, directory: str) -> Manifest:

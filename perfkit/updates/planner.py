@@ -229,7 +229,7 @@ def decide(
         modes=files.names_at(modes),
         fetch=files.names_at(fetch),
         remove=tree.unwanted(but={*moved, *saved_as}),
-        already_applied=tuple(n for n, e in installed.items() if _already_applied(e, existing.get(n), wanted.get(n))),
+        already_applied=tuple(_already_applied(files.names_at(keep), wanted, existing, installed)),
         saved_as=saved_as,
         overwritten=tuple(tree.edited) if local_changes == "overwrite" else (),
         added=files.names_at(added),
@@ -293,20 +293,27 @@ def _blob_bytes(files: Sequence[FileInfo]) -> int:
     index = DigestIndex(each.sha256 for each in files)
     total = 0
     for at, each in enumerate(files):
-        first = next(place for place in index.candidates(each.sha256) if files[place].sha256 == each.sha256)
-        total += each.size if first == at else 0
+        once = index.count(each.sha256) == 1
+        if once or at == next(at for at in index.candidates(each.sha256) if files[at].sha256 == each.sha256):
+            total += each.size
     return total
 
 
-def _same(found: FileInfo | None, entry: FileInfo) -> bool:
-    return found is not None and found.sha256 == entry.sha256 and found.executable == entry.executable
+def _same(found: FileInfo, entry: FileInfo) -> bool:
+    return found.sha256 == entry.sha256 and found.executable == entry.executable
 
 
-def _already_applied(installed: FileInfo, found: FileInfo | None, wanted: FileInfo | None) -> bool:
-    """Whether somebody else already made the change that the wanted version makes."""
-    if wanted is None:
-        return found is None
-    return _same(found, wanted) and (installed.sha256, installed.executable) != (wanted.sha256, wanted.executable)
+def _already_applied(
+    keep: Iterable[str],
+    wanted: Mapping[str, FileInfo],
+    existing: Mapping[str, FileInfo],
+    installed: Mapping[str, FileInfo],
+) -> Iterator[str]:
+    """The names that somebody else already changed or removed as the wanted version does."""
+    for name in keep:
+        if name in installed and not _same(installed[name], wanted[name]):
+            yield name
+    yield from (name for name in installed if name not in wanted and name not in existing)
 
 
 def _edited(found: FileInfo, installed: FileInfo | None) -> bool:

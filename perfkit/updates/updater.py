@@ -36,7 +36,15 @@ from perfkit.transactions.tree import Tree
 from perfkit.updates.apply import Applied, PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
 from perfkit.updates.hold import HoldReason, add_hold, hold_on, is_held, keep_holds, read_holds
-from perfkit.updates.installed import Installed, as_recorded, encode_record, managed_tree, moved_to_file, read_installed
+from perfkit.updates.installed import (
+    Installed,
+    as_recorded,
+    encode_record,
+    managed_tree,
+    moved_to_file,
+    read_installed,
+    read_manifest,
+)
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
@@ -273,8 +281,8 @@ class Sync:
         self._progress.expect({"checking files": 0.0, "applying": 0.0 if self._source.unchanged() else None})
 
         def earlier(digest: str) -> Manifest | None:
-            with contextlib.suppress(OSError, ManifestError), open(self._object(digest), "rb") as file:
-                return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
+            with contextlib.suppress(OSError, ManifestError):
+                return read_manifest(self._object(digest), digest)
             return None
 
         manifest, modes = self._installed.manifest, holds_modes(os.path.join(self._root, layout.LOCK))

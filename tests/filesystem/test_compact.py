@@ -9,9 +9,10 @@ import os
 import tempfile
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 from struct import Struct
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -301,16 +302,18 @@ def test_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(part) == [f"n{number:03}" for number in range(0, 100, 3)]
     assert list(part.places()) == [(at, f"n{at:03}") for at in range(0, 100, 3)]
     assert part.names[1:3] == ["n003", "n006"]
-    searches: list[str] = []
+    searches: list[object] = []
 
-    def counted(names: Sequence[str], name: str) -> int:
+    def counted(names: Any, name: Any, **options: Any) -> int:
         searches.append(name)
-        return bisect_left(names, name)
+        return bisect_left(names, name, **options)
 
     monkeypatch.setattr("perfkit.releases.format.manifest.bisect_left", counted)
     for _ in range(3):  # in order, only the first is searched for
         assert [part[name] for name in part] == list(part.entries)
     assert searches == ["n000", "n000"]
+    assert [tree.find(name) for name in tree.names() for _ in range(2)] == [at for at in range(100) for _ in range(2)]
+    assert len(searches) == 2
     for at in (99, 0, 3, 3, 60, 57):
         assert part[f"n{at:03}"] == tree[at]
     for name in ("n001", "", "z", "n055", "n058"):

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable
 
 from perfkit.errors import ManifestError
+from perfkit.filesystem.compact import FileBytes
 
 _CODES = {1: "B", 4: "I", 8: "Q"}
 
@@ -25,7 +26,7 @@ class Reader:
         ManifestError: the record is too short or, in `end`, too long.
     """
 
-    def __init__(self, data: bytes, what: str, magic: bytes) -> None:
+    def __init__(self, data: bytes | FileBytes, what: str, magic: bytes) -> None:
         self._data = data
         self._what = what
         self.position = 0
@@ -57,11 +58,9 @@ class Reader:
         """`count` integers of `width` bytes each."""
         if width * count > len(self._data) - self.position:
             raise ManifestError(f"{self._what}: truncated")
-        merged = bytearray(width * count)
+        values = array(_CODES[width], (0,)) * count
         for plane in range(width):
-            merged[plane::width] = self.take(count)
-        values = array(_CODES[width])
-        values.frombytes(merged)
+            memoryview(values).cast("B")[plane::width] = self.take(count)
         if sys.byteorder == "big":
             values.byteswap()
         return values

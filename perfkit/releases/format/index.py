@@ -15,7 +15,7 @@ from itertools import accumulate, islice
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import pack_numbers
+from perfkit.filesystem.compact import FileBytes, pack_numbers
 from perfkit.releases.format import most_compressed
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.manifest import Manifest
@@ -158,7 +158,7 @@ class Index:
         return ranges
 
     @classmethod
-    def without_pieces(cls, raw: bytes) -> Index:
+    def without_pieces(cls, raw: bytes | FileBytes) -> Index:
         """Read where the frames are, before the manifest is there; each frame counts as one piece.
 
         Raises:
@@ -169,7 +169,7 @@ class Index:
         return cls(of, packs, packs_of, at, sizes, none, range(len(at) + 1), none, none, none, none, none)
 
     @classmethod
-    def parse(cls, raw: bytes, manifest: Manifest, *, known: bool = False) -> Index:
+    def parse(cls, raw: bytes | FileBytes, manifest: Manifest, *, known: bool = False) -> Index:
         """Read an index, and check that it covers all content of this manifest exactly once.
 
         Args:
@@ -186,7 +186,6 @@ class Index:
         columns = [reader.column(width, piece_count) for width in (4, 8, 4, 4)]
         tags = reader.column(8, tag_count)
         reader.end()
-        del raw, reader  # frees megabytes if there are many files
         if sum(per_frame) != piece_count:
             _refuse("its counts are inconsistent")
         first = array("I", accumulate(per_frame, initial=0))
@@ -262,15 +261,13 @@ class Index:
 
 
 class _Pieces:
-    """Decodes pieces: columns of differences in, columns of absolute values out."""
+    """Decodes pieces in place: columns of differences become columns of absolute values."""
 
     def __init__(self, manifest: Manifest, columns: list[array[int]], tags: array[int]) -> None:
         self._manifest = manifest
-        self._coded = columns
         self._coded_tags = tags
-        longest = max((manifest.size(entry) for entry in range(len(manifest))), default=0)
-        offsets = array("I" if longest < 1 << 32 else "Q")
-        self.columns = (array("I"), offsets, array("I"), array("I"), array("Q"))
+        entries, offsets, starts, lengths = columns
+        self.columns = (entries, offsets, starts, lengths, array("Q"))
 
     def read(self, per_frame: Iterable[int]) -> Iterator[int]:
         """Decode the pieces; yields the end of the last one in each frame.
@@ -279,11 +276,12 @@ class _Pieces:
             per_frame: the number of pieces in each frame.
         """
         entries, offsets, starts, lengths, tags = self.columns
-        coded, coded_tags = zip(*self._coded, strict=True), iter(self._coded_tags)
-        size_of, entry, expected = self._manifest.size, -1, array("Q", bytes(8 * len(self._manifest)))
-        for count in per_frame:
+        coded = zip(range(len(entries)), entries, offsets, starts, lengths, strict=True)
+        coded_tags = iter(self._coded_tags)
+        size_of, entry, expected = self._manifest.size, -1, array("Q", (0,)) * len(self._manifest)
+        for in_frame in per_frame:
             place = used = 0
-            for step, jump, move, given in islice(coded, count):
+            for number, step, jump, move, given in islice(coded, in_frame):
                 entry += 1 + unzigzag(step)
                 if not 0 <= entry < len(expected):
                     _refuse("a piece of an entry that does not exist")
@@ -295,10 +293,7 @@ class _Pieces:
                 place = start + length
                 expected[entry] = offset + length
                 used = max(used, place)
-                entries.append(entry)
-                offsets.append(offset)
-                starts.append(start)
-                lengths.append(length)
+                entries[number], offsets[number], starts[number], lengths[number] = entry, offset, start, length
                 if self._coded_tags:
                     tag = next(coded_tags, None) if offset or length != left else 0
                     if tag is None:
@@ -307,12 +302,11 @@ class _Pieces:
             yield used
         if next(coded_tags, None) is not None:
             _refuse("too many tags")
-        self._coded.clear()  # frees megabytes, too
 
     def check(self) -> None:
         """Check that the pieces cover every blob of the manifest, each byte once."""
         entries, offsets, _, lengths, _ = self.columns
-        reached = array("Q", bytes(8 * len(self._manifest)))
+        reached = array("Q", (0,)) * len(self._manifest)
         later = []
         for number, entry in enumerate(entries):
             if offsets[number] == reached[entry]:

@@ -125,8 +125,11 @@ class Manifest:
         if count > MAX_ENTRIES:
             raise ManifestError(f"manifest: more than {MAX_ENTRIES} entries")
         sizes = reader.column(8, count)
-        if count and max(sizes) > MAX_FILE_BYTES:
+        largest = max(sizes, default=0)
+        if largest > MAX_FILE_BYTES:
             raise ManifestError(f"manifest: a file larger than {MAX_FILE_BYTES} bytes")
+        if largest < 1 << 32:
+            sizes = array("I", sizes)
         flags_at = reader.position
         if reader.take(count).strip(b"\x00\x01"):
             raise ManifestError("manifest: an unknown flag")
@@ -216,14 +219,20 @@ class Manifest:
 
     def find(self, name: str) -> int | None:
         """The index of the entry with this name; None: not found."""
-        ends, count, wanted = self._name_ends, len(self), name.encode()
-        index = self._next[0]
-        if index >= count or self._data[ends[index] : ends[index + 1] - 1] != wanted:
-            index = bisect_left(range(count), wanted, key=lambda at: self._data[ends[at] : ends[at + 1] - 1])
-            if index == count or self.name(index) != name:
+        wanted, count, likely = name.encode(), len(self), self._next[0]
+        if likely < count and self._encoded(likely) == wanted:
+            index = likely
+        elif likely and self._encoded(likely - 1) == wanted:  # asked for again
+            index = likely - 1
+        else:
+            index = bisect_left(range(count), wanted, key=self._encoded)
+            if index == count or self._encoded(index) != wanted:
                 return None
         self._next[0] = index + 1
         return index
+
+    def _encoded(self, index: int) -> bytes:
+        return self._data[self._name_ends[index] : self._name_ends[index + 1] - 1]
 
     def _check_names(self) -> None:
         """Check that names are sorted, safe, and differ in more than case or normalisation; in little memory."""

@@ -279,7 +279,7 @@ class ReleaseSource:
     def _refuse_size(self, what: str) -> NoReturn:
         raise ManifestError(
             f"{redacted(self.url)}: {printable(self.version)} has {what} max_files, which is {self._site.max_files:,}. "
-            "If it is meant to be so large, raise that (PERFKIT_MAX_FILES): a sync takes 50 MB for each 100,000 files"
+            "If it is meant to be so large, raise that (PERFKIT_MAX_FILES): a sync takes 20 MB for each 100,000 files"
         )
 
     def _read_manifest(self, local: LocalTree, staging: StagingArea | None) -> Manifest:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -14,6 +14,8 @@ from io import BytesIO
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, HTTPStatusError
+from perfkit.filesystem.compact import FileBytes
+from perfkit.filesystem.own_files import create_own
 from perfkit.minisign.public_keys import MAX_FILE_BYTES
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME, channel_name
@@ -136,12 +138,24 @@ class SiteClient:
         )
 
     def get_packed(self, packed: PackedRef, label: str) -> bytes:
-        """The decompressed bytes of an object, such as `the index`."""
-        (path,) = self.get([packed.object], label, phase=f"reading {label}")
+        """The decompressed bytes of an object, such as `a dictionary`."""
         whole = BytesIO()
-        with open(path, "rb") as file:
-            whole.writelines(decompress_stream(iter(partial(file.read, _READ_BYTES), b""), packed.size))
+        whole.writelines(self._unpack(packed, label))
         return whole.getvalue()
+
+    def get_index(self, packed: PackedRef) -> FileBytes:
+        """The decompressed bytes of an index, which may be megabytes, in a file without a name."""
+        path = self._fetcher.path("index~")
+        with open(create_own(path), "r+b") as file:
+            os.unlink(path)
+            file.writelines(self._unpack(packed, "the index"))
+            file.flush()
+            return FileBytes(os.dup(file.fileno()))
+
+    def _unpack(self, packed: PackedRef, label: str) -> Iterator[bytes]:
+        (path,) = self.get([packed.object], label, phase=f"reading {label}")
+        with open(path, "rb") as file:
+            yield from decompress_stream(iter(partial(file.read, _READ_BYTES), b""), packed.size)
 
     def not_staged(self, refs: Iterable[ObjectRef]) -> list[ObjectRef]:
         """Those of the objects that have to be fetched."""
