@@ -184,7 +184,7 @@ class FileBytes:
     """The bytes of an open file, which are read when they are needed, in little memory if in order.
 
     Args:
-        descriptor: of the file, which must not change; it is closed with this object.
+        descriptor: of the file, which must not change; it is closed by `close`, or with this object.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -223,8 +223,13 @@ class FileBytes:
             raise OSError(errno.EIO, "a file became shorter while it was read")
         return found
 
-    def __del__(self) -> None:
-        os.close(self._descriptor)
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    __del__ = close
 
 
 class FileRows:

@@ -94,6 +94,19 @@ def create_own(path: str, mode: int = 0o600) -> int:
         os.close(directory)
 
 
+def create_unnamed(directory: str) -> int:
+    """A descriptor of a new file without a name in this directory (O_TMPFILE, open(2)), or where its file system has no
+    such files, in the directory for temporary files. FAT by FUSE, for example, loses what is written to a deleted file.
+    """
+    try:
+        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except (AttributeError, OSError):  # AttributeError: macOS
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+
+
 @contextlib.contextmanager
 def replace_own(path: str, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """A new file that is renamed to `path` at the end of the block; if that fails, the old file stays."""

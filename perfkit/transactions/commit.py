@@ -14,10 +14,12 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain, groupby, islice
 from typing import IO
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
+from perfkit.filesystem.own_files import create_unnamed
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import holds_modes, sync_directory, sync_file, syncfs
@@ -115,12 +117,8 @@ class Committer:
 
     def new_change_set(self) -> ChangeSet:
         """A change set whose new files are staged here, or were fetched."""
-        return ChangeSet(f"{self._stage}/", FETCHED_OBJECT, self._create_unnamed_file, modes=self.holds_modes)
-
-    def _create_unnamed_file(self) -> int:
-        name, fd = self.create_staged_file()
-        self.rootdir.unlink(name)
-        return fd
+        create_file = partial(create_unnamed, os.path.join(self.rootdir.root, self._stage))
+        return ChangeSet(f"{self._stage}/", FETCHED_OBJECT, create_file, modes=self.holds_modes)
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:

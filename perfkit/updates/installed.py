@@ -14,7 +14,7 @@ from perfkit.downloads.file_origin import digest_of
 from perfkit.downloads.http.urls import unsigned
 from perfkit.errors import UpdateError
 from perfkit.filesystem.compact import FileBytes
-from perfkit.filesystem.own_files import create_own, open_own, read_record, write_record
+from perfkit.filesystem.own_files import create_unnamed, open_own, read_record, write_record
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
@@ -116,9 +116,7 @@ def moved_to_file(manifest: Manifest, directory: str) -> Manifest:
     """
     if len(manifest) < _MANY_FILES:
         return manifest
-    path = os.path.join(directory, "manifest~")
-    with open(create_own(path), "r+b") as file:
-        os.unlink(path)
+    with open(create_unnamed(directory), "r+b") as file:
         file.write(manifest.raw)
         file.flush()
         return manifest.reading(FileBytes(os.dup(file.fileno())))

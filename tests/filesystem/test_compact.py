@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 
 from perfkit.filesystem.compact import DigestIndex, DigestSet, FileBytes, FileRows, Names, pack_numbers, sort_numbers
+from perfkit.filesystem.own_files import create_unnamed
 from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import check_ops, read_ops, write_ops
@@ -34,9 +35,7 @@ KINDS = ["staged", "fetched", "other", "drop", "forget"]
 
 
 def unnamed_file() -> int:
-    descriptor, path = tempfile.mkstemp()
-    os.unlink(path)
-    return descriptor
+    return create_unnamed(tempfile.gettempdir())
 
 
 def change_set() -> ChangeSet:

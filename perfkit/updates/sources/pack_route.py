@@ -49,7 +49,8 @@ class PackRoute:
         self._local = local
         self._seeds: Seeds | None = None
         self._manifest = manifest
-        self._index = Index.parse(site.get_index(index), manifest)
+        with contextlib.closing(site.get_index(index)) as raw:
+            self._index = Index.parse(raw, manifest)
         self._variant = variant
 
     def offer(self, missing: Set[bytes]) -> Offer:
@@ -164,7 +165,8 @@ def begin_packs(site: SiteClient, packed: PackedRef) -> None:
     Raises:
         ManifestError, TransferError, OSError: the index can't be fetched, or is damaged.
     """
-    index = Index.without_pieces(site.get_index(packed))
+    with contextlib.closing(site.get_index(packed)) as raw:
+        index = Index.without_pieces(raw)
     size = sum(index.packed)
     if len(index) <= _AHEAD_FRAMES and size <= _AHEAD_BYTES and size * _AHEAD_SPACE <= site.free_space():
         site.begin_ranges(index, _ranges(index, range(len(index))))

@@ -15,7 +15,7 @@ from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, HTTPStatusError
 from perfkit.filesystem.compact import FileBytes
-from perfkit.filesystem.own_files import create_own
+from perfkit.filesystem.own_files import create_unnamed
 from perfkit.minisign.public_keys import MAX_FILE_BYTES
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME, channel_name
@@ -144,10 +144,8 @@ class SiteClient:
         return whole.getvalue()
 
     def get_index(self, packed: PackedRef) -> FileBytes:
-        """The decompressed bytes of an index, which may be megabytes, in a file without a name."""
-        path = self._fetcher.path("index~")
-        with open(create_own(path), "r+b") as file:
-            os.unlink(path)
+        """The decompressed bytes of an index, which may be megabytes, in a file without a name; close it."""
+        with open(create_unnamed(self._fetcher.stage), "r+b") as file:
             file.writelines(self._unpack(packed, "the index"))
             file.flush()
             return FileBytes(os.dup(file.fileno()))
