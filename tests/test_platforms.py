@@ -24,7 +24,7 @@ _WITHOUT = """
 import fcntl, gc, mmap, os, socket, sys
 for module, names in {
     os: "O_PATH copy_file_range fdatasync getxattr setxattr listxattr sched_getaffinity posix_spawn POSIX_SPAWN_DUP2 "
-        "POSIX_SPAWN_OPEN SEEK_DATA SEEK_HOLE posix_fadvise posix_fallocate memfd_create pidfd_open splice",
+        "POSIX_SPAWN_OPEN SEEK_DATA SEEK_HOLE posix_fadvise posix_fallocate memfd_create pidfd_open splice O_TMPFILE",
     fcntl: "F_SETLEASE F_GETLEASE F_SETSIG F_GETSIG F_NOTIFY F_SETPIPE_SZ",
     socket: "MSG_NOSIGNAL TCP_INFO TCP_WINDOW_CLAMP TCP_USER_TIMEOUT TCP_QUICKACK TCP_KEEPIDLE AF_NETLINK",
     gc: "get_threshold set_threshold callbacks freeze",

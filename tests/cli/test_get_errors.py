@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tests.support.command import (
     get,
 )
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import unheard
 
 Start = Callable[..., MisbehavingServer]
 URL = "http://127.0.0.1:1/f"
@@ -92,9 +92,7 @@ def test_wrong_checksum(file_server: Server, tmp_path: Path, capsys: Capture) ->
 
 def test_connection_refused(capsys: Capture) -> None:
     """Nothing listens there, and the error says so; it is not reported as a timeout."""
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        port = unheard.getsockname()[1]
+    with unheard() as (_, port):
         url = f"http://127.0.0.1:{port}/f"
         code, value, errors = get(capsys, "--retries", 0, url)
     assert code == 1

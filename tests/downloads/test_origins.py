@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,17 @@ from perfkit import (
 from perfkit.downloads.http.semantics import Version
 from tests.support.fakes import Exchange, Start
 from tests.support.kits import MakeKit
-from tests.support.network import BODY, SHA256, serve_body
+from tests.support.network import BODY, SHA256, serve_body, unheard
 
 # -- mirrors and checksums ---------------------------------------------------------------------------------------------
 
 
 def test_mirrors_in_order(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """A dead origin and one that refuses; the third has it, and the bytes are checked."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        dead = f"http://127.0.0.1:{listener.getsockname()[1]}/f"
     refusing, good = misbehaving(lambda x: x.respond("404 Not Found")), misbehaving(serve_body)
     mirrors = [f"{refusing.url}/f", f"{good.url}/f"]
-    download = kit.download(dead, out / "f", mirrors=mirrors, checksum=SHA256)
+    with unheard() as (host, port):
+        download = kit.download(f"http://{host}:{port}/f", out / "f", mirrors=mirrors, checksum=SHA256)
     assert (out / "f").read_bytes() == BODY
     assert len(refusing.requests) == 1
     assert download.version == Version()  # no other server's, which would mean something else at the first

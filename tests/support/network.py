@@ -1,4 +1,4 @@
-"""A proxy, and servers with certificates of an authority that the test makes."""
+"""A proxy, an address that refuses, and servers with certificates of an authority that the test makes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 
 import trustme
 
@@ -28,6 +29,14 @@ def server_context(authority: trustme.CA, host: str = "127.0.0.1", *, clients: b
         authority.configure_trust(context)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[tuple[str, int]]:
+    """An address that refuses connections, and that no server gets meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()
 
 
 class Proxy:

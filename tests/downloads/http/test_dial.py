@@ -18,7 +18,7 @@ from perfkit import Toolkit, TransferError, TransferTimeoutError
 from perfkit.downloads.http import dial
 from tests.support.fakes import MisbehavingServer
 from tests.support.kits import SOON_S
-from tests.support.network import BODY
+from tests.support.network import BODY, unheard
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
@@ -54,10 +54,9 @@ def dead() -> Iterator[tuple[str, int]]:
 
 
 @pytest.fixture
-def refusing() -> tuple[str, int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address: tuple[str, int] = listener.getsockname()
-        return address
+def refusing() -> Iterator[tuple[str, int]]:
+    with unheard() as address:
+        yield address
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from perfkit.downloads.http import connection
 from perfkit.downloads.http.session import bypasses_proxy
 from tests.support.fakes import MisbehavingServer, Start
 from tests.support.kits import MakeKit, fetch
-from tests.support.network import BODY, Proxy
+from tests.support.network import BODY, Proxy, unheard
 
 
 @pytest.fixture
@@ -141,10 +141,9 @@ def test_a_name_with_a_port_in_use(
 
 
 @pytest.fixture
-def dead_port() -> int:
-    """Nobody listens there."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+def dead_port() -> Iterator[int]:
+    with unheard() as (_, port):
+        yield port
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
