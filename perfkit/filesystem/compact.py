@@ -192,6 +192,14 @@ class FileBytes:
         self._size = os.fstat(descriptor).st_size
         self._blocks: dict[int, bytes] = {}
 
+    @classmethod
+    def written(cls, parts: Iterable[bytes], descriptor: int) -> FileBytes:
+        """The bytes of all parts, which are written to this empty file."""
+        with open(descriptor, "r+b") as file:
+            file.writelines(parts)
+            file.flush()
+            return cls(os.dup(file.fileno()))
+
     def __len__(self) -> int:
         return self._size
 

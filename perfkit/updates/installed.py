@@ -116,10 +116,7 @@ def moved_to_file(manifest: Manifest, directory: str) -> Manifest:
     """
     if len(manifest) < _MANY_FILES:
         return manifest
-    with open(create_unnamed(directory), "r+b") as file:
-        file.write(manifest.raw)
-        file.flush()
-        return manifest.reading(FileBytes(os.dup(file.fileno())))
+    return manifest.reading(FileBytes.written([manifest.raw], create_unnamed(directory)))
 
 
 def _write_serials(root: str, serials: Mapping[str, int]) -> None:

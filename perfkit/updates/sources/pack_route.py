@@ -24,8 +24,6 @@ _RANGE_BYTES = 1 << 20  # minimum of a request, if there is that much to fetch: 
 _MAX_RANGES = 24  # of that size; if there is more to fetch, the ranges are larger
 # Unused bytes that are fetched to save a request: what arrives in the time of one, but a small part of the total.
 _LEAST_GAP_BYTES, _MAX_GAP_BYTES, _MAX_GAPS = 4 << 10, 24 << 10, 128
-
-
 _AHEAD_BYTES, _AHEAD_FRAMES = 32 << 20, 4096  # maximum of what is fetched before the manifest has come
 _AHEAD_SPACE = 16  # times the bytes that must be free for that: it is not known yet how much they are unpacked
 

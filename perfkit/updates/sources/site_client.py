@@ -145,10 +145,7 @@ class SiteClient:
 
     def get_index(self, packed: PackedRef) -> FileBytes:
         """The decompressed bytes of an index, which may be megabytes, in a file without a name; close it."""
-        with open(create_unnamed(self._fetcher.stage), "r+b") as file:
-            file.writelines(self._unpack(packed, "the index"))
-            file.flush()
-            return FileBytes(os.dup(file.fileno()))
+        return FileBytes.written(self._unpack(packed, "the index"), create_unnamed(self._fetcher.stage))
 
     def _unpack(self, packed: PackedRef, label: str) -> Iterator[bytes]:
         (path,) = self.get([packed.object], label, phase=f"reading {label}")
