@@ -51,6 +51,7 @@ def make_context(verify: bool | str, cert: ClientCert | None, setting: str, cert
         warnings.warn("TLS certificate verification is disabled", RuntimeWarning, stacklevel=2)
     if cert is not None:
         _load(cert_setting, context.load_cert_chain, *((cert,) if isinstance(cert, str) else cert))
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # CPython 3.11.2 sets it: a body cut off would seem complete
     return context
 
 

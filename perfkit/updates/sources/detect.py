@@ -17,10 +17,15 @@ METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 FIRST_BYTES = 16 << 10  # to give to `detect_type`, if the source has that many
 _BLOCK = 512
 _TARS = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-_XML_ROOT = re.compile(rb"\s*+(?:<\?xml[^>]*\?>)?+(?:\s|<!--.*?-->)*+<(?:[\w.-]+:)?metalink\s[^>]*", re.DOTALL)
+# A comment can match in one way only, so that patterns of many don't take forever. `(...)*+` would do, too, but CPython
+# 3.11.2, which is Debian 12's, matches it wrongly.
+_COMMENT = rb"<!--(?:(?!-->).)*-->"
+_XML_ROOT = re.compile(rb"\s*+(?:<\?xml[^>]*\?>)?(?:\s|" + _COMMENT + rb")*<(?:[\w.-]+:)?metalink\s[^>]*", re.DOTALL)
 _PROGRAMS = (b"MZ", b"\x7fELF", b"#!")  # may start a self-extracting archive; the end of the file tells
 _HTML = ("text/html", "application/xhtml+xml")
-_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(?:<!--.*?-->\s*|<\?xml[^>]*>\s*)*+<(?:!doctype\s+html|html)\b", re.I | re.S)
+_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*+(?:" + _COMMENT + rb"\s*|<\?xml[^>]*>\s*)*<(?:!doctype\s+html|html)\b", re.I | re.S
+)
 
 
 def is_html(content_type: str | None, first: bytes = b"") -> bool:
