@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import ConfigError, LockedError, Toolkit, UnsafePathError, UpdateError
-from perfkit.releases.publish.publisher import GRACE_S
+from perfkit.releases.publish.options import GRACE_S
 from perfkit.releases.publish.site import Site
 from perfkit.transactions.tree import Tree
 from tests.support.signing import OLD, publish_signed, signature_file

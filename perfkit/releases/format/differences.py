@@ -67,7 +67,7 @@ def no_differences() -> tuple[bytes, int]:
 
 
 def _lzma(form: bytes) -> bytes:
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": _DICT_BYTES}]
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": _DICT_BYTES, "pb": 0}]
     return lzma.compress(form, lzma.FORMAT_RAW, filters=filters)
 
 

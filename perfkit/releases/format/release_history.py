@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,7 @@ from perfkit.releases.format.pointer import (
 )
 
 MAX_HISTORY_BYTES = 16 << 20
+_DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,34 @@ class History:
             base=record.base,
         )
         return Pointer.parse(made.encode())
+
+
+def cheapest_hops(deltas: Iterable[DeltaRef], releases: list[str]) -> tuple[DeltaRef, ...]:
+    """For each earlier release, the first delta of the cheapest chain to the last one."""
+    target = releases[-1]
+    into: dict[str, list[DeltaRef]] = {}
+    for delta in deltas:
+        into.setdefault(delta.target, []).append(delta)
+    best: dict[str, DeltaRef] = {}
+    order = itertools.count()
+    queue: list[tuple[int, int, str, DeltaRef | None]] = [(0, next(order), target, None)]
+    done: set[str] = set()
+    while queue:
+        cost, _, at, first = heapq.heappop(queue)
+        if at in done:
+            continue
+        done.add(at)
+        if first is not None:
+            best[at] = first
+        for back in into.get(at, ()):
+            heapq.heappush(queue, (cost + back.object.bytes + _DELTA_REQUEST_BYTES, next(order), back.origin, back))
+    wanted = set()
+    for release in releases[:-1]:
+        at = release
+        while at in best and at not in wanted:
+            wanted.add(at)
+            at = best[at].target
+    return tuple(best[release] for release in sorted(wanted))
 
 
 def _record(row: list[Any]) -> ReleaseRecord:

@@ -10,7 +10,8 @@ from typing import Any
 from perfkit.errors import PerfkitError
 from perfkit.filesystem.watch import ALL, DirtySet
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.publish.publisher import PublishOptions, Release, check_places, publish_manifest
+from perfkit.releases.publish.options import PublishOptions
+from perfkit.releases.publish.publisher import Release, check_places, publish_manifest
 from perfkit.releases.publish.source_tree import SourceTree
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from perfkit.progress.text import printable
 from perfkit.releases.format import channel_name
 from perfkit.releases.format.pointer import ObjectRef, Pointer
 from perfkit.releases.format.release_history import History
-from perfkit.releases.publish.publisher import GRACE_S, expiry
+from perfkit.releases.publish.options import GRACE_S, expiry
 from perfkit.releases.publish.site import Site, referenced
 from perfkit.transactions.history import Pruned
 

@@ -1,0 +1,84 @@
+"""How to publish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import get_args
+
+from perfkit.errors import ConfigError
+from perfkit.minisign.secret_keys import SecretKey
+from perfkit.releases.format.pointer import MAX_SERIAL
+from perfkit.releases.publish.source_tree import Links
+
+GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
+_MAX_LEVEL = 22
+_MAX_RELEASES = 1000  # the history stays a few megabytes
+_LONGEST_S = 100 * 365.25 * 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishOptions:
+    """How to publish.
+
+    Attributes:
+        version: the name of the version; one line of at most 200 characters. `{n}` in it becomes the number of the
+            release, `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
+        keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
+        exclude: patterns, as in a `.gitignore`, of names to leave out; a directory is left out with its contents.
+        links: what to do with symbolic links, as for `SourceTree`.
+        serial: the serial of the release; None: the time, or one more than the last serial if that is higher.
+        wait_s: how long to wait for another process that publishes to this site.
+        level: compression level of what first installs fetch, from 1 to 22; further releases add with 18 at most. What
+            updates fetch has 12 at most.
+        keep_releases: how many releases can be installed, including this one.
+        grace_s: how long unused objects are kept, for clients that are in the middle of a sync.
+        sign_keys: the keys that sign the pointer.
+        expires_s: after how long the pointer expires; None: never. Publishing again renews it.
+
+    Raises:
+        ConfigError: a value is invalid.
+    """
+
+    version: str
+    keep_deltas: int = 3
+    exclude: Collection[str] = ()
+    links: Links = "refuse"
+    serial: int | None = None
+    wait_s: float = 0.0
+    level: int = 19
+    keep_releases: int = 16
+    grace_s: float = GRACE_S
+    sign_keys: Collection[SecretKey] = ()
+    expires_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.version, str) or not 1 <= len(self.version) <= 200 or not self.version.isprintable():
+            raise ConfigError(f"version {self.version!r} is not one line of 1 to 200 characters")
+        if self.keep_deltas < 0:
+            raise ConfigError(f"keep_deltas must be 0 or more; got {self.keep_deltas}")
+        if not 1 <= self.level <= _MAX_LEVEL:
+            raise ConfigError(f"level must be from 1 to {_MAX_LEVEL}; got {self.level}")
+        if not 1 <= self.keep_releases <= _MAX_RELEASES:
+            raise ConfigError(f"keep_releases must be from 1 to {_MAX_RELEASES}; got {self.keep_releases}")
+        if not 0 <= self.grace_s < _LONGEST_S:
+            raise ConfigError(f"grace_s must be 0 or more seconds, and less than 100 years; got {self.grace_s}")
+        if self.links not in get_args(Links):
+            raise ConfigError(f"links must be one of {', '.join(get_args(Links))}; got {self.links!r}")
+        if self.serial is not None and not 1 <= self.serial <= MAX_SERIAL:
+            raise ConfigError(f"serial must be from 1 to {MAX_SERIAL}; got {self.serial}")
+        expiry(self.expires_s)
+
+
+def expiry(expires_s: float | None) -> int:
+    """The Unix time in so many seconds; 0 for None.
+
+    Raises:
+        ConfigError: it is no time within the next 100 years.
+    """
+    if expires_s is None:
+        return 0
+    if not 1 <= expires_s <= _LONGEST_S:
+        raise ConfigError(f"expires_s must be from 1 second to 100 years, or None; got {expires_s}")
+    return int(time.time() + expires_s)
