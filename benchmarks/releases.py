@@ -1,6 +1,6 @@
 """Benchmark releases against other update methods: bytes to fetch, requests, and the cost of publishing.
 
-    python benchmarks/releases.py [--only django lxml ansible again] [--cache DIR] [--out DIR]
+    python benchmarks/releases.py [--only django lxml ansible again behind] [--cache DIR] [--out DIR]
 
 Trees are source distributions from PyPI, downloaded by pip into the cache. Our bytes are those of the objects and
 ranges that a client of `docs/format.md` fetches, plus HEADERS for each request; what a server counted is another
@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import shutil
 import sys
 from collections.abc import Callable
@@ -34,7 +35,9 @@ from corpora import (
     unpack,
 )
 from measure import MB, machine, note, versions
+from scale import serve
 
+from perfkit import Toolkit
 from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces, tag
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
@@ -43,6 +46,7 @@ from perfkit.releases.format.zstd import decompress
 from perfkit.releases.publish.publisher import publish
 
 AGAIN = "again"  # synthetic trees of which little changes
+BEHIND = "behind"  # a client that has missed a hundred releases
 HEADERS = 600  # bytes of a request and its response headers, with nginx and perfkit
 
 
@@ -64,13 +68,13 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*CORPORA, AGAIN], default=[*CORPORA, AGAIN])
+    parser.add_argument("--only", nargs="+", choices=[*CORPORA, *SYNTHETIC], default=[*CORPORA, *SYNTHETIC])
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/perfkit-benchmarks")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     rows: list[Row] = []
     for name in arguments.only:
-        found = again_rows(arguments.cache) if name == AGAIN else corpus_rows(name, arguments.cache)
+        found = SYNTHETIC[name](arguments.cache) if name in SYNTHETIC else corpus_rows(name, arguments.cache)
         note("\n".join(table(found)))
         rows += found
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -152,6 +156,44 @@ def again_rows(cache: Path) -> list[Row]:
     size = sum(path.stat().st_size for path in Path(f"{growing}.site").rglob("*"))
     rows.append(Row(AGAIN, "20 × 0.1 of 60 MB, site", size, 1.6 * 60 * MB, {}))
     return rows
+
+
+def behind_rows(cache: Path) -> list[Row]:
+    """What a client fetches that is 100 releases behind, without deltas: each has 33 KB more in 3 of 600 files."""
+    work = cache / "work" / BEHIND
+    shutil.rmtree(work, ignore_errors=True)
+    tree, old, site, chance = work / "tree", work / "old", work / "site", random.Random(1)
+    tree.mkdir(parents=True)
+    names = [f"{number:03}.rules" for number in range(600)]
+    for name in names:
+        (tree / name).write_bytes(rules(chance, 95_000))
+    shutil.copytree(tree, old)
+    with Toolkit() as kit, serve(str(work)) as url:
+        kit.publish(tree, site, version="0")
+        kit.sync(f"{url}/site", work / "client")
+        for release in range(1, 101):
+            for name in chance.sample(names, 3):
+                data = (tree / name).read_bytes()
+                at = data.find(b"\n", chance.randrange(len(data) - 200)) + 1
+                (tree / name).write_bytes(data[:at] + rules(chance, 33_333) + data[at:])
+            kit.publish(tree, site, version=str(release), keep_deltas=0)
+        report = kit.sync(f"{url}/site", work / "client")
+    moved = rsync_bytes(old, tree)
+    received = report.bytes_received + report.requests * HEADERS
+    return [Row(BEHIND, "100 releases", received, 1.2 * moved, {"rsync -rcz": moved}, report.requests)]
+
+
+def rules(chance: random.Random, size: int) -> bytes:
+    """Lines of text that differ in numbers."""
+    found = bytearray()
+    while len(found) < size:
+        ports = chance.randrange(1 << 16), chance.randrange(1 << 16)
+        numbers = (*ports, chance.randrange(1 << 30), chance.randrange(1 << 20))
+        found += b'alert tcp %d any -> any %d (msg:"x%d"; sid:%d;)\n' % numbers
+    return bytes(found)
+
+
+SYNTHETIC = {AGAIN: again_rows, BEHIND: behind_rows}
 
 
 def overwrite(path: Path, offset: int, size: int) -> None:

@@ -202,7 +202,7 @@ class Index:
     def encode(
         manifest: Manifest,
         packs: Sequence[Pack],
-        frames: Sequence[tuple[int, int, int, int, int]],
+        frames: Iterable[tuple[int, int, int, int, int]],
         pieces: Iterable[tuple[int, int, int, int, int]],
         *,
         tags: bool,
@@ -214,19 +214,20 @@ class Index:
             pieces: entry, offset, start, length and tag, as in `Piece`; frame by frame. Each blob must be listed once.
         """
         per_pack, ends = [0] * len(packs), [0] * len(packs)
-        gaps, tails, tag_values = array("Q"), array("I"), array("Q")
+        gaps, packed, tails, counts, tag_values = array("Q"), array("I"), array("I"), array("I"), array("Q")
         columns = array("I"), array("Q"), array("I"), array("I")
         steps, jumps, moves, given = columns
-        sizes = [manifest.size(entry) for entry in range(len(manifest))]
-        expected = array("Q", bytes(8 * len(sizes)))
+        expected = array("Q", bytes(8 * len(manifest)))
         before, listed = -1, iter(pieces)
         for pack, at, compressed, content, count in frames:
             per_pack[pack] += 1
             gaps.append(at - ends[pack])
             ends[pack] = at + compressed
+            packed.append(compressed)
+            counts.append(count)
             end = used = 0
             for entry, offset, start, length, tag in islice(listed, count):
-                part = offset + length != sizes[entry]
+                part = offset + length != manifest.size(entry)
                 steps.append(zigzag(entry - before - 1))
                 jumps.append(zigzag(offset - expected[entry]))
                 moves.append(zigzag(start - end))
@@ -238,12 +239,11 @@ class Index:
                 used = max(used, end)
             tails.append(content - used)
         shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in packs]
-        counts = (len(packs), len(frames), len(steps), len(tag_values))
         return b"".join(
             (
                 _MAGIC,
                 manifest.sha256,
-                *(count.to_bytes(4, "little") for count in counts),
+                *(len(each).to_bytes(4, "little") for each in (packs, packed, steps, tag_values)),
                 b"".join(bytes.fromhex(pack.object.sha256) for pack in packs),
                 pack_column(8, (pack.object.bytes for pack in packs)),
                 b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
@@ -251,9 +251,9 @@ class Index:
                 pack_column(4, (packed.size for packed in shared)),
                 pack_column(4, per_pack),
                 pack_column(8, gaps),
-                pack_column(4, (frame[2] for frame in frames)),
+                pack_column(4, packed),
                 pack_column(4, tails),
-                pack_column(4, (frame[4] for frame in frames)),
+                pack_column(4, counts),
                 *(pack_column(width, column) for width, column in zip((4, 8, 4, 4), columns, strict=True)),
                 pack_column(8, tag_values),
             )

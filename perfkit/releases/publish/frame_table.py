@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate, chain, compress, repeat
+from itertools import accumulate, chain, compress, groupby, repeat
 
 from perfkit.releases.format.index import Index, Pack
 from perfkit.releases.format.manifest import Manifest
@@ -56,6 +56,37 @@ class _Overlaps:
 
     def find(self, begin: int, end: int) -> list[tuple[int, int, int, int]]:
         return self._rows[bisect_right(self._ends, begin) : bisect_left(self._rows, (end,))]
+
+
+class Gaps:
+    """Ranges of contents that no piece covers, in columns, in order of entries and places."""
+
+    def __init__(self) -> None:
+        self._entries, self._begins, self._ends = array("I"), array("Q"), array("Q")
+
+    def add(self, entry: int, begin: int, end: int) -> None:
+        """Add a range; call this in order."""
+        self._entries.append(entry)
+        self._begins.append(begin)
+        self._ends.append(end)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Entry, beginning and end of each range."""
+        return zip(self._entries, self._begins, self._ends, strict=True)
+
+    def entries(self) -> Iterator[int]:
+        """The entries, each once."""
+        return (entry for entry, _ in groupby(self._entries))
+
+    def of(self, entry: int) -> Iterable[tuple[int, int]]:
+        """The beginnings and ends of the ranges of an entry."""
+        here = slice(bisect_left(self._entries, entry), bisect_right(self._entries, entry))
+        return zip(self._begins[here], self._ends[here], strict=True)
+
+    @property
+    def bytes(self) -> int:
+        """The total length of the ranges."""
+        return sum(self._ends) - sum(self._begins)
 
 
 class FrameTable:
@@ -140,17 +171,21 @@ class FrameTable:
             column = getattr(self, name)
             setattr(self, name, array(column.typecode, compress(column, keep)))
 
-    def used(self) -> dict[int, list[int]]:
+    def used(self) -> dict[int, array[int]]:
         """The frames with pieces, by pack, each in order of their offsets."""
-        found: dict[int, list[int]] = defaultdict(list)
-        for frame in set(self.frames):
+        found: dict[int, array[int]] = defaultdict(lambda: array("I"))
+        for frame in compress(range(len(self)), self._piece_counts()):
             found[self.packs_of[frame]].append(frame)
-        for frames in found.values():
-            frames.sort(key=self.at.__getitem__)
-        return dict(found)
+        return {pack: array("I", sorted(frames, key=self.at.__getitem__)) for pack, frames in found.items()}
 
-    def gaps(self, manifest: Manifest, entries: Iterable[int]) -> dict[int, list[tuple[int, int]]]:
-        """The ranges of contents that no piece covers: beginnings and ends, for each of these entries that has any."""
+    def _piece_counts(self) -> array[int]:
+        counts = array("I", bytes(4 * len(self)))
+        for frame in self.frames:
+            counts[frame] += 1
+        return counts
+
+    def gaps(self, manifest: Manifest, entries: Iterable[int]) -> Gaps:
+        """What no piece covers of the contents of these entries, which are in ascending order."""
         single = array("Q", bytes(8 * len(manifest)))  # bytes from the beginning
         several: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for entry, offset, length in zip(self.entries, self.offsets, self.lengths, strict=True):
@@ -158,40 +193,39 @@ class FrameTable:
                 single[entry] += length
             else:
                 several[entry].append((offset, offset + length))
-        found: dict[int, list[tuple[int, int]]] = {}
+        found = Gaps()
         for entry in entries:
             size, reached = manifest.size(entry), single[entry]
             if reached == size:
                 continue
             for begin, end in (*sorted(several.get(entry, ())), (size, size)):
                 if begin > reached:
-                    found.setdefault(entry, []).append((reached, begin))
+                    found.add(entry, reached, begin)
                 reached = max(reached, end)
         return found
 
-    def compressible(self, gaps: dict[int, list[tuple[int, int]]], ratio: float) -> dict[int, list[tuple[int, int]]]:
+    def compressible(self, gaps: Gaps, ratio: float) -> Gaps:
         """The gaps in entries that this table compresses to at most `ratio`, or of which it has little content."""
-        count = max(gaps, default=-1) + 1
+        count = max(self.entries, default=-1) + 1
         packed, sizes = array("d", bytes(8 * count)), array("Q", bytes(8 * count))
         for frame, entry, length in zip(self.frames, self.entries, self.lengths, strict=True):
-            if entry in gaps:
-                packed[entry] += length * self.packed[frame] / self.sizes[frame]
-                sizes[entry] += length
-        return {
-            entry: ranges
-            for entry, ranges in gaps.items()
-            if sizes[entry] < _SMALL_BYTES or packed[entry] <= ratio * sizes[entry]
-        }
+            packed[entry] += length * self.packed[frame] / self.sizes[frame]
+            sizes[entry] += length
+        found = Gaps()
+        for entry, begin, end in gaps:
+            if sizes[entry] < _SMALL_BYTES or packed[entry] <= ratio * sizes[entry]:
+                found.add(entry, begin, end)
+        return found
 
-    def add_from(self, other: FrameTable, gaps: dict[int, list[tuple[int, int]]]) -> None:
+    def add_from(self, other: FrameTable, gaps: Gaps) -> None:
         """Add the frames of another table that fill these gaps."""
-        if not gaps:
+        if not gaps.bytes:
             return
         first = len(self.packs)
         self.packs += other.packs
         places: dict[int, int] = {}
         for number, entry in enumerate(other.entries):
-            for begin, end in gaps.get(entry, ()):
+            for begin, end in gaps.of(entry):
                 offset = other.offsets[number]
                 low, high = max(begin, offset), min(end, offset + other.lengths[number])
                 if low < high:
@@ -209,26 +243,27 @@ class FrameTable:
 
     def objects(self) -> tuple[ObjectRef, ...]:
         """The packs in use, and their dictionaries."""
-        packs = [self.packs[pack] for pack in sorted(self.used())]
+        packs = [self.packs[pack] for pack in sorted(set(map(self.packs_of.__getitem__, self.frames)))]
         return tuple(
             {ref: None for pack in packs for ref in (pack.object, pack.dictionary and pack.dictionary.object) if ref}
         )
 
     def encode(self, manifest: Manifest, *, tags: bool) -> bytes:
         """The bytes of the index; frames in the order of packs and offsets."""
-        used = self.used()
+        used, counts = self.used(), self._piece_counts()
         packs = sorted(used)
-        rank = array("I", bytes(4 * len(self)))
-        counts = array("I", bytes(4 * len(self)))
-        for frame in self.frames:
-            counts[frame] += 1
-        rows: list[tuple[int, int, int, int, int]] = []
-        for number, pack in enumerate(packs):
-            for frame in used[pack]:
-                rank[frame] = len(rows)
-                rows.append((number, self.at[frame], self.packed[frame], self.sizes[frame], counts[frame]))
-        ranks = array("I", map(rank.__getitem__, self.frames))
-        order = array("I", sorted(range(len(ranks)), key=ranks.__getitem__))
+        place, following = 0, array("I", bytes(4 * len(self)))  # of each frame: the place of its next piece
+        for frame in chain.from_iterable(map(used.__getitem__, packs)):
+            following[frame], place = place, place + counts[frame]
+        order = array("I", bytes(4 * len(self.frames)))
+        for piece, frame in enumerate(self.frames):
+            order[following[frame]] = piece
+            following[frame] += 1
+        rows = (
+            (number, self.at[frame], self.packed[frame], self.sizes[frame], counts[frame])
+            for number, pack in enumerate(packs)
+            for frame in used[pack]
+        )
         columns = (self.entries, self.offsets, self.starts, self.lengths, self.tags)
         pieces: Iterator[tuple[int, int, int, int, int]] = zip(
             *(map(column.__getitem__, order) for column in columns), strict=True

@@ -25,7 +25,7 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
 from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
 from perfkit.releases.publish.blob_reader import BlobReader
-from perfkit.releases.publish.frame_table import Copies, FrameTable
+from perfkit.releases.publish.frame_table import Copies, FrameTable, Gaps
 from perfkit.releases.publish.site import ObjectWriter, Site
 from perfkit.releases.publish.source_tree import CHANGED
 
@@ -82,26 +82,20 @@ def _checked(
         raise FileChangedError(manifest.name(entry), CHANGED)
 
 
-def write_solid(
-    manifest: Manifest, gaps: dict[int, list[tuple[int, int]]], order: Sequence[int], opened: Open, writer: PackWriter
-) -> None:
+def write_solid(manifest: Manifest, gaps: Gaps, opened: Open, writer: PackWriter) -> None:
     """Write ranges of files into large frames, one after the other; a frame may end in the middle of a file.
 
     There are as few frames as possible, of about the same size, so that no thread waits long for another.
-
-    Args:
-        gaps: the beginnings and ends of the ranges, for each entry.
-        order: the order of the entries.
     """
-    total = sum(end - begin for ranges in gaps.values() for begin, end in ranges)
-    most = min(SOLID_BYTES, total // (total // SOLID_BYTES + 1) + _READ_BYTES)
+    most = min(SOLID_BYTES, gaps.bytes // (gaps.bytes // SOLID_BYTES + 1) + _READ_BYTES)
     buffer = bytearray()
     pieces: list[Piece] = []
-    for entry in order:
+    for entry in solid_order(manifest, gaps.entries()):
         with opened(entry) as file:
+            ranges = tuple(gaps.of(entry))
             whole = ((data, None) for data in iter(lambda: file.read(_READ_BYTES), b""))
             for at, data, _ in _checked(manifest, entry, whole):
-                for begin, end in gaps[entry]:
+                for begin, end in ranges:
                     low, high = max(begin, at), min(end, at + len(data))
                     if low >= high:
                         continue

@@ -28,7 +28,7 @@ from perfkit.releases.format.pointer import BaseManifest, DeltaRef, PackedRef, P
 from perfkit.releases.format.release_history import History, ReleaseRecord, cheapest_hops
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.delta_encoder import Comparison, encode_delta, new_blobs
-from perfkit.releases.publish.frame_table import Copies, FrameTable
+from perfkit.releases.publish.frame_table import Copies, FrameTable, Gaps
 from perfkit.releases.publish.manifest_patch import manifest_patch
 from perfkit.releases.publish.options import PublishOptions, expiry
 from perfkit.releases.publish.packing import (
@@ -113,6 +113,7 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     known = _known_files(site) if clock_ns else None
     tree.read_all(progress, known)
     manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
+    known = None
     tree.entries.clear()  # frees 300 bytes for each file
     release = publish_manifest(src, site, manifest, chosen, progress=progress)
     if clock_ns:
@@ -239,10 +240,10 @@ class _Publisher:
             with pool() as threads:
                 copies = self._copies()
                 small, new_bytes = self._small_frames(copies, threads, options.level)
+                fine = self._site.put_packed(small.encode(manifest, tags=True))
+                packed, base = self._put_manifest()
+                most = new_bytes + packed.object.bytes + fine.object.bytes
                 with self._large_frames(small, copies, threads, options.level) as large:  # compressed meanwhile
-                    fine = self._site.put_packed(small.encode(manifest, tags=True))
-                    packed, base = self._put_manifest()
-                    most = new_bytes + packed.object.bytes + fine.object.bytes
                     for delta in self._deltas(options.keep_deltas, threads, small, most):
                         deltas[delta.origin, delta.target] = delta
                 solid = self._site.put_packed(large.encode(manifest, tags=False))
@@ -350,14 +351,12 @@ class _Publisher:
             table.drop(lambda frame: table.packs[table.packs_of[frame]].object in stand_in)
             level = min(level, _LATER_LEVEL)
         gaps = table.gaps(self._manifest, self._first.values())
-        if self._size(gaps) > _FEW_BYTES:
+        if self._size(gaps.entries()) > _FEW_BYTES:
             gaps = small.compressible(gaps, _WORTH_RATIO)
-        size = sum(end - begin for ranges in gaps.values() for begin, end in ranges)
-        if size <= _SOLID_GAP * (size + sum(table.lengths)):
-            gaps, size = {}, 0
-        with self._writer(threads, table, level, "packing for first installs", size) as writer:
-            write_solid(self._manifest, gaps, solid_order(self._manifest, gaps), self._open, writer)
-            gaps = {}  # frees hundreds of bytes for each file; the last frames need memory now
+        if gaps.bytes <= _SOLID_GAP * (gaps.bytes + sum(table.lengths)):
+            gaps = Gaps()
+        with self._writer(threads, table, level, "packing for first installs", gaps.bytes) as writer:
+            write_solid(self._manifest, gaps, self._open, writer)
             yield table
             if old is not None:
                 merge_packs(table, old, writer)
