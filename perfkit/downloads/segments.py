@@ -14,7 +14,7 @@ Range = tuple[int, int]  # start, end (exclusive)
 
 _RANGE_S = 2.0  # a range is about what a connection fetches in this time,
 _RANGES = 32  # but at least what is missing divided by this: each costs a round trip
-_ROUND_TRIPS = 4  # a range that takes no longer than this many is not split
+_ROUND_TRIPS = 2  # a range that takes no longer than this many is not split, nor than two more to open a connection
 _FAR_S = 0.02
 _FIRST_BYTES, _MOST_DOUBLINGS = 14_600, 40  # a connection starts with ten packets (RFC 6928), and doubles that
 _SLOW_S = 2.0
@@ -47,6 +47,7 @@ class Runner:
     came_s: float  # when bytes last arrived
     asked_end: int | None  # the segment's end when the runner began
     fresh: bool  # whether it has to open a connection
+    replaced: bool = False  # whether its connection was closed at the end
     first_s: float = 0.0  # when the first bytes arrived
     marks: list[tuple[float, int]] = field(default_factory=list)  # two earlier times and positions
 
@@ -189,32 +190,32 @@ class SegmentMap:
         is one. None if no range would take longer than a few round trips.
 
         Args:
-            minimum: neither part gets fewer bytes, unless the range has a slow connection.
+            minimum: neither part gets fewer bytes, unless the server is distant or the range has a slow connection.
             round_trip_s: to the server and back; 0 if unknown.
         """
-        worth_s = _ROUND_TRIPS * round_trip_s
         with self._lock:
+            worth_s = (_ROUND_TRIPS if self._idle else _ROUND_TRIPS + 2) * round_trip_s
             self._far_s = round_trip_s if round_trip_s >= _FAR_S else 0.0
             now = self._clock()
-            pace, missing = max(1.0, self._pace(now)), self._missing()
+            pace = max(1.0, self._pace(now))
             own = max(1.0, self._idle[-1]) if self._idle else pace
-            runners = sum(len(each.runners) for each in self._active) or 1
-            usual_s = min(_RANGE_S, max(worth_s, missing / (pace * runners) / 2))  # shorter and shorter towards the end
-            usual = max(int(own * usual_s), missing // _RANGES)
+            usual_s = min(_RANGE_S, max(worth_s, self._seconds_left(pace) / 2))  # shorter and shorter towards the end
+            usual = max(int(own * usual_s), self._missing() // _RANGES)
             segment, seconds = self._slowest(now, pace, worth_s, 2 * usual)
             if segment is None:
                 segment, seconds = self._slowest(now, pace, worth_s)
             if segment is None or segment.end is None:
                 return None
             left = _left(segment)
-            slow = seconds > max(_LONG_S, worth_s) and now - segment.runners[0].started_s >= _YOUNG_S
-            least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
-            together = left * seconds * own / (left + seconds * own)
-            if self._far_s and not self._idle:
+            together = left * max(0.0, seconds - self._far_s) * own / (left + seconds * own)
+            if not self._far_s:
+                slow = seconds > _LONG_S and now - segment.runners[0].started_s >= _YOUNG_S
+                least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
+            elif self._idle:
+                least = min(minimum, max(_FIRST_BYTES, int(own * self._far_s)))
+            else:
                 least, together = _LEAST_BYTES, _slow_start_bytes(seconds / self._far_s - 2)  # two to connect and ask
-                if together < least:
-                    return None
-            if left < 2 * least:
+            if left < 2 * least or (self._far_s and together < least):
                 return None
             taken = max(least, min(int(together), usual, left - least))
             rest = Segment(segment.end - taken, segment.end)
@@ -232,11 +233,21 @@ class SegmentMap:
                 return None
             return self._run(segment, segment.position)
 
-    def is_slower(self, runner: Runner) -> bool:
-        """Whether the runner was slower than the mean of the connections to this file."""
+    def gains_anew(self, runner: Runner) -> bool:
+        """Whether the runner was slower than the mean of the connections to this file, and a new connection would bring
+        more: in what time the file or a range still takes, less the round trips to connect and ask.
+        """
         with self._lock:
             now = self._clock()
-            return runner.position - runner.start < self._pace(now) * (now - runner.started_s)
+            pace = self._pace(now)
+            seconds = min(_RANGE_S, self._seconds_left(pace))
+            own = (runner.position - runner.start) / max(1e-3, now - runner.started_s)
+            trips = seconds / self._far_s - 2 if self._far_s else _MOST_DOUBLINGS
+            return own < pace and own * seconds < _slow_start_bytes(trips)
+
+    def _seconds_left(self, pace: float) -> float:
+        """Estimated time until the file is complete."""
+        return self._missing() / (max(1.0, pace) * (sum(len(each.runners) for each in self._active) or 1))
 
     def _pace(self, now: float) -> float:
         """The mean speed of a connection to this file."""
@@ -314,7 +325,7 @@ class SegmentMap:
             segment.runners.remove(runner)
             self._ended_bytes += runner.position - runner.start
             self._ended_s += self._clock() - runner.started_s
-            if runner.position == runner.asked_end:
+            if runner.position == runner.asked_end and not runner.replaced:
                 self._idle.append(runner.speed(self._clock()))
             if segment in self._active and not segment.runners:
                 self._active.remove(segment)
@@ -332,9 +343,9 @@ class SegmentMap:
 
 
 def _slow_start_bytes(round_trips: float) -> float:
-    """What a new connection has brought after that many, if nothing slows it."""
+    """What a new connection has brought that many after its request was answered, if nothing slows it."""
     doubled: float = 2.0 ** min(_MOST_DOUBLINGS, round_trips)
-    return _FIRST_BYTES * doubled
+    return _FIRST_BYTES * doubled if round_trips >= 0 else 0.0
 
 
 def _left(segment: Segment) -> int:
