@@ -236,7 +236,7 @@ def test_a_new_connection_has_to_be_worth_it() -> None:
     claimed(ranges)  # which takes six round trips, if it doubles its speed in each
     taken = ranges.split(100_000, 0.1)
     assert taken is not None
-    assert 32 << 10 <= (taken.remaining or 0) <= 14_600 * 2**4
+    assert 14_600 <= (taken.remaining or 0) <= 14_600 * 2**4
     short = SegmentMap(200_000, clock=clock)
     claimed(short)  # four
     assert short.split(10_000, 0.1) is None
@@ -254,7 +254,10 @@ def test_a_connection_in_slow_start_is_left_alone() -> None:
         ranges.advance(first, 14_600 << trips)
     assert (first.remaining or 0) > 3 * first.position
     assert ranges.split(10_000, 0.1) is None
-    clock.now += 0.4  # the server limits it, or the network loses its packets
+    clock.now += 0.25  # it has lost packets: in a full queue, whose recovery brings what came after them at once,
+    assert ranges.split(10_000, 0.1) is None
+    assert ranges.split(10_000, 0.1, congested=False) is not None  # or by chance
+    clock.now += 0.15  # the server limits it
     assert ranges.split(10_000, 0.1) is not None
 
 
