@@ -202,17 +202,18 @@ class SegmentMap:
             worth_s = (_ROUND_TRIPS if self._idle else _ROUND_TRIPS + 2) * round_trip_s
             self._far_s = round_trip_s if round_trip_s >= _FAR_S else 0.0
             now = self._clock()
-            pace = max(1.0, self._pace(now))
+            pace, missing = max(1.0, self._pace(now)), self._missing()
             own = max(1.0, self._idle[-1]) if self._idle else pace
-            usual_s = min(_RANGE_S, max(worth_s, self._seconds_left(pace) / 2))  # shorter and shorter towards the end
-            usual = max(int(own * usual_s), self._missing() // _RANGES)
+            runners = sum(len(each.runners) for each in self._active) or 1
+            usual_s = min(_RANGE_S, max(worth_s, missing / (pace * runners) / 2))  # shorter and shorter towards the end
+            usual = max(int(own * usual_s), missing // _RANGES)
             segment, seconds = self._slowest(now, pace, worth_s, 2 * usual)
             if segment is None:
                 segment, seconds = self._slowest(now, pace, worth_s)
             if segment is None or segment.end is None:
                 return None
             left = _left(segment)
-            together = left * max(0.0, seconds - self._far_s) * own / (left + seconds * own)
+            together = left * (seconds - self._far_s) * own / (left + seconds * own)
             if not self._far_s:
                 slow = seconds > _LONG_S and now - segment.runners[0].started_s >= _YOUNG_S
                 least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
@@ -238,21 +239,11 @@ class SegmentMap:
                 return None
             return self._run(segment, segment.position)
 
-    def gains_anew(self, runner: Runner) -> bool:
-        """Whether the runner was slower than the mean of the connections to this file, and a new connection would bring
-        more: in what time the file or a range still takes, less the round trips to connect and ask.
-        """
+    def is_slower(self, runner: Runner) -> bool:
+        """Whether the runner was slower than the mean of the connections to this file."""
         with self._lock:
             now = self._clock()
-            pace = self._pace(now)
-            seconds = min(_RANGE_S, self._seconds_left(pace))
-            own = (runner.position - runner.start) / max(1e-3, now - runner.started_s)
-            trips = seconds / self._far_s - 2 if self._far_s else _MOST_DOUBLINGS
-            return own < pace and own * seconds < _slow_start_bytes(trips)
-
-    def _seconds_left(self, pace: float) -> float:
-        """Estimated time until the file is complete."""
-        return self._missing() / (max(1.0, pace) * (sum(len(each.runners) for each in self._active) or 1))
+            return runner.position - runner.start < self._pace(now) * (now - runner.started_s)
 
     def _pace(self, now: float) -> float:
         """The mean speed of a connection to this file."""

@@ -195,20 +195,31 @@ def test_all_connections_end_together(slowest: float) -> None:
     assert cut < 12
 
 
-def test_a_connection_is_replaced_if_a_new_one_brings_more() -> None:
-    """It was slower than the mean, and what is left takes longer than to open another."""
+def test_a_connection_is_compared_with_the_mean() -> None:
     clock = Clock()
-    ranges = SegmentMap(4_000_000, clock=clock)
-    first, second = claimed(ranges), ranges.split(100, 0.1)
-    assert second is not None
+    ranges = SegmentMap(1_000_000, clock=clock)
+    first, second = claimed(ranges), shared(ranges)
     clock.now = 1.0
-    ranges.advance(first, 100_000)
-    ranges.advance(second, 50_000)
-    assert not ranges.gains_anew(first)
-    assert ranges.gains_anew(second)
-    ranges.advance(first, (first.remaining or 0) - 1_000)
-    ranges.advance(second, second.remaining or 0)
-    assert not ranges.gains_anew(second)
+    ranges.advance(first, 10_000)
+    ranges.advance(second, 5_000)
+    assert not ranges.is_slower(first)
+    assert ranges.is_slower(second)
+
+
+def test_a_connection_that_was_closed_is_not_free() -> None:
+    """Its successor has to open another, and gets a range by the mean speed, not by that of the one before."""
+    for closed in (False, True):
+        clock = Clock()
+        ranges = SegmentMap(1_000_000, clock=clock)
+        first, second = claimed(ranges), shared(ranges)
+        clock.now = 1.0
+        ranges.advance(first, 300_000)
+        ranges.advance(second, second.remaining or 0)
+        second.replaced = closed
+        ranges.release(second)
+        third = shared(ranges)
+        assert third.fresh is closed
+        assert (third.remaining or 0) > 125_000 if closed else third.remaining == 62_500
 
 
 def test_at_the_end_both_parts_end_together() -> None:
