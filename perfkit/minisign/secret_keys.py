@@ -17,15 +17,10 @@ _KEY_BYTES = 104  # what a password encrypts: id, seed, public key, checksum
 
 @dataclass(frozen=True, slots=True)
 class SecretKey:
-    """A secret key.
+    """A secret key."""
 
-    Attributes:
-        public: the public key that belongs to it.
-        seed: 32 secret bytes.
-    """
-
-    public: PublicKey
-    seed: bytes = field(repr=False)
+    public: PublicKey  # the public key that belongs to it
+    seed: bytes = field(repr=False)  # 32 secret bytes
 
     @classmethod
     def generate(cls) -> SecretKey:

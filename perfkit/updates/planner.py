@@ -88,16 +88,11 @@ class _Files(NamedTuple):
 
 
 class LocalCopy(NamedTuple):
-    """A file made from content that the tree already has.
-
-    Attributes:
-        source: the name of the file that has the content.
-        move: rename the source instead of copying it: nothing else needs it.
-    """
+    """A file made from content that the tree already has."""
 
     name: str
-    source: str
-    move: bool = False
+    source: str  # the name of the file that has the content
+    move: bool = False  # rename the source instead of copying it: nothing else needs it
 
 
 @dataclass(frozen=True, kw_only=True)

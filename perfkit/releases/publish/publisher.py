@@ -68,35 +68,25 @@ _LONGEST_S = 100 * 365.25 * 86_400
 class PublishOptions:
     """How to publish.
 
-    Attributes:
-        version: the name of the version; one line of at most 200 characters. `{n}` in it becomes the number of the
-            release, `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
-        keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
-        exclude: patterns, as in a `.gitignore`, of names to leave out; a directory is left out with its contents.
-        links: what to do with symbolic links, as for `SourceTree`.
-        serial: the serial of the release; None: the time, or one more than the last serial if that is higher.
-        wait_s: how long to wait for another process that publishes to this site.
-        level: compression level of what first installs fetch, from 1 to 22. What updates fetch has 12 at most.
-        keep_releases: how many releases can be installed, including this one.
-        grace_s: how long unused objects are kept, for clients that are in the middle of a sync.
-        sign_keys: the keys that sign the pointer.
-        expires_s: after how long the pointer expires; None: never. Publishing again renews it.
-
     Raises:
         ConfigError: a value is invalid.
     """
 
+    # the name of the version; one line of at most 200 characters. `{n}` in it becomes the number of the
+    # release, `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
     version: str
-    keep_deltas: int = 3
+    keep_deltas: int = 3  # how many of the last releases get a direct delta; older ones follow a chain of them
+    # patterns, as in a `.gitignore`, of names to leave out; a directory is left out with its contents
     exclude: Collection[str] = ()
-    links: Links = "refuse"
+    links: Links = "refuse"  # what to do with symbolic links, as for `SourceTree`
+    # the serial of the release; None: the time, or one more than the last serial if that is higher
     serial: int | None = None
-    wait_s: float = 0.0
-    level: int = 19
-    keep_releases: int = 16
-    grace_s: float = GRACE_S
-    sign_keys: Collection[SecretKey] = ()
-    expires_s: float | None = None
+    wait_s: float = 0.0  # how long to wait for another process that publishes to this site
+    level: int = 19  # compression level of what first installs fetch, from 1 to 22. What updates fetch has 12 at most.
+    keep_releases: int = 16  # how many releases can be installed, including this one
+    grace_s: float = GRACE_S  # how long unused objects are kept, for clients that are in the middle of a sync
+    sign_keys: Collection[SecretKey] = ()  # the keys that sign the pointer
+    expires_s: float | None = None  # after how long the pointer expires; None: never. Publishing again renews it.
 
     def __post_init__(self) -> None:
         if not isinstance(self.version, str) or not 1 <= len(self.version) <= 200 or not self.version.isprintable():

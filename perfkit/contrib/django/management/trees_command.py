@@ -15,17 +15,11 @@ from perfkit.progress.text import described
 
 
 class Outcome(NamedTuple):
-    """The outcome of a command for a tree.
+    """The outcome of a command for a tree."""
 
-    Attributes:
-        record: printed with `--json`, with the tree's name.
-        lines: printed otherwise, each from a verbosity on.
-        problem: why the command fails, although nothing was raised; empty if it does not.
-    """
-
-    record: Mapping[str, Any]
-    lines: list[tuple[int, str]]
-    problem: str = ""
+    record: Mapping[str, Any]  # printed with `--json`, with the tree's name
+    lines: list[tuple[int, str]]  # printed otherwise, each from a verbosity on
+    problem: str = ""  # why the command fails, although nothing was raised; empty if it does not
 
 
 class TreesCommand(BaseCommand):
