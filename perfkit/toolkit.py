@@ -811,11 +811,7 @@ class Toolkit:
 
 
 def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
-    """The keys in these files, which must not be in a directory that is published.
-
-    Raises:
-        ConfigError: a file is in such a directory, or is not a key.
-    """
+    """The keys in these files, which must not be in a directory that is published."""
     if given is None:
         return ()
     from perfkit.minisign.secret_keys import SecretKey

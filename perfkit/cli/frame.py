@@ -143,11 +143,7 @@ def _run_for_all(
 
 
 def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments for each tree that a command line names, by its name in the settings file or by its path.
-
-    Raises:
-        ConfigError: it names none; the settings file is missing or invalid, or has no such tree.
-    """
+    """The arguments for each tree that a command line names, by its name in the settings file or by its path."""
     given = vars(arguments)
     words = given.get("places") or given.get("dests") or ([arguments.dest] if "dest" in given else [])
     if bool(words) == given.get("all", False):

@@ -131,11 +131,7 @@ def _setting(path: str, table: str, key: str, value: object, known: Collection[s
 
 
 def _option(where: str, value: object, action: argparse.Action) -> object:
-    """The value of an option in the type that the command line gives it.
-
-    Raises:
-        ConfigError: it has another type, or is not one of the choices.
-    """
+    """The value of an option in the type that the command line gives it."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} must be true or false")

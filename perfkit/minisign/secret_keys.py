@@ -82,9 +82,6 @@ class SecretKey:
 def _stretch(password: str, salt: bytes, operations: int, memory: int) -> bytes:
     """Stretch a password like libsodium's crypto_pwhash_scryptsalsa208sha256, which derives the parameters of scrypt
     (RFC 7914) from these limits.
-
-    Raises:
-        ConfigError: this needs too much memory.
     """
     operations, block_size = max(operations, 32768), 8
     memory_bound = operations >= memory // 32

@@ -28,9 +28,6 @@ from perfkit.updates.planner import ExistingFile, ExistingFiles
 def _scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, ScanEntry]]:
     """Everything in a tree except directories and perfkit's own files, by name, each with its index in the manifest;
     None: it is unmanaged. Files that vanish are skipped.
-
-    Raises:
-        OSError: a directory can't be read.
     """
     names = enumerate(manifest.names())
     at, name = next(names, (None, None))

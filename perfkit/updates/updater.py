@@ -170,9 +170,6 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
 
     Args:
         newer: what the source offers after the failure.
-
-    Raises:
-        StaleSourceError: the server is behind, or its site is incomplete.
     """
     if newer.serial < source.serial:
         reason = f"it offers {source.version}, and then the older {newer.version}"
@@ -361,9 +358,6 @@ class Sync:
 
         What is fetched takes space twice, packed and unpacked. Local copies take space unless the file system can share
         contents; files that are kept for rollback do only where there are no hard links either.
-
-        Raises:
-            OSError: there is not enough space (ENOSPC).
         """
         if tree.rootdir.free_space() >= 2 * fetched + manifest.total_bytes + self._installed.manifest.total_bytes:
             return

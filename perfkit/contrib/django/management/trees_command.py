@@ -71,11 +71,7 @@ class TreesCommand(BaseCommand):
             raise CommandError(f"{len(failed)} of {len(names)} trees failed", returncode=worst)
 
     def _chosen(self, options: Mapping[str, Any]) -> list[str]:
-        """The trees, without duplicates.
-
-        Raises:
-            ConfigError: no names and no `--all`, or both; a name is not in the settings.
-        """
+        """The trees, without duplicates."""
         known, names = conf.load().trees, options["names"]
         if self.names == "+" and bool(names) == options["all"]:
             names_there = ", ".join(known) or 'none yet; add them to settings.PERFKIT["TREES"]'
