@@ -48,14 +48,10 @@ _log = logging.getLogger(__name__)
 
 
 class Committer:
-    """Stages, commits and recovers the changes of one tree, while its lock is held.
-
-    Attributes:
-        rootdir, store, history: of the tree.
-    """
+    """Stages, commits and recovers the changes of one tree, while its lock is held."""
 
     def __init__(self, rootdir: RootDir, lock: Lock, store: ObjectStore, history: History) -> None:
-        self.rootdir = rootdir
+        self.rootdir = rootdir  # of the tree
         self.store = store
         self.history = history
         self._lock = lock

@@ -63,13 +63,10 @@ class PlanApplier:
         manifest: the manifest of the version to install.
         staging: has the blobs that the tree lacks.
         shown: counts the files.
-
-    Attributes:
-        bytes_written: total size of new files; moved files do not count.
     """
 
     def __init__(self, root: str, tx: Transaction, manifest: Manifest, staging: StagingArea, shown: Stage) -> None:
-        self.bytes_written = 0
+        self.bytes_written = 0  # total size of new files; moved files do not count
         self._shown = shown
         self._root = root
         self._tx = tx

@@ -84,17 +84,12 @@ def hash_many(root: str | os.PathLike[str], entries: Iterable[ScanEntry]) -> Ite
 
 
 class _Work:
-    """Files to hash, in portions.
-
-    Attributes:
-        special: files that `hash_small_files` did not hash.
-        bytes: hashed so far.
-    """
+    """Files to hash, in portions."""
 
     def __init__(self, waiting: deque[ScanEntry]) -> None:
         self.waiting = waiting
-        self.special: list[ScanEntry] = []
-        self.bytes = 0
+        self.special: list[ScanEntry] = []  # files that `hash_small_files` did not hash
+        self.bytes = 0  # hashed so far
 
     def portion(self) -> list[ScanEntry]:
         """The next files; fewer towards the end, so that both processes finish together."""

@@ -262,17 +262,12 @@ class Manifest:
 
 
 class EntrySubset(Mapping[str, Entry]):
-    """Some entries of a manifest, by name, decoded on access; fast if names are looked up in order.
-
-    Attributes:
-        names: the names of the entries, in order.
-        entries: the entries.
-    """
+    """Some entries of a manifest, by name, decoded on access; fast if names are looked up in order."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._places = array("I")
-        self.names = LazySequence(manifest.name, self._places)
-        self.entries = LazySequence(manifest.__getitem__, self._places)
+        self.names = LazySequence(manifest.name, self._places)  # the names of the entries, in order
+        self.entries = LazySequence(manifest.__getitem__, self._places)  # the entries
         self._next = 0  # the position that `_find` is likely to need next
 
     def add(self, index: int) -> None:
