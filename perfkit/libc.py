@@ -233,9 +233,7 @@ def mmap_large_allocations() -> None:
 
 
 def _call(name: str, *arguments: Any) -> int:
-    """Call a function of the C library; returns 0 if the call does, or else its errno; ENOSYS if there is no such
-    function.
-    """
+    """Call a function of the C library; returns 0 if the call does, else its errno; ENOSYS if there is none."""
     import ctypes
 
     function = _function(name)

@@ -110,9 +110,7 @@ def _run(command: Parser, work: Work, after: After | None, arguments: argparse.N
 def _run_for_all(
     work: Work, after: After | None, arguments: argparse.Namespace, trees: list[argparse.Namespace]
 ) -> int:
-    """Do the work for each tree; the failure of one does not stop the others. The exit code is that of the first tree
-    that failed.
-    """
+    """Do the work for each tree, whatever fails; the exit code is that of the first tree that failed."""
     records: dict[str, object] = {}
     outcomes: dict[str, Outcome] = {}
     codes = []

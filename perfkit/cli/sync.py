@@ -170,9 +170,7 @@ def _announce(on_change: OnChange | None, kit: Toolkit) -> PerfkitError | None:
 
 
 def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, str] | None:
-    """If no sync is due yet, a report and the reason why nothing was done; None if one is due, or the tree does not
-    exist yet.
-    """
+    """If no sync is due, a report and why nothing was done; None if one is due, or there is no tree yet."""
     from perfkit.updates.report import SyncReport
 
     with contextlib.suppress(UpdateError):
