@@ -64,6 +64,15 @@ def sync_directory(descriptor: int) -> None:
             raise
 
 
+def sync_directory_at(path: str) -> None:
+    """`sync_directory` for one that is not open."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_directory(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def set_mode(descriptor: int, mode: int) -> None:
     """fchmod(2), where the file system has permissions: FAT and mounts of another owner keep theirs."""
     try:
