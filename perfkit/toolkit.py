@@ -688,8 +688,8 @@ class Toolkit:
 
         from perfkit.updates.sources.earlier_releases import list_releases
 
-        with tempfile.TemporaryDirectory(prefix="perfkit-") as stage, self._operation.operation():
-            return list_releases(self._downloads, url, stage)
+        with tempfile.TemporaryDirectory(prefix="perfkit-") as directory, self._operation.operation():
+            return list_releases(self._downloads, url, directory)
 
     def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.
