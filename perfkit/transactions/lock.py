@@ -44,7 +44,7 @@ class Lock:
         """
         deadline = time.monotonic() + wait_s
         while not self._try_acquire():
-            if time.monotonic() >= deadline:
+            if not time.monotonic() < deadline:  # or wait_s is not a number
                 holder = self._owner().get("pid")
                 by = f" by process {holder}" if holder else ""
                 raise LockedError(f"{self._rootdir.root} is being changed{by}; try again when that has finished")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from perfkit.downloads.http.urls import origin_of
-from perfkit.errors import ConfigError
+from perfkit.errors import ConfigError, ManifestError
+from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.signers import Demands
 
@@ -54,6 +57,17 @@ class SourceSpec:
     def __post_init__(self) -> None:
         for url in self.mirrors:
             origin_of(url)
+
+
+@contextlib.contextmanager
+def damage_named(location: str) -> Iterator[None]:
+    """Have an error about damaged content in the block name the source that it came from."""
+    try:
+        yield
+    except ManifestError as error:
+        if (name := redacted(location)) not in str(error):
+            error.args = (f"{name}: {error}",)
+        raise
 
 
 def parse_source_type(name: str | None) -> SourceType | None:

@@ -49,7 +49,7 @@ from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
 from perfkit.updates.signers import Trust, warn_if_unprotected
-from perfkit.updates.source_types import SourceSpec
+from perfkit.updates.source_types import SourceSpec, SourceType, damage_named
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
@@ -89,7 +89,7 @@ def sync(
     """Update `dest` to match a source. See `Toolkit.sync`."""
     began_s = time.monotonic()
     opened = managed_tree(config, dest, wait_s=options.wait_s, create=True)
-    with opened as tree, remember_outcome(tree.root):
+    with opened as tree, remember_outcome(tree.root), damage_named(spec.location):
         fetcher = Fetcher(downloads, tree.fetch_directory, max_files=config.max_files)
         try:
             report = _sync(tree, fetcher, spec, options, progress)
@@ -246,6 +246,7 @@ class Sync:
         """Refuse a release that is older than one installed from this source before, unless allowed.
 
         Raises:
+            ConfigError: releases were installed from it, and it is of another type now.
             StaleSourceError: the source offers an older one.
         """
         source = self._source
@@ -253,6 +254,11 @@ class Sync:
             if allow_older:
                 self._installed = self._installed.forget_serials(source.url)
                 return
+            if source.type is not SourceType.RELEASE:
+                raise ConfigError(
+                    f"releases of {redacted(source.url)} were installed here, and nothing tells whether a source of "
+                    f"type {source.type} is newer; leave out the type, or allow older releases (--allow-older)"
+                )
             reason = (
                 f"it offers version {source.version}, an older release (serial {source.serial}) than was installed "
                 f"from it before (serial {highest}): a cache, mirror or edge may be behind, so try again later. To "

@@ -55,6 +55,8 @@ def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FI
             if (parts := split_line(line)) is None:
                 continue
             url, name, checksum = parts
+            if url.startswith("<"):
+                raise ConfigError("it is HTML or XML, not a URL")
             request = Request(urljoin(base, url) if base else url, checksum=checksum)
         except (ConfigError, ValueError) as error:
             raise ManifestError(f"line {number} of the list of URLs: {error}") from error
