@@ -24,7 +24,6 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
-        ...
 
 
 class Writable(Protocol):
@@ -32,7 +31,6 @@ class Writable(Protocol):
 
     def write(self, data: bytes, /) -> object:
         """Write all of it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,14 +134,10 @@ class Outcome(NamedTuple):
 
 
 class TreesCommand(BaseCommand):
-    """A command for trees, one after the other: the failure of one does not stop the others.
-
-    Attributes:
-        names: how many trees a command line may name: `1`, `+` (any number, or `--all`), or `*` (all by default).
-    """
+    """A command for trees, one after the other: the failure of one does not stop the others."""
 
     requires_system_checks = ("perfkit",)  # a broken URLconf must not stop an update
-    names = "+"
+    names = "+"  # how many trees a command line may name: `1`, `+` (any number, or `--all`), or `*` (all by default)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         """Do the work for one tree."""
