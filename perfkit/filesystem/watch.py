@@ -202,11 +202,7 @@ class DirtySet:
             self._changed.notify_all()
 
     def cannot_watch(self, path: str, *, readable: bool) -> None:
-        """Note that a directory can't be watched; while it is not readable, nothing in it counts.
-
-        Raises:
-            PermissionError: it is the root.
-        """
+        """Note that a directory can't be watched, and must not be the root; while unreadable, nothing in it counts."""
         if readable:
             self._incomplete = True
             self.mark_all()

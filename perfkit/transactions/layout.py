@@ -68,11 +68,7 @@ def is_private(name: str) -> bool:
 
 
 def check_own_name(name: str) -> str:
-    """Returns `name`, if it is a file in `.perfkit`, by `check_name`.
-
-    Raises:
-        UnsafePathError: it is not.
-    """
+    """Returns `name`, if it is a file in `.perfkit`, by `check_name`; else raises UnsafePathError."""
     if not isinstance(name, str) or not is_private(name):
         raise UnsafePathError(str(name), f"it is not in {PRIVATE_DIR}")
     check_name(name.removeprefix(f"{PRIVATE_DIR}/"))
@@ -94,11 +90,7 @@ def check_recorded_name(name: str) -> str:
 
 
 def check_staged_name(name: str) -> str:
-    """Returns `name`, if it is a staged or fetched file, from which a change takes its new files.
-
-    Raises:
-        UnsafePathError: it is not.
-    """
+    """Returns `name`, if it is a staged or fetched file, from which changes take new files; else UnsafePathError."""
     directory = check_own_name(name).split("/")[1]
     if not (is_staging(directory) or name.startswith(f"{FETCH}/")):
         raise UnsafePathError(name, "it is neither a staged nor a fetched file")
@@ -106,11 +98,7 @@ def check_staged_name(name: str) -> str:
 
 
 def check_stored_name(name: str) -> str:
-    """Returns `name`, if it is a stored object.
-
-    Raises:
-        UnsafePathError: it is not.
-    """
+    """Returns `name`, if it is a stored object; else raises UnsafePathError."""
     if not isinstance(name, str) or not _OBJECT.fullmatch(name):
         raise UnsafePathError(str(name), "it is not a stored object")
     return name

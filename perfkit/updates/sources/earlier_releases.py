@@ -31,11 +31,7 @@ class OfferedRelease:
 
 
 def list_releases(downloads: DownloadManager, url: str, directory: str) -> list[OfferedRelease]:
-    """The releases of a site that can be installed, newest first. See `Toolkit.releases`.
-
-    Args:
-        directory: for temporary files.
-    """
+    """The releases of a site that can be installed; `directory` is for temporary files. See `Toolkit.releases`."""
     site = SiteClient(Fetcher(downloads, directory, max_files=0), site_url(url))  # no list of files is read
     current = Pointer.parse(site.pointer()[0])
     found = (OfferedRelease(each.version, each.serial, each.serial == current.serial) for each in _all(site, current))

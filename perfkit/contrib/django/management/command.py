@@ -95,11 +95,7 @@ _FIELDS = {"workers": ("workers", "connections_per_host"), "limit_rate": ("rate_
 
 @contextlib.contextmanager
 def as_command_errors() -> Iterator[None]:
-    """Turn errors of perfkit and of the disk into `CommandError`, which Django prints as a line.
-
-    Raises:
-        CommandError: for each of them.
-    """
+    """Turn errors of perfkit and of the disk into `CommandError`, which Django prints as a line."""
     try:
         yield
     except (PerfkitError, OSError) as error:
