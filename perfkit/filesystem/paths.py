@@ -187,7 +187,7 @@ def safe_basename(text: str) -> str | None:
 
 
 def backup_name(name: str, taken: Callable[[str], bool]) -> str:
-    """The first name that is not `taken`, for an edited file that is kept: `NAME.perfkit-local`, then `-local-2` and so on,
+    """The first name that is not `taken` for an edited file that is kept: `NAME.perfkit-local`, then `-local-2` and on,
     in the same directory. A long name is cut to fit.
     """
     directory, slash, base = name.rpartition("/")
