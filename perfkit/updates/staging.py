@@ -166,10 +166,10 @@ class Fetcher:
 
 
 class StagedBlobs:
-    """The blobs that are complete, and their paths in `directory`, which are built on access."""
+    """The blobs that are complete, and their paths in the directory `stage`, which are built on access."""
 
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
         self._expected: BlobSet | None = None
         self._others = DigestSet()
 
@@ -186,7 +186,7 @@ class StagedBlobs:
     def __getitem__(self, digest: bytes) -> str:
         if digest not in self:
             raise KeyError(digest)
-        return _blob_path(self._directory, digest)
+        return _blob_path(self._stage, digest)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._others or (self._expected is not None and digest in self._expected)
@@ -197,13 +197,13 @@ class StagedBlobs:
 
 
 class StagingArea:
-    """Blobs in `directory`. One may be written in parts, in any order; it counts once its SHA-256 matches."""
+    """Blobs in the directory `stage`. One may be written in parts, in any order; it counts once its SHA-256 matches."""
 
-    def __init__(self, directory: str, *, progress: Progress | None = None) -> None:
-        self._directory = directory
+    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
+        self._stage = stage
         self._progress = progress
         self._shown: Stage | None = None
-        self.blobs = StagedBlobs(directory)  # those that are complete
+        self.blobs = StagedBlobs(stage)  # those that are complete
         self.expected = BlobSet(BlobIndex(Manifest.of(())))  # those that the update needs
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
         self._made = bytearray()  # see `writer`
@@ -233,7 +233,7 @@ class StagingArea:
         """Set which blobs the update needs: use those that an earlier run completed, and delete its other blobs."""
         self.expected = needed
         self.blobs.expect(needed.index)
-        with os.scandir(self._directory) as found:
+        with os.scandir(self._stage) as found:
             for each in found:
                 if _BLOB.fullmatch(each.name):
                     self._take_over(bytes.fromhex(each.name.removeprefix(_PREFIX)))
@@ -288,14 +288,14 @@ class StagingArea:
         self.adopt(self._unnamed, digest)
 
     def adopt(self, path: str, digest: bytes) -> None:
-        """Add a file of `directory` whose content has this SHA-256."""
+        """Add a file of the directory `stage` whose content has this SHA-256."""
         os.rename(path, self._path(digest))
         self.blobs.add(digest)
         self._count(files=1)
 
     @property
     def _unnamed(self) -> str:
-        return os.path.join(self._directory, "content~")
+        return os.path.join(self._stage, "content~")
 
     def writer(self, manifest: Manifest, made: bytearray | None = None) -> Callable[[int, int, memoryview], None]:
         """A function that writes parts of this manifest's files: index of the entry, offset in the file, bytes.
@@ -364,11 +364,11 @@ class StagingArea:
             os.unlink(self._unnamed)
 
     def _path(self, digest: bytes) -> str:
-        return _blob_path(self._directory, digest)
+        return _blob_path(self._stage, digest)
 
 
-def _blob_path(directory: str, digest: bytes) -> str:
-    return os.path.join(directory, f"{_PREFIX}{digest.hex()}")
+def _blob_path(stage: str, digest: bytes) -> str:
+    return os.path.join(stage, f"{_PREFIX}{digest.hex()}")
 
 
 def _create(path: str, *, empty: bool = True) -> int:
