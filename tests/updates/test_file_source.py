@@ -99,7 +99,7 @@ def test_what_can_not_be_decompressed(
     kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain data, damage, a bomb, and sources of other types: nothing is changed, and the next sync fetches anew."""
-    monkeypatch.setattr("perfkit.updates.sources.file_source.Limits", partial(Limits, free_bytes=1 << 20))
+    monkeypatch.setattr("perfkit.updates.sources.file_source.Limits", partial(Limits, ratio_from_bytes=1 << 20))
     for name, content, words in (
         ("plain.gz", OLD, "is not compressed; sync it without --decompress"),
         ("cut.gz", gzip.compress(OLD)[:-10], "truncated"),
