@@ -130,6 +130,15 @@ def test_system_errors_name_the_tree(cli_origin: Origin, tmp_path: Path, capsys:
     assert json.loads(printed.out) == {"error": {"type": "IsADirectoryError", "message": message}}
 
 
+def test_a_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["get", "http://127.0.0.1:1/x"]) == main(["verify", "tree"]) == 1
+    message = "perfkit: error: the current directory was removed; change to another one\n"
+    assert capsys.readouterr().err == 2 * message
+
+
 @pytest.mark.parametrize(("code", "remedy"), [
     (errno.EACCES, "run it as the owner"), (errno.EROFS, "mount it writable"), (errno.ENOSPC, "free some space"),
     (errno.EEXIST, "remove or rename what is there"), (errno.ELOOP, "remove the symbolic link"),

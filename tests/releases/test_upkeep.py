@@ -146,6 +146,8 @@ def test_prune_a_site(kit: Toolkit, site: Path) -> None:
     stray = site / "objects" / ("0" * 64)
     stray.write_bytes(b"x" * 100)
     assert kit.prune(site).objects == 0
+    with pytest.raises(ConfigError, match=f"{site} is a site, not a tree"):
+        kit.prune(site, keep=1)
     foreign = [site / "objects" / name for name in ("notes.txt", "0" * 63, "x" + "0" * 64)]
     for path in (stray, *foreign):
         path.touch()
