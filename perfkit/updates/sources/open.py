@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from perfkit.downloads.checksums import parse_checksum
-from perfkit.downloads.http.urls import split_url
+from perfkit.downloads.http.urls import is_url, split_url
 from perfkit.downloads.probe import Probe
 from perfkit.errors import (
     CancelledError,
@@ -60,7 +60,7 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     """
     location, type, probed = spec.location, spec.type, None
     fetcher.use_mirrors(location, ())
-    if not location.startswith(("http://", "https://")):
+    if not is_url(location):
         type = _local_type(location, type)
     elif type is None:
         type = _installed_type(location, installed)
