@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from urllib.parse import unquote
@@ -9,10 +10,12 @@ from urllib.parse import unquote
 from perfkit.config import Auth, check_headers, check_type
 from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.http.semantics import NO_VERSION, Validator, Version
-from perfkit.downloads.http.urls import is_url, origin_of, split_url
+from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import AnyKey, read_public_keys
 from perfkit.redact import masked
+
+_IS_URL = re.compile("https?://", re.IGNORECASE)
 
 
 class _WithoutSecrets:
@@ -118,7 +121,7 @@ class Request(_Options):
     @property
     def checksum_url(self) -> str | None:
         """The URL of the checksum file, if `checksum` is one."""
-        return self.checksum if self.checksum is not None and is_url(self.checksum) else None
+        return self.checksum if self.checksum is not None and _IS_URL.match(self.checksum) else None
 
     @property
     def promised(self) -> Checksum | None:
