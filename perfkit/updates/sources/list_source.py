@@ -46,7 +46,7 @@ def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Instal
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigError(f"{source}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
+        raise ConfigError(f"{source}: {error.strerror}; a source is an http or https URL, or a list of URLs") from error
     with open(descriptor, "rb") as file:
         if os.fstat(file.fileno()).st_size > LIST_BYTES:
             raise ManifestError(f"{source}: the list is larger than {LIST_BYTES} bytes")
