@@ -212,7 +212,7 @@ def name_matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
     lines = [patterns] if isinstance(patterns, str) else list(patterns)
     if not lines:
         return None
-    from pathspec import GitIgnoreSpec  # seldom needed
+    from pathspec import GitIgnoreSpec  # rarely needed
 
     try:
         return GitIgnoreSpec.from_lines(lines).match_file
