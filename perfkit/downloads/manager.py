@@ -285,9 +285,7 @@ class DownloadManager:
         source = iter(placed)
         with self._root.child() as cancel:
             batch = _Batch(cancel, self._make_context(), announced=sizes is not None)
-            batch.on_end = functools.partial(
-                self._ended, batch
-            )  # one for all files: one each would make reference cycles
+            batch.on_end = functools.partial(self._ended, batch)  # one each would make reference cycles
             batch.finished.extend(first)
             self._join(batch, phase)
             self._meter.expect(total, sizes or ())
