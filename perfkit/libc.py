@@ -64,6 +64,15 @@ def sync_directory(descriptor: int) -> None:
             raise
 
 
+def sync_directory_at(path: str) -> None:
+    """`sync_directory` for one that is not open."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_directory(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def set_mode(descriptor: int, mode: int) -> None:
     """fchmod(2), where the file system has permissions: FAT and mounts of another owner keep theirs."""
     try:
@@ -126,11 +135,7 @@ def link(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd:
 
 
 def rename_to_new(source: str, name: str) -> None:
-    """Rename a file to a name that does not exist yet: renameat2(2), or a hard link where the file system lacks it.
-
-    Raises:
-        FileExistsError: the name exists.
-    """
+    """Rename a file to a name that must not exist: renameat2(2), or a hard link where the file system lacks it."""
     number = _call("renameat2", _AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(name), _RENAME_NOREPLACE)
     if number == 0:
         return
@@ -141,11 +146,7 @@ def rename_to_new(source: str, name: str) -> None:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file, without waiting: flock(2); False where that is unsupported (some network file systems).
-
-    Raises:
-        BlockingIOError: it is locked already.
-    """
+    """Lock an open file, or raise BlockingIOError: flock(2). False where unsupported (some network file systems)."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -233,9 +234,7 @@ def mmap_large_allocations() -> None:
 
 
 def _call(name: str, *arguments: Any) -> int:
-    """Call a function of the C library; returns 0 if the call does, or else its errno; ENOSYS if there is no such
-    function.
-    """
+    """Call a function of the C library; returns 0 if the call does, else its errno; ENOSYS if there is none."""
     import ctypes
 
     function = _function(name)

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from perfkit.releases.publish.publisher import Release
     from perfkit.releases.publish.source_tree import Links
     from perfkit.releases.publish.upkeep import SiteReport
-    from perfkit.transactions.history import Pruned
+    from perfkit.transactions.history import Generation, Pruned
     from perfkit.transactions.transaction import Transaction
-    from perfkit.transactions.tree import Generation
     from perfkit.updates.check import Check
     from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
@@ -159,7 +158,7 @@ class Toolkit:
             max_bytes=max_bytes,
             segments=segments,
             byte_range=byte_range,
-            public_keys=public_keys,  # type: ignore[arg-type]  # what is no list of keys is refused there
+            public_keys=public_keys,  # type: ignore[arg-type]  # anything but keys is refused there
             known=known,
             only=only,
             size=size,
@@ -395,7 +394,7 @@ class Toolkit:
             exclude: patterns, as in a `.gitignore`, of names in `src` to leave out; a directory with its contents.
             links: what to do with symbolic links: `refuse`, `skip`, or `follow` them, also to files outside of `src`.
             serial: the number of the release, larger than those before it. By default it is the time, or one more than
-                the last one. A site that is created anew continues from a `perfkit.json` kept in its directory.
+                the last one. A site that is created again continues from a `perfkit.json` kept in its directory.
             sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
             expires_s: how long clients may install the release, in seconds; publishing again renews it.
             level: compression level for first installs, from 1 to 22; lower levels publish faster. Updates use 12 at
@@ -526,14 +525,15 @@ class Toolkit:
 
         return check_site(local_path(site), self._progress)
 
-    def prune(self, path: Path, *, keep: int = 1, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+    def prune(self, path: Path, *, keep: int | None = None, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
         """Free space: delete old generations of a tree, or objects of a site that no release has needed for a day.
 
         Args:
-            keep: how many generations before the current one a tree keeps, for `rollback`.
+            keep: how many generations before the current one a tree keeps, for `rollback`; by default 1.
             dry_run: change nothing, and return what would be removed.
 
         Raises:
+            ConfigError: `keep` is given for a site, where `publish` decides how many releases are kept.
             ManifestError: the site is damaged.
             UpdateError: the directory is neither a tree nor a site, or `keep` is negative.
             LockedError, RecoveryError, OSError: as `sync`.
@@ -542,10 +542,14 @@ class Toolkit:
         if os.path.exists(os.path.join(place, POINTER_NAME)):
             from perfkit.releases.publish.upkeep import prune_site
 
+            if keep is not None:
+                raise ConfigError(
+                    f"{place} is a site, not a tree: publish says how many releases it keeps (--keep-releases)"
+                )
             return prune_site(place, dry_run=dry_run, wait_s=wait_s)
         from perfkit.updates.restore import prune
 
-        return prune(self.config, place, keep, dry_run=dry_run, wait_s=wait_s)
+        return prune(self.config, place, 1 if keep is None else keep, dry_run=dry_run, wait_s=wait_s)
 
     def plan(
         self,
@@ -625,7 +629,7 @@ class Toolkit:
             checksums: the URL or path of a file with the checksum of a plain file, such as `SHA256SUMS`, or
                 `algorithm:hex`; it is read first, and the file is fetched only if its checksum changed.
             mirrors: other URLs of the same site, or of a plain file with `checksums`. The first that responds says what
-                is new, and files come from any; one that is down or behind is no error.
+                is new, and files come from any; one that is down or behind is not an error.
             release: the version to install from a site, one of `releases`, even if it is older or on hold; by default
                 the current one. A pinned tree is then pinned to it.
             channel: install what this channel of the site offers (see `promote`) rather than the current release.
@@ -689,8 +693,8 @@ class Toolkit:
 
         from perfkit.updates.sources.earlier_releases import list_releases
 
-        with tempfile.TemporaryDirectory(prefix="perfkit-") as stage, self._operation.operation():
-            return list_releases(self._downloads, url, stage)
+        with tempfile.TemporaryDirectory(prefix="perfkit-") as directory, self._operation.operation():
+            return list_releases(self._downloads, url, directory)
 
     def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.
@@ -812,11 +816,7 @@ class Toolkit:
 
 
 def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
-    """The keys in these files, which must not be in a directory that is published.
-
-    Raises:
-        ConfigError: a file is in such a directory, or is not a key.
-    """
+    """The keys in these files, which must not be in a directory that is published."""
     if given is None:
         return ()
     from perfkit.minisign.secret_keys import SecretKey

@@ -43,7 +43,7 @@ class FetchRange:
 
 
 def read_directory(
-    read_range: ReadRange, size: int, *, selection: Selection | None = None, limits: Limits | None = None
+    read_range: ReadRange, size: int, *, selection: Selection = Selection(), limits: Limits | None = None
 ) -> list[ZipMember]:
     """The wanted files of an archive of `size` bytes, in the order of their offsets.
 
@@ -58,7 +58,7 @@ def read_directory(
         Anything that `read_range` raises.
     """
     limits = limits or Limits()
-    names = MemberNames(selection or Selection(), limits)
+    names = MemberNames(selection, limits)
     found = list_members(read_range, size, names, limits)
     for each in plan_ranges([member for member in found if member.link is not None], gap=_LINK_GAP_BYTES):
         for member, content in read_members(each, BytesIO(read_range(each.start, each.end)), limits):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from perfkit.cli.parser import Parser
 from perfkit.config import Config, convert
+from perfkit.downloads.http.urls import is_url
 from perfkit.errors import ConfigError
 from perfkit.filesystem.paths import overlapping
 from perfkit.minisign.public_keys import is_key
@@ -26,21 +27,13 @@ _PATHS = {"ca_bundle", "client_cert", "verify"}
 
 
 class TreeEntry(NamedTuple):
-    """One entry of the file.
+    """One entry of the file."""
 
-    Attributes:
-        name: of the tree.
-        source: a URL, or the absolute path of a list.
-        dest: an absolute path.
-        options: of `perfkit sync`.
-        settings: fields of `Config`; the tree's, or else those of the file.
-    """
-
-    name: str
-    source: str
-    dest: str
-    options: Mapping[str, object]
-    settings: Mapping[str, object]
+    name: str  # of the tree
+    source: str  # a URL, or the absolute path of a list
+    dest: str  # an absolute path
+    options: Mapping[str, object]  # of `perfkit sync`
+    settings: Mapping[str, object]  # fields of `Config`; the tree's, or else those of the file
 
 
 def arguments_for(command: Parser, tree: TreeEntry) -> argparse.Namespace:
@@ -116,7 +109,7 @@ def _tree(
 
 def _located(path: str, location: str) -> str:
     """A URL as it is; a path as the file at `path` means it."""
-    return location if location.startswith(("http://", "https://")) else _path(path, location)
+    return location if is_url(location) else _path(path, location)
 
 
 def _path(path: str, location: str) -> str:
@@ -139,11 +132,7 @@ def _setting(path: str, table: str, key: str, value: object, known: Collection[s
 
 
 def _option(where: str, value: object, action: argparse.Action) -> object:
-    """The value of an option in the type that the command line gives it.
-
-    Raises:
-        ConfigError: it has another type, or is not one of the choices.
-    """
+    """The value of an option in the type that the command line gives it."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} must be true or false")

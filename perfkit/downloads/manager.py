@@ -16,7 +16,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from perfkit.config import Config
+from perfkit.config import Config, check_type
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
@@ -86,7 +86,7 @@ class DownloadManager:
     """Runs any number of batches at once, each from its caller's thread, over one pool of workers.
 
     The calling thread feeds its batch, draws progress, and steers the number of streams while it waits. After a fork,
-    the manager starts afresh in the child; the parent's transfers continue in the parent.
+    the manager starts again in the child; the parent's transfers continue in the parent.
 
     Args:
         transport: makes the `Transport`; the default is `HttpTransport(config)`.
@@ -137,8 +137,9 @@ class DownloadManager:
         """Limit all transfers together; takes effect on running ones.
 
         Raises:
-            ConfigError: not a positive number, nor None.
+            ConfigError: not a positive whole number, nor None.
         """
+        check_type("a rate limit", bytes_per_second, "int | None", secret=False)
         self._throttle.set_rate(bytes_per_second)
         self._rate_limit = bytes_per_second
 
@@ -148,12 +149,10 @@ class DownloadManager:
         Raises:
             TransferError, ConfigError, OSError: as the download's `error`.
         """
-        if dest.endswith(os.sep) or os.path.isdir(dest):
-            name = request.name
-            path = safe_join(dest, name) if name is not None else _unnamed(dest, request)
-        else:
-            name = path = dest
-        with contextlib.closing(self._run([(request, os.path.abspath(path), name is not None)])) as running:
+        inside = dest.endswith(os.sep) or os.path.isdir(dest)
+        path = _path_in(dest, request) if inside else dest
+        named = not inside or request.name is not None
+        with contextlib.closing(self._run([(request, os.path.abspath(path), named)])) as running:
             for _, download in running:  # closed explicitly: a Ctrl-C while a generator is garbage-collected is lost
                 if download.error is not None:
                     download.error.download = replace(download, error=None)  # type: ignore[attr-defined]
@@ -266,9 +265,7 @@ class DownloadManager:
             else:
                 url, name = item
                 request = Request(url, name)
-            if request.name is None:
-                return request, _unnamed(directory, request), False
-            return request, safe_join(directory, request.name), True
+            return request, _path_in(directory, request), request.name is not None
         except (PerfkitError, TypeError, ValueError) as error:
             if not isinstance(error, PerfkitError):
                 error = ConfigError(f"a {type(item).__name__} is neither a URL, nor a (URL, name) pair, nor a Request")
@@ -288,9 +285,7 @@ class DownloadManager:
         source = iter(placed)
         with self._root.child() as cancel:
             batch = _Batch(cancel, self._make_context(), announced=sizes is not None)
-            batch.on_end = functools.partial(
-                self._ended, batch
-            )  # one for all files: one each would make reference cycles
+            batch.on_end = functools.partial(self._ended, batch)  # one each would make reference cycles
             batch.finished.extend(first)
             self._join(batch, phase)
             self._meter.expect(total, sizes or ())
@@ -476,7 +471,9 @@ class DownloadManager:
                 batch.wake()
 
 
-def _unnamed(directory: str, request: Request) -> str:
+def _path_in(directory: str, request: Request) -> str:
+    if request.name is not None:
+        return safe_join(directory, request.name)
     return os.path.join(directory, safe_basename(request.url_name) or _DEFAULT_NAME)
 
 

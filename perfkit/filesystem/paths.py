@@ -156,19 +156,13 @@ def overlapping(directories: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a file name, ignoring case, is that of one of perfkit's own files: a partial file, its journal, or a name
-    that begins with `.perfkit`.
-    """
+    """Whether a name, ignoring case, is perfkit's: a partial file, its journal, or one that starts with `.perfkit`."""
     folded = fold_name(name).rstrip(". ~")
     return folded.startswith(PRIVATE_DIR) or folded.endswith((".perfkit-part", ".perfkit-part.json"))
 
 
 def safe_join(root: str, name: str) -> str:
-    """The path of `name` under `root`.
-
-    Raises:
-        UnsafePathError: as `check_name`.
-    """
+    """The path under `root` of a name that `check_name` accepts."""
     return os.path.join(root, check_name(name))
 
 
@@ -193,10 +187,8 @@ def safe_basename(text: str) -> str | None:
 
 
 def backup_name(name: str, taken: Callable[[str], bool]) -> str:
-    """The name to keep an edited file under, in the same directory: `NAME.perfkit-local`, or `-local-2` and so on.
-
-    Args:
-        taken: whether a name exists already. A long name is cut to fit.
+    """The first name that is not `taken` for an edited file that is kept: `NAME.perfkit-local`, then `-local-2` and on,
+    in the same directory. A long name is cut to fit.
     """
     directory, slash, base = name.rpartition("/")
     number = 1
@@ -220,7 +212,7 @@ def name_matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
     lines = [patterns] if isinstance(patterns, str) else list(patterns)
     if not lines:
         return None
-    from pathspec import GitIgnoreSpec  # seldom needed
+    from pathspec import GitIgnoreSpec  # rarely needed
 
     try:
         return GitIgnoreSpec.from_lines(lines).match_file

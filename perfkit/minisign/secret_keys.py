@@ -17,15 +17,10 @@ _KEY_BYTES = 104  # what a password encrypts: id, seed, public key, checksum
 
 @dataclass(frozen=True, slots=True)
 class SecretKey:
-    """A secret key.
+    """A secret key."""
 
-    Attributes:
-        public: the public key that belongs to it.
-        seed: 32 secret bytes.
-    """
-
-    public: PublicKey
-    seed: bytes = field(repr=False)
+    public: PublicKey  # the public key that belongs to it
+    seed: bytes = field(repr=False)  # 32 secret bytes
 
     @classmethod
     def generate(cls) -> SecretKey:
@@ -74,11 +69,7 @@ class SecretKey:
         return b"%sminisign secret key %s, not encrypted\n%s\n" % (UNTRUSTED, self.public.name.encode(), data)
 
     def sign(self, content: bytes, comment: str) -> bytes:
-        """The `.minisig` file of this content.
-
-        Args:
-            comment: one line that is signed with it.
-        """
+        """The `.minisig` file of this content, and of a comment of one line."""
         private = load_ed25519().Ed25519PrivateKey.from_private_bytes(self.seed)
         signature, trusted = private.sign(hashlib.blake2b(content).digest()), comment.encode()
         return Signature(True, self.public.id, signature, trusted, private.sign(signature + trusted)).encode()
@@ -87,9 +78,6 @@ class SecretKey:
 def _stretch(password: str, salt: bytes, operations: int, memory: int) -> bytes:
     """Stretch a password like libsodium's crypto_pwhash_scryptsalsa208sha256, which derives the parameters of scrypt
     (RFC 7914) from these limits.
-
-    Raises:
-        ConfigError: this needs too much memory.
     """
     operations, block_size = max(operations, 32768), 8
     memory_bound = operations >= memory // 32

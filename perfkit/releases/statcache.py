@@ -95,11 +95,9 @@ class RowWriter(Protocol):
                 write to, before it was renamed into place. Later writes have this mtime or a later one.
             seen_ns: `clock_ns` before `status` was taken. Later changes have this ctime or a later one.
         """
-        ...
 
     def forget(self, name: str) -> None:
         """Remove the row of a file that is gone, or whose content is not known."""
-        ...
 
 
 def _is_stable(status: Stat, content_ns: int, seen_ns: int) -> bool:
@@ -133,17 +131,12 @@ class _Appender:
 
 
 class StatCache:
-    """The rows of a manifest's entries; an entry without a row has to be hashed.
-
-    Attributes:
-        dirty: whether it differs from the stored one.
-        modes: whether executable bits are compared with the manifest.
-    """
+    """The rows of a manifest's entries; an entry without a row has to be hashed."""
 
     def __init__(self, manifest: Manifest, *, modes: bool = True) -> None:
         self.manifest = manifest
-        self.modes = modes
-        self.dirty = True
+        self.modes = modes  # whether executable bits are compared with the manifest
+        self.dirty = True  # whether it differs from the stored one
         count = len(manifest)
         self._mtimes, self._ctimes = array("q", bytes(8 * count)), array("q", bytes(8 * count))
         self._inodes, self._modes = array("Q", bytes(8 * count)), array("H", bytes(2 * count))

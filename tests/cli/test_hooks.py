@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from perfkit.cli import main
 from tests.support.fakes import MisbehavingServer
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
+from tests.support.waiting import wait_until
 
 Capture = pytest.CaptureFixture[str]
 
@@ -34,7 +34,7 @@ def sync(origin: Origin, *options: str) -> int:
     return main(["sync", origin.url, "tree", "--quiet", *options])
 
 
-def test_exit_code(cli_origin: Origin) -> None:
+def test_exit_code_says_whether_the_tree_changed(cli_origin: Origin) -> None:
     assert sync(cli_origin, "--exit-code") == 10
     assert sync(cli_origin, "--exit-code") == 0
     cli_origin.publish(TWO, "2")
@@ -87,10 +87,7 @@ time.sleep(600)
     assert sync(cli_origin, "--check", python(tmp_path, code), "--check-timeout", "1.5") == 1
     assert "took longer than 1.5 s" in capsys.readouterr().err
     pid = int((tmp_path / "pid").read_text())
-    deadline_s = time.monotonic() + 30
-    while _runs(pid):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    wait_until(lambda: not _runs(pid))
 
 
 @pytest.mark.once
@@ -168,10 +165,7 @@ def test_what_a_command_leaves_running(cli_origin: Origin, tmp_path: Path) -> No
     assert sync(cli_origin, "--check", f"{leave} check", "--on-change", f"{leave} change") == 0
     check, change = (int((tmp_path / name).read_text()) for name in ("check", "change"))
     try:
-        deadline_s = time.monotonic() + 30
-        while _runs(check):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
+        wait_until(lambda: not _runs(check))
         assert _runs(change)
     finally:
         os.kill(change, signal.SIGKILL)
@@ -219,7 +213,7 @@ def test_names_since_a_generation_that_is_gone(
     assert sorted((tmp_path / "seen").read_text().splitlines()) == sorted(ONE)
 
 
-def test_on_change(cli_origin: Origin, tmp_path: Path) -> None:
+def test_on_change_runs_after_each_change_only(cli_origin: Origin, tmp_path: Path) -> None:
     """It runs after each change and at no other time, with the names and the versions."""
     code = """
 names = sorted(sys.stdin.read().splitlines())
@@ -327,7 +321,9 @@ def test_least_interval(cli_origin: Origin, tmp_path: Path) -> None:
     assert len(cli_origin.sent) == asked + 1
 
 
-def test_retry_after(cli_origin: Origin, misbehaving: Callable[..., MisbehavingServer], capsys: Capture) -> None:
+def test_later_runs_obey_retry_after(
+    cli_origin: Origin, misbehaving: Callable[..., MisbehavingServer], capsys: Capture
+) -> None:
     """A server that asks to wait is not asked again before, in later runs either, unless it is told to."""
     assert sync(cli_origin) == 0
     server = misbehaving(lambda exchange: exchange.respond("503 Service Unavailable", Retry_After="7200"))
@@ -342,7 +338,7 @@ def test_retry_after(cli_origin: Origin, misbehaving: Callable[..., MisbehavingS
     assert "as the source asks" in capsys.readouterr().out
 
 
-def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splay_is_the_same_for_a_tree_each_time(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait within the interval that is the same for a tree each time, and another for another tree."""
     waits: list[float] = []
     monkeypatch.setattr("perfkit.cli.sync.sleep", waits.append)

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable
 from itertools import count
-from types import TracebackType
 from typing import NamedTuple
 
 from perfkit.errors import ConfigError, FileChangedError
@@ -73,11 +72,7 @@ def hash_one(base: str, entry: ScanEntry) -> FileHash:
 
 
 class _Source:
-    """An open file that is read in pieces, or mapped under a lease.
-
-    Attributes:
-        size: from its stat, until all of it has been read.
-    """
+    """An open file that is read in pieces, or mapped under a lease."""
 
     def __init__(self, path: str, name: str, *, flags: int = 0, lease: bool = False) -> None:
         self.path = path
@@ -89,7 +84,7 @@ class _Source:
             if not stat.S_ISREG(self.status.st_mode):
                 code = errno.EISDIR if stat.S_ISDIR(self.status.st_mode) else errno.EINVAL
                 raise OSError(code, "not a regular file", path)
-            self.size = self.status.st_size
+            self.size = self.status.st_size  # from its stat, until all of it has been read
             if lease:
                 with contextlib.suppress(OSError):  # it is read, then
                     take_lease(self.descriptor)
@@ -101,16 +96,11 @@ class _Source:
     def __enter__(self) -> _Source:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)  # this ends the lease
 
     def feed(self, update: Callable[[memoryview], object], start: int, end: int, buffer: memoryview) -> None:
-        """Pass the bytes from `start` to `end` to `update`, in pieces.
-
-        Raises:
-            FileChangedError: the file is shorter.
-            OSError: it can't be read.
-        """
+        """Pass the bytes from `start` to `end` to `update`, in pieces."""
         while start < end:
             mappable = self._leased and self.size >= _MAP_FROM_BYTES and end - start >= _MAP_MIN_BYTES
             window = self._map(start, min(end, start + _WINDOW_BYTES)) if mappable else None

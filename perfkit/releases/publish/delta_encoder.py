@@ -63,21 +63,13 @@ def new_blobs(old: Manifest, first: dict[bytes, int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a delta is made from.
+    """What a delta is made from."""
 
-    Attributes:
-        old: the old release.
-        new: the manifest of the new release.
-        pieces: the small frames of the new release.
-        wanted: the entries of `new` to make, as from `new_blobs`.
-        opened: opens the new file of an entry.
-    """
-
-    old: BlobReader
-    new: Manifest
-    pieces: FrameTable
-    wanted: list[int]
-    opened: Callable[[int], BinaryIO]
+    old: BlobReader  # the old release
+    new: Manifest  # the manifest of the new release
+    pieces: FrameTable  # the small frames of the new release
+    wanted: list[int]  # the entries of `new` to make, as from `new_blobs`
+    opened: Callable[[int], BinaryIO]  # opens the new file of an entry
 
 
 def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolExecutor, shown: Stage) -> None:
@@ -123,7 +115,7 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
             for start in range(0, run.length, MAX_GROUP_BYTES):
                 length = min(MAX_GROUP_BYTES, run.length - start)
                 source = Span(run.old_entry, run.old_offset + start, length)
-                yield functools.partial(_as_it_was, source, Span(entry, run.offset + start, length))
+                yield functools.partial(_unchanged_group, source, Span(entry, run.offset + start, length))
             at = run.offset + run.length
     kinds: tuple[list[Span], list[Span]] = ([], [])
     for entry in between.wanted:
@@ -161,7 +153,8 @@ def exact_runs(old: BlobReader, new: Manifest, pieces: FrameTable, entries: Iter
     return {entry: runs for entry, runs in long.items() if runs}
 
 
-def _as_it_was(source: Span, output: Span) -> tuple[Group, bytes]:
+def _unchanged_group(source: Span, output: Span) -> tuple[Group, bytes]:
+    """The group of a range that is the same in both releases."""
     frame, differences = no_differences()
     return Group((source,), (output,), len(frame), differences, (0,)), frame
 

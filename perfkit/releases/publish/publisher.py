@@ -91,20 +91,7 @@ class Release:
 
 
 def publish(src: str, site: str, *, progress: Progress | None = None, **options: Any) -> Release:
-    """Publish the tree `src` on `site`.
-
-    Args:
-        options: those of `PublishOptions`.
-        progress: displays the stages: checking files, packing, and comparing with earlier releases.
-
-    Raises:
-        ConfigError: an argument is invalid; `site` lies in `src`.
-        UnsafePathError: a name in `src` is not valid on every client; a symbolic link or special file.
-        FileChangedError: a file changed while it was read; the site is as it was.
-        LockedError: another process is publishing to this site.
-        ManifestError: the site is damaged.
-        OSError: from reading `src` or writing `site`; the site is as it was.
-    """
+    """Publish the tree `src` on `site`, with these `PublishOptions`. See `Toolkit.publish`."""
     chosen = PublishOptions(**options)
     check_places(src, site)
     tree = SourceTree(src, tuple(chosen.exclude), links=chosen.links)
@@ -163,7 +150,7 @@ def check_places(src: str, site: str) -> None:
     """Check that `src` is a directory, and that `site` is not in it.
 
     Raises:
-        ConfigError: `src` is no directory, or `site` is in it.
+        ConfigError: `src` is not a directory, or `site` is in it.
     """
     if not os.path.isdir(src):
         raise ConfigError(f"{src} is not a directory; give the directory to publish")

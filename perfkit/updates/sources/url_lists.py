@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -10,6 +9,7 @@ from urllib.parse import urljoin
 from xml.etree import ElementTree
 
 from perfkit.downloads.checksums import parse_checksum
+from perfkit.downloads.http.urls import is_url
 from perfkit.downloads.request import Request
 from perfkit.downloads.request_list import split_line
 from perfkit.errors import ConfigError, ManifestError
@@ -55,6 +55,8 @@ def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FI
             if (parts := split_line(line)) is None:
                 continue
             url, name, checksum = parts
+            if url.startswith("<"):
+                raise ConfigError("it is HTML or XML, not a URL")
             request = Request(urljoin(base, url) if base else url, checksum=checksum)
         except (ConfigError, ValueError) as error:
             raise ManifestError(f"line {number} of the list of URLs: {error}") from error
@@ -107,15 +109,12 @@ def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile
 class _Builder(ElementTree.TreeBuilder):
     """Builds the elements of a Metalink document, one file at a time, without entities, and with limits on depth,
     number and size.
-
-    Attributes:
-        listed: the files.
     """
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self._most = most
-        self.listed: list[ListedFile] = []
+        self.listed: list[ListedFile] = []  # the files
         self._depth = self._elements = self._bytes = 0
 
     def count(self, size: int) -> None:
@@ -155,7 +154,7 @@ def _parse_file(element: ElementTree.Element) -> ListedFile:
     mirrors = []
     for tag in element.iterfind(f"{_NAMESPACE}url"):
         url = (tag.text or "").strip()
-        if re.match("https?://", url, re.IGNORECASE):  # others, such as ftp, are allowed and ignored
+        if is_url(url):  # others, such as ftp, are allowed and ignored
             priority = tag.get("priority", _LAST_PRIORITY)
             mirrors.append((_integer(priority, f"priority of a URL of {name!r}"), url))
     urls = [url for _, url in sorted(mirrors, key=lambda mirror: mirror[0])]

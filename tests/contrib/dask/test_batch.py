@@ -14,8 +14,9 @@ import pytest
 from perfkit import Download, Request, UpdateError
 from perfkit.contrib.dask.batch import cut_into_shards
 from perfkit.contrib.dask.checkpoint import Checkpoint
-from tests.support.dask_cluster import Cluster, wait_until
+from tests.support.dask_cluster import Cluster
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
@@ -129,7 +130,7 @@ print(json.dumps(told))
         (0, None, 2, []),
     ],
 )
-def test_shards(files: int, size: int | None, threads: int, shards: list[int]) -> None:
+def test_size_and_number_of_shards(files: int, size: int | None, threads: int, shards: list[int]) -> None:
     """Of 256 files or 256 MiB at most; a small batch is spread over all threads."""
     items = [(number, Request(f"https://example.org/{number}", size=size)) for number in range(files)]
     assert [len(each) for each in cut_into_shards(items, threads)] == shards
