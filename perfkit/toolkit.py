@@ -397,8 +397,8 @@ class Toolkit:
                 the last one. A site that is created again continues from a `perfkit.json` kept in its directory.
             sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
             expires_s: how long clients may install the release, in seconds; publishing again renews it.
-            level: compression level for first installs, from 1 to 22; lower levels publish faster. Updates use 12 at
-                most, and deltas always the best.
+            level: compression level for first installs, from 1 to 22; lower levels publish faster. What further
+                releases add to these has 18 at most; updates have 12 at most, and deltas always the best.
             keep_releases: how many of the last releases, including this one, can be installed; at most 1,000.
             grace_s: how long to keep objects that no release needs, in seconds, for clients in the middle of a sync.
 
