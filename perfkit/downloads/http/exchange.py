@@ -85,6 +85,8 @@ class Exchange:
         reused: whether its last connection had carried another request before.
         target: the request target, spelt as in the URL; None: as urllib3 spells it.
         incoming: what its last response is read from, if one of our connections was used.
+        began_s: when it was made (time.monotonic).
+        pool: where its connection came from, if it is one of ours.
         helper: the thread that sends it and reads its response, if its connection is not ours and cannot be aborted.
     """
 
@@ -96,6 +98,8 @@ class Exchange:
         self.aborted = False
         self.target: str | None = None
         self.incoming: Incoming | None = None
+        self.began_s = time.monotonic()
+        self.pool: Any = None
         self.helper: HelperThread | None = None
         self._handles: list[AbortHandle] = []
 
