@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from perfkit.releases.publish.publisher import Release
     from perfkit.releases.publish.source_tree import Links
     from perfkit.releases.publish.upkeep import SiteReport
-    from perfkit.transactions.history import Pruned
+    from perfkit.transactions.history import Generation, Pruned
     from perfkit.transactions.transaction import Transaction
-    from perfkit.transactions.tree import Generation
     from perfkit.updates.check import Check
     from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
@@ -817,11 +816,7 @@ class Toolkit:
 
 
 def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
-    """The keys in these files, which must not be in a directory that is published.
-
-    Raises:
-        ConfigError: a file is in such a directory, or is not a key.
-    """
+    """The keys in these files, which must not be in a directory that is published."""
     if given is None:
         return ()
     from perfkit.minisign.secret_keys import SecretKey

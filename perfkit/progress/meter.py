@@ -254,15 +254,11 @@ class _Totals:
 
 
 class Meter:
-    """Counts all files of a run. Sizes may become known late, and the list of files may still be growing.
-
-    Attributes:
-        clock: seconds that never decrease.
-        lock: guards the counters, those of the files too; `add`, `resize`, `keep`, `begin` and `end` need it held.
-    """
+    """Counts all files of a run. Sizes may become known late, and the list of files may still be growing."""
 
     def __init__(self, *, phase: str = "download", clock: Callable[[], float] | None = None) -> None:
-        self.clock = clock or time.monotonic
+        self.clock = clock or time.monotonic  # seconds that never decrease
+        # guards the counters, those of the files too; `add`, `resize`, `keep`, `begin` and `end` need it held
         self.lock = threading.Lock()
         self._phase = phase
         self._started_s = self.clock()

@@ -27,9 +27,6 @@ class Lock:
     Args:
         rootdir: the directory to lock.
         lock, owner: the names of the two files.
-
-    Attributes:
-        token: random, in hex; identifies this owner.
     """
 
     def __init__(self, rootdir: RootDir, lock: str = LOCK, owner: str = OWNER) -> None:
@@ -37,7 +34,7 @@ class Lock:
         self._lock_name, self._owner_name = lock, owner
         self._fd = -1
         self._pid = os.getpid()
-        self.token = os.urandom(8).hex()
+        self.token = os.urandom(8).hex()  # random, in hex; identifies this owner
 
     def acquire(self, wait_s: float) -> None:
         """Take the lock, waiting at most `wait_s` seconds.

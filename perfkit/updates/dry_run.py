@@ -51,11 +51,7 @@ def plan(
 
 
 def _temporary_directory(root: str) -> contextlib.AbstractContextManager[str]:
-    """A directory for a dry run: the system's, or else in memory or among perfkit's own files.
-
-    Raises:
-        UpdateError: none can be created.
-    """
+    """A directory for a dry run: the system's, or else in memory or among perfkit's own files."""
     for directory in (
         None,
         "/dev/shm",

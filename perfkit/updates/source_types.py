@@ -36,29 +36,23 @@ class SourceSpec:
 
     Raises:
         ConfigError: a mirror is not an http or https URL.
-
-    Attributes:
-        location: a URL, or the path of a local list.
-        type: the type of the source; None: that installed from this location before, else detected from the content.
-        selection: which files of a release or members of an archive are wanted, and the names of these in the tree;
-            None: as it was installed from this location before, else all.
-        mirrors: other URLs of the same site or plain file.
-        checksums: the checksum of a plain file, as `algorithm:hex`, or the URL or path of a checksum file.
-        decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
-        release: the version of the wanted release of a site; None: the current one of the site or channel.
-        channel: the channel of a site; None: the site's current release.
-        demands: what is demanded of the release, whatever offers it.
     """
 
-    location: str
+    location: str  # a URL, or the path of a local list
+    # the type of the source; None: that installed from this location before, else detected from the content
     type: SourceType | None = None
+    # which files of a release or members of an archive are wanted, and the names of these in the tree; None: as
+    # it was installed from this location before, else all
     selection: Selection | None = None
+    # whether to decompress a plain file; None: as it was installed from this location before, else no
     decompress: bool | None = None
+    # the checksum of a plain file, as `algorithm:hex`, or the URL or path of a checksum file
     checksums: str | None = None
-    mirrors: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()  # other URLs of the same site or plain file
+    # the version of the wanted release of a site; None: the current one of the site or channel
     release: str | None = None
-    channel: str | None = None
-    demands: Demands = field(default_factory=Demands)
+    channel: str | None = None  # the channel of a site; None: the site's current release
+    demands: Demands = field(default_factory=Demands)  # what is demanded of the release, whatever offers it
 
     def __post_init__(self) -> None:
         for url in self.mirrors:

@@ -68,21 +68,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SyncOptions:
-    """How to sync.
+    """How to sync."""
 
-    Attributes:
-        local_changes: what to do with files that were edited locally.
-        check_contents: hash every file, even those that the stat cache vouches for.
-        check: inspects the tree as it will be, and may refuse it.
-        retry_rejected: install a release that a check refused before, if the check accepts it now.
-        wait_s: how long to wait for another process or thread that is changing the tree.
-    """
-
-    local_changes: LocalChanges
-    check_contents: bool = False
-    check: Check | None = None
-    retry_rejected: bool = False
-    wait_s: float = 0.0
+    local_changes: LocalChanges  # what to do with files that were edited locally
+    check_contents: bool = False  # hash every file, even those that the stat cache vouches for
+    check: Check | None = None  # inspects the tree as it will be, and may refuse it
+    retry_rejected: bool = False  # install a release that a check refused before, if the check accepts it now
+    wait_s: float = 0.0  # how long to wait for another process or thread that is changing the tree
 
 
 def sync(
@@ -178,9 +170,6 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
 
     Args:
         newer: what the source offers after the failure.
-
-    Raises:
-        StaleSourceError: the server is behind, or its site is incomplete.
     """
     if newer.serial < source.serial:
         reason = f"it offers {source.version}, and then the older {newer.version}"
@@ -375,9 +364,6 @@ class Sync:
 
         What is fetched takes space twice, packed and unpacked. Local copies take space unless the file system can share
         contents; files that are kept for rollback do only where there are no hard links either.
-
-        Raises:
-            OSError: there is not enough space (ENOSPC).
         """
         if tree.rootdir.free_space() >= 2 * fetched + manifest.total_bytes + self._installed.manifest.total_bytes:
             return

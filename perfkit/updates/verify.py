@@ -58,11 +58,7 @@ def verify(
 
 
 def _verify(dest: str, began_s: float, progress: OperationProgress) -> VerifyReport:
-    """Compare a tree with what is installed. This needs no lock: if the tree changes during it, it starts over.
-
-    Raises:
-        LockedError: it keeps changing.
-    """
+    """Compare a tree with what is installed. This needs no lock: if the tree changes during it, it starts over."""
     root = os.path.abspath(dest)
     for _ in range(_TRIES):
         before = status(dest)

@@ -89,7 +89,7 @@ def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["version"] == "2"
 
 
-def test_hold(cli_origin: Origin, capsys: Capture) -> None:
+def test_hold_names_the_version_passed_over(cli_origin: Origin, capsys: Capture) -> None:
     assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
     assert main(["hold", "tree", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"held": "2"}

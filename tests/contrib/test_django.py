@@ -343,7 +343,7 @@ def test_a_custom_command(published: Site) -> None:
         call_command(command, f"{published.url}file", where=published.root / "out/file/below")
 
 
-def test_download(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_download_command_fetches_once(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the current directory or the given one; a second time nothing is fetched."""
     (published.root / "site/file").write_bytes(b"x" * 1000)
     monkeypatch.chdir(published.root)
@@ -389,7 +389,7 @@ def test_bars_are_for_terminals(published: Site, monkeypatch: pytest.MonkeyPatch
         terminal.wait_for("1 file, 293.0 KiB in ")
 
 
-def test_colours(published: Site) -> None:
+def test_colours_follow_djangos_options(published: Site) -> None:
     """By Django's own options."""
     run("perfkit_sync", "rules")
     assert "\x1b[" not in run("perfkit_sync", "rules", "--no-color")[0] + run("perfkit_status", "--no-color")[0]

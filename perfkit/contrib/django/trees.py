@@ -158,15 +158,10 @@ def unhold(name: str, *, wait_s: float = 0.0) -> Hold | None:
 
 
 class Current(NamedTuple):
-    """Which release a tree has now.
+    """Which release a tree has now."""
 
-    Attributes:
-        generation: changes with each change, and back with a rollback; 0 if nothing is installed.
-        version: None if nothing is installed, or the tree was not changed by a sync.
-    """
-
-    generation: int = 0
-    version: str | None = None
+    generation: int = 0  # changes with each change, and back with a rollback; 0 if nothing is installed
+    version: str | None = None  # None if nothing is installed, or the tree was not changed by a sync
 
 
 _Signature = tuple[int, int, int]
