@@ -167,8 +167,8 @@ class HttpTransport:
                 exchange.expired = True
                 exchange.abort()
             elif exchange.pool is not None and exchange.began_s < now_s - _PATIENCE_S:
-                # A server or proxy that serves only so many connections at once serves idle ones until its keep-alive
-                # time-out, and accepts that of this request afterwards.
+                # A server that serves only so many connections at once may serve idle ones until their keep-alive ends,
+                # and only then that of this request (findings/haproxy-keeps-idle-connections-while-others-wait.sh).
                 exchange.pool.close_idle()
         self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
 
