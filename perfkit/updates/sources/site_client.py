@@ -76,7 +76,13 @@ class SiteClient:
         """
         known = before[1] if before else None
         request = Request(self.url + self._pointer_name, POINTER_NAME, max_bytes=MAX_POINTER_BYTES, known=known)
-        (found,) = self._fetcher.get([request], phase="reading the release")
+        try:
+            (found,) = self._fetcher.get([request], phase="reading the release")
+        except HTTPStatusError as error:
+            if error.status in (404, 410):
+                what = "no site of releases" if self.channel is None else f"no site with a channel {self.channel!r}"
+                error.reason += f": there is {what} at {redacted(self.url)}"
+            raise
         self.latency_s = found.seconds
         if before is not None and found.unchanged and found.version == known:
             return before
