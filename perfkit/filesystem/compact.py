@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from struct import Struct
-from typing import Any, overload
+from typing import Any
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
 _DIGESTS = 1024  # in a block, for the same reason
@@ -197,14 +197,7 @@ class FileBytes:
     def __len__(self) -> int:
         return self._size
 
-    @overload
-    def __getitem__(self, key: int) -> int: ...
-    @overload
-    def __getitem__(self, key: slice) -> bytes: ...
-    def __getitem__(self, key: int | slice) -> int | bytes:
-        if not isinstance(key, slice):
-            number, at = divmod(key, _READ_BYTES)
-            return (self._blocks.get(number) or self._read(number))[at]
+    def __getitem__(self, key: slice) -> bytes:
         start, stop = key.start or 0, self._size if key.stop is None else key.stop
         number, at = divmod(start, _READ_BYTES)
         if at + stop - start <= _READ_BYTES:

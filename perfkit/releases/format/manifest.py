@@ -165,7 +165,7 @@ class Manifest:
     def __getitem__(self, index: int) -> Entry:
         if not 0 <= index < len(self._sizes):
             raise IndexError(index)
-        return Entry(self.name(index), self._sizes[index], self.digest(index), self.data[self._flags_at + index] == 1)
+        return Entry(self.name(index), self._sizes[index], self.digest(index), self.executable(index))
 
     def __iter__(self) -> Iterator[Entry]:
         return map(self.__getitem__, range(len(self)))
@@ -189,7 +189,8 @@ class Manifest:
 
     def executable(self, index: int) -> bool:
         """Whether one entry is executable."""
-        return self.data[self._flags_at + index] == 1
+        at = self._flags_at + index
+        return self.data[at : at + 1] == b"\1"
 
     def size(self, index: int) -> int:
         """The size of one entry."""
