@@ -48,14 +48,8 @@ class Names:
         block += data[size:]
         self._ends.append(len(block))
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
     def __getitem__(self, at: int) -> str:
         return self.encoded(at).decode()
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self.__getitem__, range(len(self)))
 
     def encoded(self, at: int) -> bytes:
         """The UTF-8 bytes of a name, which sort as the names do."""

@@ -63,8 +63,7 @@ def test_packed_names_come_back_sorted(names: list[str]) -> None:
     kept = Names()
     for name in names:
         kept.append(name)
-    assert list(kept) == names
-    assert len(kept) == len(names)
+    assert [kept[at] for at in range(len(names))] == names
     assert [kept.encoded(at) for at in range(len(names))] == [name.encode() for name in names]
 
 

@@ -430,7 +430,7 @@ class ReleaseSource:
         """The offer of the deltas, which supply all blobs that the installed release does not have."""
         if not self._deltas or ("delta", "") in self._exhausted:
             return None
-        blobs = missing - DigestSet(self._installed.manifest.digests())
+        blobs = missing - DigestSet(filter(missing.__contains__, self._installed.manifest.digests()))
         deltas = self._site.not_staged(self._deltas)
         size = sum(delta.bytes for delta in deltas)
         return Offer("delta", blobs, bytes=size, requests=len(deltas)) if blobs else None
