@@ -22,6 +22,7 @@ from perfkit.errors import (
     UpdateError,
 )
 from perfkit.filesystem.compact import DigestSet, file_bytes, pack_numbers
+from perfkit.filesystem.own_files import open_own
 from perfkit.libc import mmap_large_allocations
 from perfkit.progress.text import printable
 from perfkit.redact import redacted
@@ -29,6 +30,7 @@ from perfkit.releases.format import MAX_AHEAD_MS, POINTER_NAME
 from perfkit.releases.format.delta import Delta
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import BaseManifest, PackedRef, Pointer
+from perfkit.transactions import layout
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Link, Offer, choose_routes
@@ -279,9 +281,9 @@ class ReleaseSource:
     def _read_manifest(self, local: LocalTree, staging: StagingArea | None) -> Manifest:
         mmap_large_allocations()
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
-        if (recorded := local.open_blob(sha256)) is not None:  # after a rollback the history has it
-            with contextlib.suppress(OSError, ManifestError), recorded as file:
-                return Manifest.parse(file_bytes(os.dup(file.fileno())), sha256=sha256)
+        with contextlib.suppress(OSError, ManifestError):  # after a rollback the history has it
+            stored = os.path.join(self._installed.root, layout.object_path(sha256.hex()))
+            return Manifest.parse(file_bytes(open_own(stored)), sha256=sha256)
         if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
                 if (made := self._apply_deltas(local, staging)) is not None:
