@@ -208,8 +208,9 @@ class Transfer:
             partial = self._widenable()
             if partial is None:
                 return None
-            round_trip_s = self._context.network.controller.round_trip_s
-            runner = partial.map.split(self._config.min_segment_bytes, round_trip_s) or partial.map.hedge()
+            network = self._context.network.controller
+            least, trip_s = self._config.min_segment_bytes, network.round_trip_s
+            runner = partial.map.split(least, trip_s, congested=network.congested) or partial.map.hedge()
             return self._enter(partial, runner) if runner else None
 
     def _widenable(self) -> PartialFile | None:
@@ -343,6 +344,7 @@ class Transfer:
                 slower = task.partial.ranges_seen and task.partial.map.is_slower(task.runner)
                 if slower and self._lost_by_chance(response.path()):
                     response.end_after(0)  # a new connection starts with a wider window
+                    task.runner.replaced = True
 
     def _lost_by_chance(self, path: Path | None) -> bool:
         """Whether packets were lost at random, and not in a full queue."""
