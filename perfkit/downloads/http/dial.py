@@ -6,13 +6,18 @@ import contextlib
 import os
 import select
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
 
+from perfkit.config import Config
 from perfkit.downloads.http.uninterruptible import AbortedError, call_abortable
+from perfkit.downloads.http.urls import origin_of
+from perfkit.errors import ConfigError
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305 section 5: between the starts of two attempts
 _ABORT_CHECK_S = 0.05
@@ -23,6 +28,24 @@ SocketOption = tuple[int, int, int | bytes]
 
 # By host and port, the address that answered last, which the next connection tries first. Shared by the process.
 _answered: dict[tuple[str, int], Any] = {}
+
+# By host and port, connections that were begun before they were needed.
+_begun: dict[tuple[str, int], Future[socket.socket]] = {}
+_USUAL = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)  # urllib3's options
+
+
+def connect_early(url: str, config: Config) -> None:
+    """Begin a connection to the origin of a URL for the next `dial`, if requests is still to be imported, which takes
+    as long as some round trips, and if no proxy may be used. For a command, which will request the URL soon.
+    """
+    names = " ".join(os.environ).lower()
+    proxied = config.proxies or (config.trust_env and ("_proxy" in names or sys.platform == "darwin"))
+    if proxied or "urllib3" in sys.modules:
+        return
+    with contextlib.suppress(ConfigError, RuntimeError):  # it is a path; no thread can be started
+        _, host, port = origin_of(url)
+        begin = ThreadPoolExecutor(1).submit
+        _begun[host, port] = begin(_connect, host, port, config.connect_timeout_s, lambda: False, _USUAL)
 
 
 def dial(
@@ -46,8 +69,17 @@ def dial(
         AbortedError: `aborted` said so.
         OSError: no address accepts connections; the error of the last attempt.
     """
+    options = tuple(options)
+    if options == _USUAL and (begun := _begun.pop((host, port), None)) is not None:
+        return call_abortable(begun.result, aborted, discard=lambda sock: sock.close())
+    return _connect(host, port, timeout_s, aborted, options)
+
+
+def _connect(
+    host: str, port: int, timeout_s: float, aborted: Callable[[], bool], options: Sequence[SocketOption]
+) -> socket.socket:
     addresses = _resolve(host, port, aborted)
-    sock, address = _race(_in_order(addresses, _answered.get((host, port))), timeout_s, aborted, tuple(options))
+    sock, address = _race(_in_order(addresses, _answered.get((host, port))), timeout_s, aborted, options)
     if len(addresses) > 1:
         if len(_answered) >= _REMEMBERED:
             _answered.clear()

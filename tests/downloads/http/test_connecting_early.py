@@ -1,0 +1,102 @@
+"""A command connects while it imports requests, but never past a proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+WAIT_S = 60
+
+# Its import of urllib3 waits for a line from standard input.
+COMMAND = """
+import sys
+
+class Held:
+    def find_spec(self, name, *_):
+        if name == "urllib3":
+            sys.stdin.readline()
+
+sys.meta_path.insert(0, Held())
+from perfkit.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def origin() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(WAIT_S)
+        yield listener
+
+
+def url_of(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def started(*words: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A perfkit command that cannot import urllib3 yet."""
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    command = [sys.executable, "-c", COMMAND, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env={**environment, **more}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def go_on(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.close()
+
+
+def respond(peer: socket.socket) -> None:
+    peer.settimeout(WAIT_S)
+    with peer, peer.makefile("rwb") as stream:
+        assert stream.readline().startswith(b"GET ")
+        while stream.readline() != b"\r\n":
+            pass
+        stream.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
+        stream.flush()
+
+
+def has_no_connection(listener: socket.socket) -> None:
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+def test_get_uses_the_connection(origin: socket.socket, tmp_path: Path) -> None:
+    with started("get", "-q", "-o", str(tmp_path / "file"), f"{url_of(origin)}/file") as process:
+        peer, _ = origin.accept()  # though urllib3 is not imported yet
+        go_on(process)
+        respond(peer)
+        assert process.wait(WAIT_S) == 0
+    assert (tmp_path / "file").read_bytes() == b"body"
+    has_no_connection(origin)
+
+
+def test_sync_connects(origin: socket.socket, tmp_path: Path) -> None:
+    with started("sync", "-q", url_of(origin), str(tmp_path / "tree")):
+        origin.accept()[0].close()
+
+
+def test_a_proxy(origin: socket.socket, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(WAIT_S)
+        words = ("get", "-q", "-o", str(tmp_path / "file"), f"{url_of(origin)}/file")
+        with started(*words, http_proxy=url_of(proxy)) as process:
+            go_on(process)
+            respond(proxy.accept()[0])
+            assert process.wait(WAIT_S) == 0
+    assert (tmp_path / "file").read_bytes() == b"body"
+    has_no_connection(origin)
