@@ -7,10 +7,11 @@ import os
 import select
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import zip_longest
 from typing import Any
 
@@ -29,23 +30,33 @@ SocketOption = tuple[int, int, int | bytes]
 # By host and port, the address that answered last, which the next connection tries first. Shared by the process.
 _answered: dict[tuple[str, int], Any] = {}
 
-# By host and port, connections that were begun before they were needed.
+# By host and port, connections that were begun before they were needed. A forked process has no thread that makes them.
 _begun: dict[tuple[str, int], Future[socket.socket]] = {}
+os.register_at_fork(after_in_child=_begun.clear)
 _USUAL = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)  # urllib3's options
 
 
 def connect_early(url: str, config: Config) -> None:
-    """Begin a connection to the origin of a URL for the next `dial`, if requests is still to be imported, which takes
-    as long as some round trips, and if no proxy may be used. For a command, which will request the URL soon.
+    """Begin a connection to the origin of a URL, for the next `dial`: if requests is still to be imported, which takes
+    as long as some round trips, and if no proxy may be used.
     """
     names = " ".join(os.environ).lower()
     proxied = config.proxies or (config.trust_env and ("_proxy" in names or sys.platform == "darwin"))
     if proxied or "urllib3" in sys.modules:
         return
     with contextlib.suppress(ConfigError, RuntimeError):  # it is a path; no thread can be started
-        _, host, port = origin_of(url)
-        begin = ThreadPoolExecutor(1).submit
-        _begun[host, port] = begin(_connect, host, port, config.connect_timeout_s, lambda: False, _USUAL)
+        place = origin_of(url)[1:]
+        if place not in _begun:
+            made: Future[socket.socket] = Future()
+            threading.Thread(target=_connect_for, args=(made, place, config.connect_timeout_s), daemon=True).start()
+            _begun[place] = made
+
+
+def _connect_for(made: Future[socket.socket], place: tuple[str, int], timeout_s: float) -> None:
+    try:
+        made.set_result(_connect(*place, timeout_s, lambda: False, _USUAL))
+    except Exception as error:
+        made.set_exception(error)
 
 
 def dial(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.dial import connect_early
 from perfkit.downloads.http.network_path import Path
 from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_have_secrets, target_of, without_secrets
@@ -220,6 +221,8 @@ class HttpTransport:
 
     def _send(self, url: str, hop: Hop, cancel: Cancel, limit: Throttle | None) -> _HttpResponse:
         """Send one request. If a kept connection turns out to be dead, try again, which costs nothing."""
+        if self._sessions is None and self._given is None:
+            connect_early(hop.url, self._config)
         sessions, failures = self._started()
         while True:
             exchange = self._make_exchange(time.monotonic() + sum(self._timeout), limit)

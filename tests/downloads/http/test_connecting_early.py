@@ -1,4 +1,4 @@
-"""A command connects while it imports requests, but never past a proxy."""
+"""The first connection is made while requests is imported, but never past a proxy."""
 
 from __future__ import annotations
 
@@ -87,6 +87,12 @@ def test_get_uses_the_connection(origin: socket.socket, tmp_path: Path) -> None:
 
 def test_sync_connects(origin: socket.socket, tmp_path: Path) -> None:
     with started("sync", "-q", url_of(origin), str(tmp_path / "tree")):
+        origin.accept()[0].close()
+
+
+def test_a_listed_file(origin: socket.socket, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{url_of(origin)}/file\n")
+    with started("get", "-q", "-i", str(tmp_path / "list"), "-d", str(tmp_path)):
         origin.accept()[0].close()
 
 
