@@ -15,6 +15,7 @@ from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import AnyKey, read_public_keys
 from perfkit.redact import masked
 
+_LEAST = {"rate_limit": 1, "max_bytes": 0, "segments": 1, "retries": 0, "size": 0}
 _IS_URL = re.compile("https?://", re.IGNORECASE)
 
 
@@ -81,16 +82,9 @@ class Request(_WithoutSecrets):
                 raise ConfigError(f"a URL must be text; got a {type(url).__name__}")
             origin_of(url)
         check_headers(self.headers)
-        if self.rate_limit is not None and self.rate_limit <= 0:
-            raise ConfigError(f"rate_limit must be more than 0 bytes per second, or None; got {self.rate_limit!r}")
-        if self.max_bytes is not None and self.max_bytes < 0:
-            raise ConfigError(f"max_bytes must be 0 or more, or None; got {self.max_bytes!r}")
-        if self.segments is not None and self.segments < 1:
-            raise ConfigError(f"segments must be at least 1, or None; got {self.segments!r}")
-        if self.retries is not None and self.retries < 0:
-            raise ConfigError(f"retries must be 0 or more, or None; got {self.retries!r}")
-        if self.size is not None and self.size < 0:
-            raise ConfigError(f"size must be 0 or more, or None; got {self.size!r}")
+        for name, least in _LEAST.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, or None; got {value!r}")
         if self.byte_range is not None and not 0 <= self.byte_range[0] < self.byte_range[1]:
             raise ConfigError(f"byte_range must be a start and a later end, in bytes; got {self.byte_range!r}")
 

@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from itertools import zip_longest
 from typing import Any
 
 from perfkit.config import Config
-from perfkit.downloads.http.uninterruptible import AbortedError, call_abortable
+from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread, call_abortable, result_of
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 
@@ -44,19 +43,11 @@ def connect_early(url: str, config: Config) -> None:
     proxied = config.proxies or (config.trust_env and ("_proxy" in names or sys.platform == "darwin"))
     if proxied or "urllib3" in sys.modules:
         return
-    with contextlib.suppress(ConfigError, RuntimeError):  # it is a path; no thread can be started
+    with contextlib.suppress(ConfigError):  # it is a path
         place = origin_of(url)[1:]
         if place not in _begun:
-            made: Future[socket.socket] = Future()
-            threading.Thread(target=_connect_for, args=(made, place, config.connect_timeout_s), daemon=True).start()
-            _begun[place] = made
-
-
-def _connect_for(made: Future[socket.socket], place: tuple[str, int], timeout_s: float) -> None:
-    try:
-        made.set_result(_connect(*place, timeout_s, lambda: False, _USUAL))
-    except Exception as error:
-        made.set_exception(error)
+            connect_s = config.connect_timeout_s
+            _begun[place] = HelperThread().begin(lambda: _connect(*place, connect_s, lambda: False, _USUAL))
 
 
 def dial(
@@ -82,7 +73,7 @@ def dial(
     """
     options = tuple(options)
     if options == _USUAL and (begun := _begun.pop((host, port), None)) is not None:
-        return call_abortable(begun.result, aborted, discard=lambda sock: sock.close())
+        return result_of(begun, aborted, discard=lambda sock: sock.close())
     return _connect(host, port, timeout_s, aborted, options)
 
 
