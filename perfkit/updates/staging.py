@@ -197,19 +197,14 @@ class StagedBlobs:
 
 
 class StagingArea:
-    """Blobs in the directory `stage`. A blob may be written in parts, in any order; it counts once its SHA-256 matches.
-
-    Attributes:
-        blobs: those that are complete.
-        expected: those that the update needs.
-    """
+    """Blobs in the directory `stage`. One may be written in parts, in any order; it counts once its SHA-256 matches."""
 
     def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
         self._stage = stage
         self._progress = progress
         self._shown: Stage | None = None
-        self.blobs = StagedBlobs(stage)
-        self.expected = BlobSet(BlobIndex(Manifest.of(())))
+        self.blobs = StagedBlobs(stage)  # those that are complete
+        self.expected = BlobSet(BlobIndex(Manifest.of(())))  # those that the update needs
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
         self._made = bytearray()  # see `writer`
         self._writing: _PartialBlob | None = None

@@ -77,25 +77,17 @@ class AbortHandle:
 class Exchange:
     """One request of perfkit's, from its first packet to the last byte of its response. It may take several connections
     and responses, as when an auth handler reacts to a 401. A context manager while the current thread sends it.
-
-    Attributes:
-        deadline_s: when its response is overdue (time.monotonic).
-        limit: limits the rate at which its response is read; None: no limit.
-        expired: whether it was aborted for being overdue.
-        reused: whether its last connection had carried another request before.
-        target: the request target, spelt as in the URL; None: as urllib3 spells it.
-        incoming: what its last response is read from, if one of our connections was used.
-        helper: the thread that sends it and reads its response, if its connection is not ours and cannot be aborted.
     """
 
     def __init__(self, deadline_s: float, limit: Throttle | None = None) -> None:
-        self.deadline_s = deadline_s
-        self.limit = limit
-        self.expired = False
-        self.reused = False
+        self.deadline_s = deadline_s  # when its response is overdue (time.monotonic)
+        self.limit = limit  # limits the rate at which its response is read; None: no limit
+        self.expired = False  # whether it was aborted for being overdue
+        self.reused = False  # whether its last connection had carried another request before
         self.aborted = False
-        self.target: str | None = None
-        self.incoming: Incoming | None = None
+        self.target: str | None = None  # the request target, spelt as in the URL; None: as urllib3 spells it
+        self.incoming: Incoming | None = None  # what its last response is read from, if one of our connections was used
+        # the thread that sends it and reads its response, if its connection is not ours and cannot be aborted
         self.helper: HelperThread | None = None
         self._handles: list[AbortHandle] = []
 
@@ -132,14 +124,11 @@ class Incoming:
     """Reads from a socket: the head of a response as a whole, and as much of the body at once as has arrived.
 
     Bytes that arrive after the response make the connection unusable for another request.
-
-    Attributes:
-        waits_since_s: since when a read has been waiting (time.monotonic); None: no read is.
     """
 
     def __init__(self, sock: Any, handle: AbortHandle | None) -> None:
         self.sock = sock
-        self.waits_since_s: float | None = None
+        self.waits_since_s: float | None = None  # since when a read has been waiting (time.monotonic); None: no read is
         self._raw = sock.makefile("rb", 0)  # keeps the socket open if the connection is closed before its last response
         self._handle = handle
         self._rest = b""
