@@ -237,8 +237,7 @@ class Incoming:
         timeout_s, total = self.sock.gettimeout(), 0
         self.sock.settimeout(0.0)
         try:
-            # With the count, which SSLSocket would take four times as long to find out.
-            while (left := len(view) - total) and (count := self.sock.recv_into(view[total:], left)):
+            while total < len(view) and (count := self.sock.recv_into(view[total:])):
                 total += count
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
