@@ -118,7 +118,8 @@ class Peers:
 
     def ours(self) -> Contestant:
         command = (sys.executable, "-m", "perfkit", "get", "--quiet", *self._cell.options)
-        command = (*command, "-i", self._list, "-d", str(self._out))
+        files = ("-i", self._list) if self._many else (f"{self._base}/{self._files[0].path}",)
+        command = (*command, *files, "-d", str(self._out))
         return Contestant(name="perfkit", command=command, env={"PYTHONPATH": str(HERE.parent)})
 
     def others(self, against: Sequence[str] | None) -> Iterator[Contestant]:

@@ -65,7 +65,7 @@ def add_get(get: Parser) -> None:
 
 
 def _get(arguments: argparse.Namespace) -> int:
-    from perfkit.toolkit import Toolkit
+    from perfkit.downloads.http.dial import connect_early
 
     with _Results(as_json=arguments.json) as results:
         # Invalid arguments are found before anything is requested or written.
@@ -81,9 +81,13 @@ def _get(arguments: argparse.Namespace) -> int:
         if arguments.base is not None and arguments.input is None:
             raise ConfigError("--base needs -i FILE: it is the base URL of the list")
         options = {"resume": not arguments.no_resume, "public_keys": read_public_keys(arguments.public_keys)}
+        config = config_for(arguments)
+        connect_early(next(iter(arguments.urls), ""), config)
+        from perfkit.toolkit import Toolkit  # meanwhile
+
         with (
             _listed(arguments, options) as listed,
-            Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit,
+            Toolkit(config, progress=progress_for(arguments)) as kit,
             contextlib.closing(_downloads(kit, arguments, options, listed)) as downloads,
         ):
             for download in downloads:

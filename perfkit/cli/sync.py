@@ -125,6 +125,7 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
         as `Toolkit.sync`.
     """
     from perfkit.cli.hooks import OnChange, check_command
+    from perfkit.downloads.http.dial import connect_early
     from perfkit.updates.status import splay_s
 
     chosen, on_change = _chosen(arguments), None
@@ -136,6 +137,7 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
         return Synced(*left, _announce(on_change, kit))
     if arguments.splay is not None:
         sleep(splay_s(arguments.dest, parse_seconds(arguments.splay)))
+    connect_early(arguments.source, kit.config)
     try:
         report = kit.sync(
             arguments.source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from perfkit.config import Config
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
@@ -25,8 +25,7 @@ def backoff_s(config: Config, failures: int) -> float:
     return _uniform(0.0, min(config.backoff_cap_s, config.backoff_base_s * 2.0 ** max(0, failures - 1)))
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(NamedTuple):
     """What all requests of a manager share."""
 
     config: Config

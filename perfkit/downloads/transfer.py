@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
@@ -72,8 +73,7 @@ _PAUSE_S = 0.005  # or a sixteenth of the response time, if that is shorter
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
 
-@dataclass(frozen=True, slots=True)
-class TransferContext:
+class TransferContext(NamedTuple):
     """What all transfers of a manager share."""
 
     network: Network

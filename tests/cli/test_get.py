@@ -25,9 +25,9 @@ from tests.support.command import (
     read_until,
     start,
     the_object,
-    wait_until,
 )
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
 Start = Callable[..., MisbehavingServer]

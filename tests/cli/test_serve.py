@@ -18,8 +18,8 @@ from tests.support.command import (
     interrupt,
     read_until,
     start,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
 

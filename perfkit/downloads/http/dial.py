@@ -6,13 +6,18 @@ import contextlib
 import os
 import select
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from itertools import zip_longest
 from typing import Any
 
-from perfkit.downloads.http.uninterruptible import AbortedError, call_abortable
+from perfkit.config import Config
+from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread, call_abortable, result_of
+from perfkit.downloads.http.urls import origin_of
+from perfkit.errors import ConfigError
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305 section 5: between the starts of two attempts
 _ABORT_CHECK_S = 0.05
@@ -23,6 +28,26 @@ SocketOption = tuple[int, int, int | bytes]
 
 # By host and port, the address that answered last, which the next connection tries first. Shared by the process.
 _answered: dict[tuple[str, int], Any] = {}
+
+# By host and port, connections that were begun before they were needed. A forked process has no thread that makes them.
+_begun: dict[tuple[str, int], Future[socket.socket]] = {}
+os.register_at_fork(after_in_child=_begun.clear)
+_USUAL = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)  # urllib3's options
+
+
+def connect_early(url: str, config: Config) -> None:
+    """Begin a connection to the origin of a URL, for the next `dial`: if requests is still to be imported, which takes
+    as long as some round trips, and if no proxy may be used.
+    """
+    names = " ".join(os.environ).lower()
+    proxied = config.proxies or (config.trust_env and ("_proxy" in names or sys.platform == "darwin"))
+    if proxied or "urllib3" in sys.modules:
+        return
+    with contextlib.suppress(ConfigError):  # it is a path
+        place = origin_of(url)[1:]
+        if place not in _begun:
+            connect_s = config.connect_timeout_s
+            _begun[place] = HelperThread().begin(lambda: _connect(*place, connect_s, lambda: False, _USUAL))
 
 
 def dial(
@@ -46,8 +71,17 @@ def dial(
         AbortedError: `aborted` said so.
         OSError: no address accepts connections; the error of the last attempt.
     """
+    options = tuple(options)
+    if options == _USUAL and (begun := _begun.pop((host, port), None)) is not None:
+        return result_of(begun, aborted, discard=lambda sock: sock.close())
+    return _connect(host, port, timeout_s, aborted, options)
+
+
+def _connect(
+    host: str, port: int, timeout_s: float, aborted: Callable[[], bool], options: Sequence[SocketOption]
+) -> socket.socket:
     addresses = _resolve(host, port, aborted)
-    sock, address = _race(_in_order(addresses, _answered.get((host, port))), timeout_s, aborted, tuple(options))
+    sock, address = _race(_in_order(addresses, _answered.get((host, port))), timeout_s, aborted, options)
     if len(addresses) > 1:
         if len(_answered) >= _REMEMBERED:
             _answered.clear()

@@ -12,7 +12,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
@@ -25,8 +24,6 @@ _HEAD_BYTES = 256 << 10
 _RECEIVE_BYTES = 16 << 10
 _HEAD_END = re.compile(rb"\n\r?\n")
 _LONE_CR = re.compile(rb"\r(?!\n)")
-
-Begun = tuple[tuple[str, int], Future[socket.socket]]  # host and port of a connection, and its socket
 
 _here = threading.local()  # .exchange: the one that the current thread is sending
 
@@ -82,10 +79,9 @@ class Exchange:
     and responses, as when an auth handler reacts to a 401. A context manager while the current thread sends it.
     """
 
-    def __init__(self, deadline_s: float, limit: Throttle | None = None, begun: Begun | None = None) -> None:
+    def __init__(self, deadline_s: float, limit: Throttle | None = None) -> None:
         self.deadline_s = deadline_s  # when its response is overdue (time.monotonic)
         self.limit = limit  # limits the rate at which its response is read; None: no limit
-        self.begun = begun  # a connection for it, begun before; None: it uses another
         self.expired = False  # whether it was aborted for being overdue
         self.reused = False  # whether its last connection had carried another request before
         self.aborted = False
@@ -115,18 +111,8 @@ class Exchange:
         for handle in tuple(self._handles):
             handle.abort(self)
 
-    def take_begun(self, place: tuple[str, int]) -> Future[socket.socket] | None:
-        """The connection that was begun to this host and port, if there is one."""
-        begun = self.begun
-        if begun is None or begun[0] != place:
-            return None
-        self.begun = None
-        return begun[1]
-
     def finish(self) -> None:
         """Release the connections, once the response has been read or given up."""
-        if self.begun is not None:
-            self.begun[1].add_done_callback(lambda made: made.exception() or made.result().close())
         for handle in self._handles:
             handle.detach(self)
 

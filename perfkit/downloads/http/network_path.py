@@ -8,8 +8,7 @@ import math
 import socket
 import struct
 import termios
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _QUEUED, _RESOLUTION_S = 1.25, 0.004  # times the least round trip, and more than the kernel measures
 _BYTES = 228  # of struct tcp_info, up to tcpi_rcv_ooopack (Linux 5.4)
@@ -18,8 +17,7 @@ BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF)
 _UNKNOWN_ROUND_TRIP_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(NamedTuple):
     """The network path to a server and back."""
 
     round_trip_s: float  # the current round-trip time

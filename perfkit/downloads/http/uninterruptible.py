@@ -4,11 +4,11 @@ wait for it.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TypeVar
 
 _ABORT_CHECK_S = 0.05
 
@@ -31,46 +31,26 @@ class HelperThread:
         except RuntimeError:  # the system allows no more threads; calls can't be aborted
             self._start = lambda call: call()
 
-    def call(self, function: Callable[[], T], aborted: Callable[[], bool], discard: Callable[[T], object]) -> T:
-        """Make an uninterruptible call; once aborted, its result goes to `discard`, and no further calls are taken.
-
-        Args:
-            aborted: called some twenty times a second; says whether to give up.
-
-        Raises:
-            AbortedError: `aborted` said so.
-            Exception: whatever the function raises.
-        """
-        results: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
-        lock = threading.Lock()
-        abandoned = False
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        """Begin an uninterruptible call."""
+        made: Future[T] = Future()
 
         def call() -> None:
             try:
-                result: tuple[bool, Any] = True, function()
+                made.set_result(function())
             except Exception as error:
-                result = False, error
-            with lock:
-                if not abandoned:
-                    results.put(result)
-                elif result[0]:
-                    discard(result[1])
+                made.set_exception(error)
 
         self._start(call)
-        while not aborted():
-            with contextlib.suppress(Empty):
-                succeeded, value = results.get(timeout=_ABORT_CHECK_S)
-                if not succeeded:
-                    raise value
-                return value  # type: ignore[no-any-return]
-        self.end()
-        with lock:
-            abandoned = True
-            while not results.empty():
-                succeeded, value = results.get()
-                if succeeded:
-                    discard(value)
-        raise AbortedError("aborted")
+        return made
+
+    def call(self, function: Callable[[], T], aborted: Callable[[], bool], discard: Callable[[T], object]) -> T:
+        """Make an uninterruptible call; once aborted, no further calls are taken. As `result_of`."""
+        try:
+            return result_of(self.begin(function), aborted, discard)
+        except AbortedError:
+            self.end()
+            raise
 
     def end(self) -> None:
         self.ended = True
@@ -83,6 +63,26 @@ def _make_calls(calls: SimpleQueue[Callable[[], None] | None]) -> None:
     while (call := calls.get()) is not None:
         call()
         del call  # it may hold a response, and with it a connection
+
+
+def result_of(made: Future[T], aborted: Callable[[], bool], discard: Callable[[T], object]) -> T:
+    """Wait for the result of a call; once aborted, it goes to `discard`.
+
+    Args:
+        aborted: called some twenty times a second; says whether to give up.
+
+    Raises:
+        AbortedError: `aborted` said so.
+        Exception: whatever the call raises.
+    """
+    while not aborted():
+        try:
+            return made.result(_ABORT_CHECK_S)
+        except TimeoutError as error:
+            if made.done() and made.exception() is error:
+                raise
+    made.add_done_callback(lambda made: made.exception() or discard(made.result()))
+    raise AbortedError("aborted")
 
 
 def call_abortable(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 WAIT_S = 60
 
 # Its import of urllib3 waits for a line from standard input.
-DOWNLOAD = """
+COMMAND = """
 import sys
 
 class Held:
@@ -22,37 +24,85 @@ class Held:
             sys.stdin.readline()
 
 sys.meta_path.insert(0, Held())
-from perfkit import Toolkit
+from perfkit.cli import main
 
-with Toolkit() as kit:
-    kit.download(sys.argv[1], sys.argv[2])
+sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("proxied", [False, True])
-def test_the_first_connection(tmp_path: Path, proxied: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as origin, socket.create_server(("127.0.0.1", 0)) as proxy:
-        addresses = [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in (origin, proxy)]
-        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        if proxied:
-            environment["http_proxy"] = addresses[1]
-        command = [sys.executable, "-c", DOWNLOAD, f"{addresses[0]}/file", str(tmp_path / "file")]
-        asked = proxy if proxied else origin
-        asked.settimeout(WAIT_S)
-        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
-            assert process.stdin is not None
-            if not proxied:
-                peer, _ = asked.accept()  # though urllib3 is not imported yet
-            process.stdin.write(b"\n")
-            process.stdin.close()
-            if proxied:
-                peer, _ = asked.accept()
-            with peer, peer.makefile("rwb") as stream:
-                assert stream.readline().startswith(b"GET ")
-                stream.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
-                stream.flush()
-                assert process.wait(WAIT_S) == 0
-        assert (tmp_path / "file").read_bytes() == b"body"
-        origin.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            origin.accept()  # there was no other connection
+@pytest.fixture
+def origin() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(WAIT_S)
+        yield listener
+
+
+def url_of(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def started(*words: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A perfkit command that cannot import urllib3 yet."""
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    command = [sys.executable, "-c", COMMAND, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env={**environment, **more}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def go_on(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.close()
+
+
+def respond(peer: socket.socket) -> None:
+    peer.settimeout(WAIT_S)
+    with peer, peer.makefile("rwb") as stream:
+        assert stream.readline().startswith(b"GET ")
+        while stream.readline() != b"\r\n":
+            pass
+        stream.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
+        stream.flush()
+
+
+def has_no_connection(listener: socket.socket) -> None:
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+def test_get_uses_the_connection(origin: socket.socket, tmp_path: Path) -> None:
+    with started("get", "-q", "-o", str(tmp_path / "file"), f"{url_of(origin)}/file") as process:
+        peer, _ = origin.accept()  # though urllib3 is not imported yet
+        go_on(process)
+        respond(peer)
+        assert process.wait(WAIT_S) == 0
+    assert (tmp_path / "file").read_bytes() == b"body"
+    has_no_connection(origin)
+
+
+def test_sync_connects(origin: socket.socket, tmp_path: Path) -> None:
+    with started("sync", "-q", url_of(origin), str(tmp_path / "tree")):
+        origin.accept()[0].close()
+
+
+def test_a_listed_file(origin: socket.socket, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{url_of(origin)}/file\n")
+    with started("get", "-q", "-i", str(tmp_path / "list"), "-d", str(tmp_path)):
+        origin.accept()[0].close()
+
+
+def test_a_proxy(origin: socket.socket, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(WAIT_S)
+        words = ("get", "-q", "-o", str(tmp_path / "file"), f"{url_of(origin)}/file")
+        with started(*words, http_proxy=url_of(proxy)) as process:
+            go_on(process)
+            respond(proxy.accept()[0])
+            assert process.wait(WAIT_S) == 0
+    assert (tmp_path / "file").read_bytes() == b"body"
+    has_no_connection(origin)
