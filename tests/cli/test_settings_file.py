@@ -154,7 +154,8 @@ def test_mistakes_are_named_with_their_place(text: str, reason: str, trees: Path
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    (["sync"], "names of trees"), (["status"], "give trees; or --all"), (["sync", "one", "--all"], "names of trees"),
+    (["sync"], "names of trees"), (["sync", "one", "--all"], "names of trees"),
+    (["status"], "give either trees, or --all"),
     (["sync", "https://h"], "give a SOURCE and a DEST, or names of trees"),
     (["sync", "one", "x"], "there is no tree 'x'; perfkit.toml lists one, two"),
 ])  # fmt: skip
