@@ -178,12 +178,16 @@ class SiteClient:
         return self.staged_ranges().find(index, wanted)
 
     def begin_ranges(self, index: Index, ranges: Iterable[PackRange]) -> None:
-        """Begin to fetch these ranges, and the dictionaries of their packs, for which `fetch_ranges` then waits."""
-        staged, wanted = self.staged_ranges(), list(ranges)
+        """Begin to fetch these ranges, and the dictionaries of their packs, for which `fetch_ranges` then waits.
+
+        The largest come first, for which connections are open already: one that starts a round trip later than the
+        others loses most packets when together they fill the link's queue.
+        """
+        staged, wanted = self.staged_ranges(), sorted(ranges, key=lambda each: each.start - each.end)
         packs = [index.packs[number] for number in dict.fromkeys(each.pack for each in wanted)]
         shared = self.not_staged(pack.dictionary.object for pack in packs if pack.dictionary is not None)
         parts = (self._part(index, each, "files of the release") for each in wanted if not staged.find(index, each))
-        self._fetcher.begin([*(self._request(ref, "a dictionary") for ref in shared), *parts])
+        self._fetcher.begin([*parts, *(self._request(ref, "a dictionary") for ref in shared)])
 
     def fetch_ranges(
         self,
