@@ -17,13 +17,14 @@ from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.compact import DigestSet
 from perfkit.filesystem.hashing.hash_file import hash_file
-from perfkit.filesystem.own_files import create_own, open_own
+from perfkit.filesystem.own_files import open_own
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.draft import DIGEST_BYTES, made_for
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
-from perfkit.transactions.object_store import copy_into
+from perfkit.transactions.object_store import copy_into, write_all
 from perfkit.updates.digest_index import BlobIndex, BlobSet
 
 _RETRIES_OF_ONE = 2  # of each site where there are mirrors
@@ -166,10 +167,10 @@ class Fetcher:
 
 
 class StagedBlobs:
-    """The blobs that are complete, and their paths in the directory `stage`, which are built on access."""
+    """The blobs that are complete, and the path of each in the directory `stage`, which is built on access."""
 
     def __init__(self, stage: str) -> None:
-        self._stage = stage
+        self._prefix = os.path.join(stage, _PREFIX)
         self._expected: BlobSet | None = None
         self._others = DigestSet()
 
@@ -184,12 +185,10 @@ class StagedBlobs:
             self._others.add(digest)
 
     def __getitem__(self, digest: bytes) -> str:
-        if digest not in self:
-            raise KeyError(digest)
-        return _blob_path(self._stage, digest)
+        return self._prefix + digest.hex()
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._others or (self._expected is not None and digest in self._expected)
+        return (self._expected is not None and digest in self._expected) or digest in self._others
 
     def missing(self, wanted: Set[bytes]) -> Set[bytes]:
         """Those of the wanted blobs that are not complete yet."""
@@ -197,18 +196,24 @@ class StagedBlobs:
 
 
 class StagingArea:
-    """Blobs in the directory `stage`. A blob may be written in parts, in any order; it counts once its SHA-256 matches.
+    """Blobs in a directory. A blob may be written in parts, in any order; it counts once its SHA-256 matches.
+
+    Args:
+        directory: its name in `rootdir`; empty: that itself.
 
     Attributes:
         blobs: those that are complete.
         expected: those that the update needs.
     """
 
-    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
-        self._stage = stage
+    def __init__(self, rootdir: RootDir, directory: str = "", *, progress: Progress | None = None) -> None:
+        self._rootdir = rootdir
+        self._directory = directory
+        self._prefix = os.path.join(directory, _PREFIX)
+        self._unnamed = os.path.join(directory, "content~")  # the file of `create`
         self._progress = progress
         self._shown: Stage | None = None
-        self.blobs = StagedBlobs(stage)
+        self.blobs = StagedBlobs(os.path.join(rootdir.root, directory))
         self.expected = BlobSet(BlobIndex(Manifest.of(())))
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
         self._made = bytearray()  # see `writer`
@@ -238,23 +243,23 @@ class StagingArea:
         """Set which blobs the update needs: use those that an earlier run completed, and delete its other blobs."""
         self.expected = needed
         self.blobs.expect(needed.index)
-        with os.scandir(self._stage) as found:
-            for each in found:
-                if _BLOB.fullmatch(each.name):
-                    self._take_over(bytes.fromhex(each.name.removeprefix(_PREFIX)))
+        for name in self._rootdir.iterdir(self._directory):
+            if _BLOB.fullmatch(name):
+                self._take_over(bytes.fromhex(name.removeprefix(_PREFIX)))
 
     def _take_over(self, digest: bytes) -> None:
         """Use what an earlier run left of a blob, or delete it."""
         if digest in self.blobs:
             return
-        path = self._path(digest)
-        status = os.lstat(path)
+        name = self._name(digest)
+        status = self._rootdir.lstat(name)
+        assert status is not None
         # Any other was fetched for another version by a sync that failed, or planted by others.
         own = digest in self.expected and stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-        if own and hash_file(path).sha256 == digest.hex():
+        if own and hash_file(self._path(name)).sha256 == digest.hex():  # a crash may have left a part of it
             self.blobs.add(digest)
         else:
-            os.unlink(path)
+            self._rootdir.unlink(name)
 
     def missing(self, wanted: Set[bytes]) -> Set[bytes]:
         """Those of the wanted blobs that are not complete yet."""
@@ -263,14 +268,12 @@ class StagingArea:
     def copy(self, digest: bytes, path: str) -> None:
         """Copy the blob from another file, if that still has it; using a reflink where supported."""
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            partial = self._path(digest) + "~"
-            with open(_create(partial), "r+b", buffering=0) as copy:
+            with open(self._create(self._name(digest)), "r+b", buffering=0) as copy:
                 found = copy_into(file.fileno(), copy.fileno())
             if found == digest.hex():
-                os.rename(partial, self._path(digest))
                 self.blobs.add(digest)
             else:
-                os.unlink(partial)
+                self._rootdir.unlink(self._name(digest))
 
     def add(self, chunks: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
         """Write a blob whose digest isn't known beforehand; returns its SHA-256 and its size."""
@@ -286,21 +289,20 @@ class StagingArea:
 
     def create(self) -> BinaryIO:
         """A new file for a blob whose digest isn't known beforehand; one at a time. `finish` adds it."""
-        return open(_create(self._unnamed), "wb")
+        return open(self._create(self._unnamed), "wb")
 
     def finish(self, digest: bytes) -> None:
         """Add the file of `create`, which is written and closed; its content has this SHA-256."""
-        self.adopt(self._unnamed, digest)
+        self._rename(self._unnamed, digest)
 
     def adopt(self, path: str, digest: bytes) -> None:
         """Add a file of the directory `stage` whose content has this SHA-256."""
-        os.rename(path, self._path(digest))
+        self._rename(os.path.join(self._directory, os.path.basename(path)), digest)
+
+    def _rename(self, name: str, digest: bytes) -> None:
+        self._rootdir.rename(name, self._name(digest))
         self.blobs.add(digest)
         self._count(files=1)
-
-    @property
-    def _unnamed(self) -> str:
-        return os.path.join(self._stage, "content~")
 
     def writer(self, manifest: Manifest, made: bytearray | None = None) -> Callable[[int, int, memoryview], None]:
         """A function that writes parts of this manifest's files: index of the entry, offset in the file, bytes.
@@ -313,17 +315,40 @@ class StagingArea:
         def write(entry: int, offset: int, data: memoryview) -> None:
             digest = manifest.digest(entry)
             if digest not in self.blobs:
-                self._write(digest, manifest.size(entry), offset, data)
+                size = manifest.size(entry)
+                if len(data) == size:
+                    self._write_whole(digest, data)
+                else:
+                    self._write_part(digest, size, offset, data)
 
         return write
 
-    def _write(self, digest: bytes, size: int, offset: int, data: memoryview) -> None:
+    def _write_whole(self, digest: bytes, data: memoryview) -> None:
+        found = hashlib.sha256(data).digest()
+        if self._is_wanted(digest, found):
+            descriptor = self._create(self._name(found))
+            try:
+                write_all(descriptor, data)
+            finally:
+                os.close(descriptor)
+            self.blobs.add(found)
+            self._count(files=1, count_bytes=len(data))
+
+    def _is_wanted(self, digest: bytes, found: bytes) -> bool:
+        """Whether a blob with the SHA-256 `found` is the one that has to have `digest`, or that of a draft's entry."""
+        if (entry := made_for(digest)) is None:
+            return found == digest
+        self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)] = found
+        return True
+
+    def _write_part(self, digest: bytes, size: int, offset: int, data: memoryview) -> None:
         partial = self._writing
         if partial is None or partial.digest != digest:
             self._close()
             begun = digest in self._left
             self._left.setdefault(digest, size)
-            descriptor = _create(self._path(digest) + "~", empty=not begun)
+            name = self._name(digest) + "~"
+            descriptor = open_own(self._path(name), os.O_RDWR) if begun else self._create(name)
             partial = self._writing = _PartialBlob(digest, descriptor, begun=begun)
         partial.write(offset, data)
         self._left[digest] -= len(data)
@@ -335,14 +360,12 @@ class StagingArea:
     def _finish(self, partial: _PartialBlob) -> None:
         digest = partial.digest
         del self._left[digest]
-        path = self._path(digest)
-        found = bytes.fromhex(partial.sha256 or str(hash_file(path + "~").sha256))
-        if (entry := made_for(digest)) is not None:
-            self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)] = found
-        elif found != digest:
-            os.unlink(path + "~")
-            return  # it stays missing; another route may supply it
-        self.adopt(path + "~", found)
+        name = self._name(digest) + "~"
+        found = bytes.fromhex(partial.sha256 or str(hash_file(self._path(name)).sha256))
+        if self._is_wanted(digest, found):
+            self._rename(name, found)
+        else:
+            self._rootdir.unlink(name)  # it stays missing; another route may supply it
 
     def _close(self) -> None:
         if self._writing is not None:
@@ -351,13 +374,13 @@ class StagingArea:
 
     def open_so_far(self, digest: bytes) -> BinaryIO | None:
         """A blob that `writer` has begun to write, or has written; None: it has not."""
-        path = self._path(digest) + "~"
+        name = self._name(digest) + "~"
         if digest not in self._left:
             if (entry := made_for(digest)) is not None:
                 digest = bytes(self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)])
-            path = self._path(digest)
+            name = self._name(digest)
         try:
-            return open(path, "rb", buffering=0)
+            return open(self._path(name), "rb", buffering=0)
         except FileNotFoundError:
             return None
 
@@ -365,19 +388,21 @@ class StagingArea:
         """Discard incomplete blobs at the end of a route: the next one writes them from the start."""
         self._close()
         self._left.clear()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._unnamed)
+        self._rootdir.unlink(self._unnamed)
 
-    def _path(self, digest: bytes) -> str:
-        return _blob_path(self._stage, digest)
+    def _create(self, name: str) -> int:
+        """A descriptor of a new file, which replaces whatever has this name."""
+        try:
+            return self._rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            self._rootdir.unlink(name)
+            return self._create(name)
 
+    def _name(self, digest: bytes) -> str:
+        return self._prefix + digest.hex()
 
-def _blob_path(stage: str, digest: bytes) -> str:
-    return os.path.join(stage, f"{_PREFIX}{digest.hex()}")
-
-
-def _create(path: str, *, empty: bool = True) -> int:
-    return create_own(path, 0o666) if empty else open_own(path, os.O_RDWR)
+    def _path(self, name: str) -> str:
+        return os.path.join(self._rootdir.root, name)
 
 
 class _PartialBlob:

@@ -25,7 +25,7 @@ from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import check_ops, read_ops, write_ops
 from perfkit.transactions.records import Change, Content, JournalOp, Previous
 from perfkit.updates.digest_index import BlobIndex, BlobSet
-from perfkit.updates.staging import StagingArea
+from perfkit.updates.staging import StagedBlobs
 
 pytestmark = pytest.mark.once
 
@@ -323,7 +323,7 @@ def test_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [DigestSet, change_set, lambda: StagingArea("stage").blobs],
+    [DigestSet, change_set, lambda: StagedBlobs("stage")],
     ids=["digests", "changes", "staging"],
 )
 def test_freed_at_once(make: Callable[[], object]) -> None:
