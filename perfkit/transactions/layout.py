@@ -5,39 +5,8 @@ from __future__ import annotations
 import re
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.paths import PRIVATE_DIR, check_name
-
-__all__ = [
-    "ANNOUNCED",
-    "CHECK",
-    "CLOCK",
-    "FETCH",
-    "FETCHED_OBJECT",
-    "HISTORY",
-    "HOLD",
-    "JOURNAL",
-    "LAST_SYNC",
-    "LOCK",
-    "MANIFEST",
-    "NOTIFIED",
-    "OBJECTS",
-    "OWNER",
-    "PRIVATE_DIR",
-    "RELEASE",
-    "SERIALS",
-    "STATCACHE",
-    "STATE",
-    "TRUST",
-    "check_own_name",
-    "check_recorded_name",
-    "check_staged_name",
-    "check_stored_name",
-    "is_private",
-    "is_stage",
-    "object_path",
-    "record_path",
-    "stage_directory",
-]
+from perfkit.filesystem.paths import PRIVATE_DIR as PRIVATE_DIR  # among these paths, for other modules
+from perfkit.filesystem.paths import check_name
 
 # The transaction's own.
 LOCK = f"{PRIVATE_DIR}/lock"  # locked with flock(2) while the tree is being changed

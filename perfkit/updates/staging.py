@@ -325,7 +325,7 @@ class StagingArea:
 
     def _write_whole(self, digest: bytes, data: memoryview) -> None:
         found = hashlib.sha256(data).digest()
-        if self._is_wanted(digest, found):
+        if self._accept(digest, found):
             descriptor = self._create(self._name(found))
             try:
                 write_all(descriptor, data)
@@ -334,8 +334,8 @@ class StagingArea:
             self.blobs.add(found)
             self._count(files=1, count_bytes=len(data))
 
-    def _is_wanted(self, digest: bytes, found: bytes) -> bool:
-        """Whether a blob with the SHA-256 `found` is the one that has to have `digest`, or that of a draft's entry."""
+    def _accept(self, digest: bytes, found: bytes) -> bool:
+        """Whether `found` is the SHA-256 that a written blob has to have; for a draft, which lacks it, note it."""
         if (entry := made_for(digest)) is None:
             return found == digest
         self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)] = found
@@ -362,7 +362,7 @@ class StagingArea:
         del self._left[digest]
         name = self._name(digest) + "~"
         found = bytes.fromhex(partial.sha256 or str(hash_file(self._path(name)).sha256))
-        if self._is_wanted(digest, found):
+        if self._accept(digest, found):
             self._rename(name, found)
         else:
             self._rootdir.unlink(name)  # it stays missing; another route may supply it
