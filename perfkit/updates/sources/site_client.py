@@ -184,10 +184,10 @@ class SiteClient:
         others loses most packets when together they fill the link's queue.
         """
         staged, wanted = self.staged_ranges(), sorted(ranges, key=lambda each: each.start - each.end)
-        packs = [index.packs[number] for number in dict.fromkeys(each.pack for each in wanted)]
-        shared = self.not_staged(pack.dictionary.object for pack in packs if pack.dictionary is not None)
+        packs = [index.packs[each.pack] for each in wanted]
+        shared = dict.fromkeys(pack.dictionary.object for pack in packs if pack.dictionary is not None)
         parts = (self._part(index, each, "files of the release") for each in wanted if not staged.find(index, each))
-        self._fetcher.begin([*parts, *(self._request(ref, "a dictionary") for ref in shared)])
+        self._fetcher.begin([*parts, *(self._request(ref, "a dictionary") for ref in self.not_staged(shared))])
 
     def fetch_ranges(
         self,
