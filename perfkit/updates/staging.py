@@ -313,13 +313,11 @@ class StagingArea:
         self._made = bytearray() if made is None else made
 
         def write(entry: int, offset: int, data: memoryview) -> None:
-            digest = manifest.digest(entry)
-            if digest not in self.blobs:
-                size = manifest.size(entry)
-                if len(data) == size:
-                    self._write_whole(digest, data)
-                else:
-                    self._write_part(digest, size, offset, data)
+            digest, size = manifest.digest(entry), manifest.size(entry)
+            if len(data) == size:
+                self._write_whole(digest, data)
+            else:
+                self._write_part(digest, size, offset, data)
 
         return write
 
