@@ -3,8 +3,9 @@
 # Most would guess: when a file that is not cached yet is asked for in eight ranges at once, as segmented downloaders do,
 # the origin is asked for eight ranges, or once for the file.
 # Seen: each of the eight misses fetches the whole file from the origin, of which it passes on an eighth: eight times the
-# file. With `proxy_cache_lock on` it is fetched once. A client that asks for the file plainly first costs the origin one
-# transfer in either case.
+# file. With `proxy_cache_lock on` it is fetched once, if that takes less than 5 s (proxy_cache_lock_timeout); after that
+# the others ask the origin too. A client that asks for the file plainly first costs the origin one transfer in either
+# case.
 # Needs apt-get and dpkg of Debian 12, and no root.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -64,6 +64,15 @@ def sync_directory(descriptor: int) -> None:
             raise
 
 
+def sync_directory_at(path: str) -> None:
+    """`sync_directory` for one that is not open."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_directory(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def set_mode(descriptor: int, mode: int) -> None:
     """fchmod(2), where the file system has permissions: FAT and mounts of another owner keep theirs."""
     try:
@@ -233,9 +242,7 @@ def mmap_large_allocations() -> None:
 
 
 def _call(name: str, *arguments: Any) -> int:
-    """Call a function of the C library; returns 0 if the call does, or else its errno; ENOSYS if there is no such
-    function.
-    """
+    """Call a function of the C library; returns 0 if the call does, else its errno; ENOSYS if there is none."""
     import ctypes
 
     function = _function(name)

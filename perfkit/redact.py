@@ -40,9 +40,7 @@ def _redacted_match(match: re.Match[str]) -> str:
 
 
 def masked(address: object) -> str:
-    """An invalid URL without what may be a password in it: everything before its last `@`, query values and the
-    fragment.
-    """
+    """An invalid URL without what may be a password: all before its last `@`, query values and the fragment."""
     text = str(address)
     scheme = _SCHEME.match(text)
     start = scheme[0] if scheme else ""

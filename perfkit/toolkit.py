@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from perfkit.releases.publish.publisher import Release
     from perfkit.releases.publish.source_tree import Links
     from perfkit.releases.publish.upkeep import SiteReport
-    from perfkit.transactions.history import Pruned
+    from perfkit.transactions.history import Generation, Pruned
     from perfkit.transactions.transaction import Transaction
-    from perfkit.transactions.tree import Generation
     from perfkit.updates.check import Check
     from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
@@ -526,14 +525,15 @@ class Toolkit:
 
         return check_site(local_path(site), self._progress)
 
-    def prune(self, path: Path, *, keep: int = 1, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+    def prune(self, path: Path, *, keep: int | None = None, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
         """Free space: delete old generations of a tree, or objects of a site that no release has needed for a day.
 
         Args:
-            keep: how many generations before the current one a tree keeps, for `rollback`.
+            keep: how many generations before the current one a tree keeps, for `rollback`; by default 1.
             dry_run: change nothing, and return what would be removed.
 
         Raises:
+            ConfigError: `keep` is given for a site, where `publish` decides how many releases are kept.
             ManifestError: the site is damaged.
             UpdateError: the directory is neither a tree nor a site, or `keep` is negative.
             LockedError, RecoveryError, OSError: as `sync`.
@@ -542,10 +542,14 @@ class Toolkit:
         if os.path.exists(os.path.join(place, POINTER_NAME)):
             from perfkit.releases.publish.upkeep import prune_site
 
+            if keep is not None:
+                raise ConfigError(
+                    f"{place} is a site, not a tree: publish says how many releases it keeps (--keep-releases)"
+                )
             return prune_site(place, dry_run=dry_run, wait_s=wait_s)
         from perfkit.updates.restore import prune
 
-        return prune(self.config, place, keep, dry_run=dry_run, wait_s=wait_s)
+        return prune(self.config, place, 1 if keep is None else keep, dry_run=dry_run, wait_s=wait_s)
 
     def plan(
         self,
@@ -812,11 +816,7 @@ class Toolkit:
 
 
 def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
-    """The keys in these files, which must not be in a directory that is published.
-
-    Raises:
-        ConfigError: a file is in such a directory, or is not a key.
-    """
+    """The keys in these files, which must not be in a directory that is published."""
     if given is None:
         return ()
     from perfkit.minisign.secret_keys import SecretKey

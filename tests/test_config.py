@@ -63,7 +63,7 @@ def test_the_process_has_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["rate_limit", "ca_bundle", "auth", "client_cert"])
-def test_none(name: str) -> None:
+def test_none_is_written_where_it_is_a_value(name: str) -> None:
     """Where None is a value, it can be written."""
     assert getattr(Config.from_env({f"PERFKIT_{name.upper()}": "None"}), name) is None
 
@@ -127,7 +127,7 @@ def test_no_secret_when_it_is_shown() -> None:
 
 
 @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("500K", 512_000), ("5MiB", 5 << 20), ("1.5g", 3 << 29)])
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_are_powers_of_1024(text: str, size: int) -> None:
     """Powers of 1024, however the unit is written."""
     assert parse_size(text) == size
 

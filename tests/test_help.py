@@ -147,7 +147,7 @@ def listed(tmp_path: Path) -> Path:
     ("perfkit get -i ", {"rules", "urls.txt"}),
     ("perfkit completion ", {"bash", "zsh", "fish"}),
 ])  # fmt: skip
-def test_bash(line: str, offers: set[str], listed: Path, capsys: Capture) -> None:
+def test_bash_completion(line: str, offers: set[str], listed: Path, capsys: Capture) -> None:
     """Commands, the options of the command at hand, directories where it takes one."""
     need("bash")
     assert bash_offers(script_for("bash", capsys), line, listed) == offers
@@ -157,7 +157,7 @@ def test_bash(line: str, offers: set[str], listed: Path, capsys: Capture) -> Non
 @pytest.mark.parametrize(("line", "offers"), [
     ("perfkit ", set(COMMANDS)), ("perfkit sync --lim", {"--limit-rate"}), ("perfkit get -d ru", {"rules/"}),
 ])  # fmt: skip
-def test_fish(line: str, offers: set[str], listed: Path, capsys: Capture) -> None:
+def test_fish_completion(line: str, offers: set[str], listed: Path, capsys: Capture) -> None:
     """As bash."""
     need("fish")
     asked = f"{script_for('fish', capsys)}\ncomplete -C {shlex.quote(line)}\n"
@@ -175,7 +175,7 @@ def test_fish(line: str, offers: set[str], listed: Path, capsys: Capture) -> Non
 
 
 @pytest.mark.once
-def test_zsh(listed: Path, capsys: Capture) -> None:
+def test_zsh_completion(listed: Path, capsys: Capture) -> None:
     """Its completion system takes the script for perfkit's, and every function in it is defined."""
     need("zsh")
     (listed / "_perfkit").write_text(script_for("zsh", capsys))

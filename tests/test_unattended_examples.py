@@ -38,7 +38,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 yield path.name, shlex.split(found)
 
 
-def test_commands() -> None:
+def test_commands_of_the_examples_parse() -> None:
     """They parse, and are those of each file."""
     found = list(commands())
     assert {name for name, _ in found} == {"perfkit-sync.service", "crontab", "cronjob.yaml", "Containerfile"}
@@ -53,7 +53,7 @@ def test_settings() -> None:
     assert all(tree.dest.startswith("/var/lib/perfkit/") for tree in trees.values())
 
 
-def test_units(tmp_path: Path) -> None:
+def test_systemd_knows_the_units(tmp_path: Path) -> None:
     """systemd knows all that is in them; here the program is in another place, and there is no user `perfkit`."""
     need("systemd-analyze")
     program = Path(sys.executable).with_name("perfkit")
@@ -66,7 +66,7 @@ def test_units(tmp_path: Path) -> None:
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_crontab() -> None:
+def test_crontab_has_valid_lines() -> None:
     """As in /etc/cron.d: five fields, a user, and a command; a % would end the command (crontab(5))."""
     jobs = [line for line in text_of("crontab").splitlines() if line[0] not in "#M"]
     assert len(jobs) == 2
@@ -74,7 +74,7 @@ def test_crontab() -> None:
         assert re.fullmatch(r"(?:[\d*/,-]+ ){5}perfkit /usr/local/bin/perfkit [^%]+", job)
 
 
-def test_cronjob() -> None:
+def test_the_cronjob_mounts_its_volumes() -> None:
     """One job at a time; each volume is there and mounted where the settings have the trees."""
     job: dict[str, Any] = yaml.safe_load(text_of("cronjob.yaml"))
     assert (job["apiVersion"], job["kind"], job["spec"]["concurrencyPolicy"]) == ("batch/v1", "CronJob", "Forbid")
@@ -95,7 +95,7 @@ def test_compose() -> None:
     assert healthcheck
 
 
-def test_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_containers_health_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The container's two commands, with a site and directories of the test's: healthy after the first sync."""
     monkeypatch.setenv("PERFKIT_RETRIES", "0")
     with Origin(tmp_path) as origin:

@@ -245,17 +245,13 @@ def _plain(path: str) -> str:
 
 
 class Stream:
-    """The bytes of an archive, read forwards; it is an error if they end too early.
-
-    Attributes:
-        position: in the archive.
-    """
+    """The bytes of an archive, read forwards; it is an error if they end too early."""
 
     def __init__(self, read: Callable[[], bytes], archive: str, position: int = 0) -> None:
         self._read = read  # the next chunk, of any size; empty at the end
         self._archive = archive  # for messages
         self._chunk = memoryview(b"")
-        self.position = position
+        self.position = position  # in the archive
 
     def take(self, most: int) -> memoryview:
         """The next bytes of the current chunk: at least one, unless `most` is 0."""

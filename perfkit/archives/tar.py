@@ -46,7 +46,7 @@ def is_header(block: bytes) -> bool:
 
 
 def read_members(
-    source: Readable, *, selection: Selection | None = None, limits: Limits | None = None
+    source: Readable, *, selection: Selection = Selection(), limits: Limits = Limits()
 ) -> Iterator[tuple[Member, Content]]:
     """The wanted files of a tar archive, one after another, each with its content in chunks.
 
@@ -60,9 +60,8 @@ def read_members(
         UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `source` raises.
     """
-    limits = limits or Limits()
     stream = Stream(DecompressedStream(source, limits).read_chunk, "the tar archive")
-    names = MemberNames(selection or Selection(), limits)
+    names = MemberNames(selection, limits)
     for header, extended in _headers(stream, limits):
         name = header.name if extended.path is None else extended.path
         kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")

@@ -10,8 +10,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from perfkit.archives.members import SYMLINK, Limits, Member, MemberNames
 from perfkit.errors import ManifestError
@@ -142,16 +141,16 @@ def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int,
 
 
 def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> Iterator[ZipMember]:
-    entries = sorted(_parse_entries(data, directory), key=lambda entry: entry.start, reverse=True)
+    entries = sorted(_parse_entries(data, directory), key=lambda entry: entry[0].start, reverse=True)
     while entries:
-        entry = entries.pop()
-        end = entries[-1].start if entries else directory.start
+        entry, kind, flags = entries.pop()
+        end = entries[-1][0].start if entries else directory.start
         least = entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed
         if least > end:
             raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
-        if (name := names.admit(entry.name, kind=entry.kind)) is None:
+        if (name := names.admit(entry.name, kind=kind)) is None:
             continue
-        if entry.flags & ENCRYPTED:
+        if flags & ENCRYPTED:
             raise ManifestError(f"member {entry.name!r} of the zip archive is encrypted")
         if entry.method not in (STORED, DEFLATED, _ZSTD):
             raise ManifestError(f"member {entry.name!r} is compressed by method {entry.method}, not deflate or zstd")
@@ -159,25 +158,11 @@ def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> 
             raise ManifestError(f"member {entry.name!r} is stored, but has two sizes: {entry.packed} and {entry.size}")
         # The local header may have a longer extra field than this one, and a data descriptor may follow.
         end = min(end, least + _COMMENT_BYTES + _DESCRIPTOR_BYTES)
-        yield ZipMember(name, *entry[3:], end, entry.name if entry.kind == SYMLINK else None)
+        yield replace(entry, name=name, end=end, link=entry.name if kind == SYMLINK else None)
 
 
-class _Entry(NamedTuple):
-    """A record of the central directory."""
-
-    name: str
-    kind: str
-    flags: int
-    size: int  # from here on the fields of ZipMember
-    executable: bool
-    crc32: int
-    method: int
-    packed: int
-    start: int
-    raw_name: bytes
-
-
-def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
+def _parse_entries(data: bytes, directory: _Directory) -> Iterator[tuple[ZipMember, str, int]]:
+    """Each member, under its name in the archive and without its end; its kind; and its flags."""
     position = 0
     for _ in range(directory.count):
         if len(data) - position < _CENTRAL.size:
@@ -200,7 +185,8 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
             name = name.replace("\\", "/")  # as unzip reads what .NET wrote before version 4.6.1
         mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
         start += directory.shift
-        yield _Entry(name, _kind(name, mode), flags, size, bool(mode & 0o100), crc, method, packed, start, raw_name)
+        member = ZipMember(name, size, bool(mode & 0o100), crc, method, packed, start, raw_name, end=0)
+        yield member, _kind(name, mode), flags
     if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
         raise ManifestError("the central directory of the zip archive is followed by other data")
 

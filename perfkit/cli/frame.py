@@ -10,16 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from perfkit.cli.output import (
-    CHANGED,
-    error_as_json,
-    errors_as_json,
-    exit_code_of,
-    print_error,
-    print_result,
-    print_text,
-    progress_for,
-)
+from perfkit.cli import output
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import config_for
 from perfkit.errors import ConfigError, PerfkitError
@@ -35,19 +26,12 @@ _SETTINGS_FILE = "perfkit.toml"
 
 
 class Outcome(NamedTuple):
-    """The outcome of a command.
+    """The outcome of a command."""
 
-    Attributes:
-        record: printed with `--json`.
-        note: printed on standard error otherwise, if not empty, unless `--quiet` is given.
-        text: printed before the note, on standard output.
-        code: the exit code.
-    """
-
-    record: Mapping[str, object]
-    note: str
-    text: str = ""
-    code: int = 0
+    record: Mapping[str, object]  # printed with `--json`
+    note: str  # printed on standard error otherwise, if not empty, unless `--quiet` is given
+    text: str = ""  # printed before the note, on standard output
+    code: int = 0  # the exit code
 
 
 def outcome_of_check(report: VerifyReport | SiteReport, note: str, *faults: str) -> Outcome:
@@ -96,20 +80,20 @@ def _add_config(command: Parser) -> None:
 @contextlib.contextmanager
 def toolkit_for(arguments: argparse.Namespace) -> Iterator[Toolkit]:
     """A Toolkit for a command line. With `--json`, an exception in the block is printed as JSON."""
-    with errors_as_json(arguments), _toolkit(arguments) as kit:
+    with output.errors_as_json(arguments), _toolkit(arguments) as kit:
         yield kit
 
 
 def _toolkit(arguments: argparse.Namespace) -> Toolkit:
     from perfkit.toolkit import Toolkit
 
-    return Toolkit(config_for(arguments), progress=progress_for(arguments))
+    return Toolkit(config_for(arguments), progress=output.progress_for(arguments))
 
 
 def _run(command: Parser, work: Work, after: After | None, arguments: argparse.Namespace) -> int:
     each = [arguments]
     if "config" in arguments:
-        with errors_as_json(arguments):
+        with output.errors_as_json(arguments):
             each = _for_each_tree(command, arguments)
     if vars(arguments).get("all") or len(each) > 1:
         return _run_for_all(work, after, arguments, each)
@@ -118,17 +102,15 @@ def _run(command: Parser, work: Work, after: After | None, arguments: argparse.N
         if after is not None:
             after(arguments, {os.path.abspath(each[0].dest): outcome})
     if outcome.text and not (arguments.json or arguments.quiet):
-        print_text(outcome.text)
-    print_result(arguments, outcome.record, outcome.note)
+        output.print_text(outcome.text)
+    output.print_result(arguments, outcome.record, outcome.note)
     return outcome.code
 
 
 def _run_for_all(
     work: Work, after: After | None, arguments: argparse.Namespace, trees: list[argparse.Namespace]
 ) -> int:
-    """Do the work for each tree; the failure of one does not stop the others. The exit code is that of the first tree
-    that failed.
-    """
+    """Do the work for each tree, whatever fails; the exit code is that of the first tree that failed."""
     records: dict[str, object] = {}
     outcomes: dict[str, Outcome] = {}
     codes = []
@@ -137,33 +119,29 @@ def _run_for_all(
             with _toolkit(tree) as kit:
                 outcome = work(kit, tree)
         except (PerfkitError, OSError) as error:
-            print_error(f"{tree.name}: {described(error)}")
-            records[tree.name] = {"error": error_as_json(error)}
-            codes.append(exit_code_of(error))
+            output.print_error(f"{tree.name}: {described(error)}")
+            records[tree.name] = {"error": output.error_as_json(error)}
+            codes.append(output.exit_code_of(error))
             continue
         records[tree.name] = outcome.record
         outcomes[os.path.abspath(tree.dest)] = outcome
         codes.append(outcome.code)
         if not arguments.json:
             if outcome.text and not arguments.quiet:
-                print_text(f"{tree.name}\n" + "".join(f"  {line}\n" for line in outcome.text.splitlines()))
-            print_result(arguments, {}, outcome.note and f"{tree.name}: {outcome.note}")
+                output.print_text(f"{tree.name}\n" + "".join(f"  {line}\n" for line in outcome.text.splitlines()))
+            output.print_result(arguments, {}, outcome.note and f"{tree.name}: {outcome.note}")
     if after is not None:
         after(arguments, outcomes)
     if arguments.json:
-        print_result(arguments, {"trees": records}, "")
-    return next((code for code in codes if code not in (0, CHANGED)), max(codes, default=0))
+        output.print_result(arguments, {"trees": records}, "")
+    return next((code for code in codes if code not in (0, output.CHANGED)), max(codes, default=0))
 
 
 # -- which trees ------------------------------------------------------------------------------------------------------
 
 
 def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments for each tree that a command line names, by its name in the settings file or by its path.
-
-    Raises:
-        ConfigError: it names none; the settings file is missing or invalid, or has no such tree.
-    """
+    """The arguments for each tree that a command line names, by its name in the settings file or by its path."""
     given = vars(arguments)
     words = given.get("places") or given.get("dests") or ([arguments.dest] if "dest" in given else [])
     if bool(words) == given.get("all", False):

@@ -215,12 +215,7 @@ def _file_of(lines: Iterable[str]) -> Iterator[IO[bytes]]:
 
 
 def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -> None:
-    """Run a command to its end, without a shell, with these lines on standard input.
-
-    Raises:
-        CommandFailedError: it exited with another code than 0, or was killed.
-        OSError: it can't be run.
-    """
+    """Run a command to its end, without a shell, with these lines on standard input."""
     with _terminable(), _file_of(lines) as given, tempfile.TemporaryFile() as said:
         process = _start(words, variables, stdin=given, stdout=said, stderr=said)
         try:

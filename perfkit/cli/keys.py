@@ -50,7 +50,7 @@ def add_sign_key(publish: Parser) -> None:
     """Add the options of a command that signs."""
     what = "the file of a secret key that signs the release (can be repeated)"
     publish.add_argument("--sign-key", action="append", default=[], metavar="FILE", help=what)
-    what = "how long clients may install the release, such as 14d; publish again before then to renew it"
+    what = "how long clients may install the release, such as 14d; repeat the command before then to renew it"
     publish.add_argument("--expires", metavar="TIME", help=what)
 
 

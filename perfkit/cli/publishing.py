@@ -156,7 +156,7 @@ def _check(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 def add_prune(prune: Parser) -> None:
     prune.add_argument("path", metavar="DIR", help="the site, or the tree")
     keep = "generations before the current one that a tree keeps (default 1)"
-    prune.add_argument("--keep", type=int, default=1, metavar="N", help=keep)
+    prune.add_argument("--keep", type=int, metavar="N", help=keep)
     prune.add_argument("--dry-run", action="store_true", help="print what would be removed, and change nothing")
     add_wait(prune)
     about = "Remove what is not needed any more: objects of a site, old generations of a tree."

@@ -26,21 +26,13 @@ _PATHS = {"ca_bundle", "client_cert", "verify"}
 
 
 class TreeEntry(NamedTuple):
-    """One entry of the file.
+    """One entry of the file."""
 
-    Attributes:
-        name: of the tree.
-        source: a URL, or the absolute path of a list.
-        dest: an absolute path.
-        options: of `perfkit sync`.
-        settings: fields of `Config`; the tree's, or else those of the file.
-    """
-
-    name: str
-    source: str
-    dest: str
-    options: Mapping[str, object]
-    settings: Mapping[str, object]
+    name: str  # of the tree
+    source: str  # a URL, or the absolute path of a list
+    dest: str  # an absolute path
+    options: Mapping[str, object]  # of `perfkit sync`
+    settings: Mapping[str, object]  # fields of `Config`; the tree's, or else those of the file
 
 
 def arguments_for(command: Parser, tree: TreeEntry) -> argparse.Namespace:
@@ -139,11 +131,7 @@ def _setting(path: str, table: str, key: str, value: object, known: Collection[s
 
 
 def _option(where: str, value: object, action: argparse.Action) -> object:
-    """The value of an option in the type that the command line gives it.
-
-    Raises:
-        ConfigError: it has another type, or is not one of the choices.
-    """
+    """The value of an option in the type that the command line gives it."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} must be true or false")

@@ -111,17 +111,11 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 
 class Synced(NamedTuple):
-    """The outcome of a sync.
+    """The outcome of a sync."""
 
-    Attributes:
-        report: of the sync, or of a tree that was left as it is.
-        not_due: why it was left so, if it was too early for a sync; else empty.
-        failure: why the command of `--on-change` has to be run again; None if it does not have to.
-    """
-
-    report: SyncReport
-    not_due: str
-    failure: PerfkitError | None
+    report: SyncReport  # of the sync, or of a tree that was left as it is
+    not_due: str  # why it was left so, if it was too early for a sync; else empty
+    failure: PerfkitError | None  # why the command of `--on-change` has to be run again; None if it does not have to
 
 
 def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
@@ -176,9 +170,7 @@ def _announce(on_change: OnChange | None, kit: Toolkit) -> PerfkitError | None:
 
 
 def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, str] | None:
-    """If no sync is due yet, a report and the reason why nothing was done; None if one is due, or the tree does not
-    exist yet.
-    """
+    """If no sync is due, a report and why nothing was done; None if one is due, or there is no tree yet."""
     from perfkit.updates.report import SyncReport
 
     with contextlib.suppress(UpdateError):

@@ -27,7 +27,7 @@ from perfkit.downloads.http.semantics import NO_VALIDATOR, NO_VERSION, Validator
 from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
-from perfkit.libc import rename_to_new, set_mode, sync_directory, sync_file, try_lock
+from perfkit.libc import rename_to_new, set_mode, sync_directory_at, sync_file, try_lock
 
 _log = logging.getLogger(__name__)
 
@@ -361,7 +361,7 @@ class PartialFile:
             text = f"{reason}, so it can't be replaced; {self.path} has the new file"
             raise OSError(error.errno, text, path) from error
         if durable:
-            _sync_directory(os.path.dirname(path) or ".")
+            sync_directory_at(os.path.dirname(path) or ".")
         if self._has_journal is not False:
             with contextlib.suppress(OSError):
                 self._remove_journal()
@@ -461,11 +461,3 @@ def _are_ranges(ranges: Iterable[Range], size: int) -> bool:
             return False
         position = end
     return True
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_directory(descriptor)
-    finally:
-        os.close(descriptor)

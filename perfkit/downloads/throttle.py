@@ -85,13 +85,9 @@ class _Pacer:
 
 
 class Throttle:
-    """A rate limit. Bytes are charged when they have arrived; the thread that charges waits until they are paid for.
+    """A rate limit. Bytes are charged when they have arrived; the thread that charges waits until they are paid for."""
 
-    Attributes:
-        rate: bytes per second, None for no limit; to be changed by `set_rate`.
-    """
-
-    rate: int | None
+    rate: int | None  # bytes per second, None for no limit; to be changed by `set_rate`
 
     def __init__(self, rate: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()

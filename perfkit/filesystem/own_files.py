@@ -69,9 +69,7 @@ def write_record(path: str, record: Any, mode: int = 0o600) -> None:
 
 
 def create_own(path: str, mode: int = 0o600) -> int:
-    """A descriptor of a new file, which replaces whatever has this name. Its owner is that of its directory, even if
-    root creates it.
-    """
+    """A descriptor of a new file in place of whatever has this name; its owner is its directory's, even for root."""
     directory = os.open(os.path.dirname(path) or ".", _PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         leaf, flags = os.path.basename(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -156,9 +156,7 @@ def overlapping(directories: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a file name, ignoring case, is that of one of perfkit's own files: a partial file, its journal, or a name
-    that begins with `.perfkit`.
-    """
+    """Whether a name, ignoring case, is perfkit's: a partial file, its journal, or one that starts with `.perfkit`."""
     folded = fold_name(name).rstrip(". ~")
     return folded.startswith(PRIVATE_DIR) or folded.endswith((".perfkit-part", ".perfkit-part.json"))
 

@@ -263,11 +263,7 @@ class RootDir:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The directory that a name is in, and its last component.
-
-    Raises:
-        UnsafePathError: the component is not a plain name, or the name is absolute.
-    """
+    """The directory that a name is in, and its last component."""
     directory, slash, leaf = name.rpartition("/")
     if slash and not directory:
         raise UnsafePathError(name, "it is absolute; names are relative to their root")

@@ -94,16 +94,11 @@ def scan_batches(
 
 
 class _Walk:
-    """A depth-first traversal: `list` a directory, then go to the `next_directory`.
-
-    Attributes:
-        levels: the open directory and those above it.
-        out: entries that are not yielded yet.
-    """
+    """A depth-first traversal: `list` a directory, then go to the `next_directory`."""
 
     def __init__(self, options: ScanOptions, batch: int, types_only: bool) -> None:
-        self.levels: list[Level] = []
-        self.out: list[ScanEntry] = []
+        self.levels: list[Level] = []  # the open directory and those above it
+        self.out: list[ScanEntry] = []  # entries that are not yielded yet
         self._options = options
         self._included, self._excluded = name_matcher(options.include), name_matcher(options.exclude)
         self._flags = DIRECTORY if options.follow_symlinks else BELOW
@@ -176,20 +171,14 @@ class _Walk:
 
 
 class Level:
-    """A directory on the way down from the root, open unless there are too many.
-
-    Attributes:
-        descriptor: of the open directory; -1 if it was closed.
-        prefix: its name relative to the root, with a slash at the end; empty for the root.
-        names: its entries that are still to be visited, the next one last.
-    """
+    """A directory on the way down from the root, open unless there are too many."""
 
     __slots__ = ("_identity", "descriptor", "names", "prefix")
 
     def __init__(self, descriptor: int, prefix: str) -> None:
-        self.descriptor = descriptor
-        self.prefix = prefix
-        self.names: list[str] = []
+        self.descriptor = descriptor  # of the open directory; -1 if it was closed
+        self.prefix = prefix  # its name relative to the root, with a slash at the end; empty for the root
+        self.names: list[str] = []  # its entries that are still to be visited, the next one last
         self._identity: tuple[int, int] | None = None
 
     @property

@@ -254,12 +254,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _start_threads(dirty: DirtySet, root: str) -> list[Any]:
-    """Start watchdog's threads for a directory: one reads inotify(7), one turns that into events, one dispatches them.
-
-    Raises:
-        OSError: it can't be watched.
-        ConfigError: watchdog is too old, or the system has no inotify(7).
-    """
+    """Start the threads of watchdog: one reads inotify(7), one turns that into events, one dispatches them."""
     if sys.platform != "linux":
         raise ConfigError("watching a directory needs inotify(7), which only Linux has; call scan or sync regularly")
     from watchdog.observers.api import BaseObserver

@@ -20,15 +20,10 @@ _SHOWN = 60  # characters of what may be a secret key, given by mistake: the fir
 
 
 class PublicKey(NamedTuple):
-    """A public key.
+    """A public key."""
 
-    Attributes:
-        id: 8 bytes that identify the key; signatures contain it.
-        key: the 32-byte Ed25519 key.
-    """
-
-    id: bytes
-    key: bytes
+    id: bytes  # 8 bytes that identify the key; signatures contain it
+    key: bytes  # the 32-byte Ed25519 key
 
     @classmethod
     def parse(cls, text: str) -> PublicKey:

@@ -17,15 +17,10 @@ _KEY_BYTES = 104  # what a password encrypts: id, seed, public key, checksum
 
 @dataclass(frozen=True, slots=True)
 class SecretKey:
-    """A secret key.
+    """A secret key."""
 
-    Attributes:
-        public: the public key that belongs to it.
-        seed: 32 secret bytes.
-    """
-
-    public: PublicKey
-    seed: bytes = field(repr=False)
+    public: PublicKey  # the public key that belongs to it
+    seed: bytes = field(repr=False)  # 32 secret bytes
 
     @classmethod
     def generate(cls) -> SecretKey:
@@ -87,9 +82,6 @@ class SecretKey:
 def _stretch(password: str, salt: bytes, operations: int, memory: int) -> bytes:
     """Stretch a password like libsodium's crypto_pwhash_scryptsalsa208sha256, which derives the parameters of scrypt
     (RFC 7914) from these limits.
-
-    Raises:
-        ConfigError: this needs too much memory.
     """
     operations, block_size = max(operations, 32768), 8
     memory_bound = operations >= memory // 32

@@ -25,21 +25,13 @@ class BadSignatureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A signature, not yet verified.
+    """A signature, not yet verified."""
 
-    Attributes:
-        hashed: whether it signs the BLAKE2b-512 of the content, as minisign does now, or the content itself.
-        key_id: of the key that made it, according to the file.
-        signature: of the content.
-        comment: the trusted comment.
-        comment_signature: of `signature` and `comment`.
-    """
-
-    hashed: bool
-    key_id: bytes
-    signature: bytes
-    comment: bytes
-    comment_signature: bytes
+    hashed: bool  # whether it signs the BLAKE2b-512 of the content, as minisign does now, or the content itself
+    key_id: bytes  # of the key that made it, according to the file
+    signature: bytes  # of the content
+    comment: bytes  # the trusted comment
+    comment_signature: bytes  # of `signature` and `comment`
 
     @classmethod
     def parse(cls, data: bytes) -> Signature:

@@ -96,7 +96,9 @@ class Bars:
         elif self._alive and self._takes_screen():
             # The last column stays empty, since some terminals wrap when it is written.
             width, rows = (size.columns or 80) - 1, size.lines or 24
-            lines = self._draw(snapshot, max(1, width), _height(rows)) if rows > 1 else []
+            # A terminal that becomes half as wide shows each line on two, and none may scroll away.
+            height = max(1, min(4, rows - 2), (rows - 1) // 2)
+            lines = self._draw(snapshot, max(1, width), height) if rows > 1 else []
             above = self._finished(snapshot, width)
             self._above += len(above)
             # When tmux becomes half as wide, it breaks each line in two, and moves as many from the top of the screen
@@ -187,11 +189,6 @@ class Bars:
         tail = "".join(f" {getattr(row, column):>{width}}" for column, width in layout.columns.items())
         bar = self._unknown if row.share is None else self._known
         return clip(bar.render(layout.width, left, tail, row.share), layout.width)
-
-
-def _height(rows: int) -> int:
-    """How many lines to draw. A terminal that becomes half as wide shows each on two, and none may scroll away."""
-    return max(1, min(4, rows - 2), (rows - 1) // 2)
 
 
 def _place(path: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import json
 import os
 import sys
@@ -142,8 +141,4 @@ class JsonLines:
     def _write(self, event: str, snapshot: Snapshot) -> None:
         if self._alive:
             record = {"event": event, **dataclasses.asdict(snapshot)}
-            self._alive = write_text(self._stream, json.dumps(record, default=_plain) + "\n")
-
-
-def _plain(value: object) -> object:
-    return value.value if isinstance(value, enum.Enum) else str(value)
+            self._alive = write_text(self._stream, json.dumps(record, default=lambda state: state.value) + "\n")

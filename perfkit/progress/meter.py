@@ -254,15 +254,11 @@ class _Totals:
 
 
 class Meter:
-    """Counts all files of a run. Sizes may become known late, and the list of files may still be growing.
-
-    Attributes:
-        clock: seconds that never decrease.
-        lock: guards the counters, those of the files too; `add`, `resize`, `keep`, `begin` and `end` need it held.
-    """
+    """Counts all files of a run. Sizes may become known late, and the list of files may still be growing."""
 
     def __init__(self, *, phase: str = "download", clock: Callable[[], float] | None = None) -> None:
-        self.clock = clock or time.monotonic
+        self.clock = clock or time.monotonic  # seconds that never decrease
+        # guards the counters, those of the files too; `add`, `resize`, `keep`, `begin` and `end` need it held
         self.lock = threading.Lock()
         self._phase = phase
         self._started_s = self.clock()
@@ -381,7 +377,8 @@ class Meter:
     def _eta_s(self, now: float, expected: int | None, ended: int, total: int | None) -> float | None:
         """Seconds left, from bytes if there are any, else from the number of files; None if unknown."""
         if total is not None and self._totals.received_bytes:
-            return self._pace.eta_s(total - self._totals.received_bytes)
+            longer = total == self._totals.received_bytes and self._sized < (expected or 0)  # than was estimated
+            return None if longer else self._pace.eta_s(total - self._totals.received_bytes)
         if expected is None or not ended:
             return None
         return (now - self._started_s) / ended * max(0, expected - ended)

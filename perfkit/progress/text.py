@@ -24,6 +24,8 @@ def described(error: BaseException) -> str:
     """What failed, on what, and for system errors also what to do, where that is known."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # as os.getcwd() raises it
+        return "the current directory was removed; change to another one"
     text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     remedy = None if "; " in error.strerror else _REMEDIES.get(error.errno or 0)
     return f"{text}; {remedy}" if remedy else text

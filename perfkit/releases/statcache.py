@@ -133,17 +133,12 @@ class _Appender:
 
 
 class StatCache:
-    """The rows of a manifest's entries; an entry without a row has to be hashed.
-
-    Attributes:
-        dirty: whether it differs from the stored one.
-        modes: whether executable bits are compared with the manifest.
-    """
+    """The rows of a manifest's entries; an entry without a row has to be hashed."""
 
     def __init__(self, manifest: Manifest, *, modes: bool = True) -> None:
         self.manifest = manifest
-        self.modes = modes
-        self.dirty = True
+        self.modes = modes  # whether executable bits are compared with the manifest
+        self.dirty = True  # whether it differs from the stored one
         count = len(manifest)
         self._mtimes, self._ctimes = array("q", bytes(8 * count)), array("q", bytes(8 * count))
         self._inodes, self._modes = array("Q", bytes(8 * count)), array("H", bytes(2 * count))

@@ -245,14 +245,10 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
 
 
 class Changes(Collection[Change]):
-    """Changes in the order of names, each created when it is read.
-
-    Attributes:
-        rows: of the change set.
-    """
+    """Changes in the order of names, each created when it is read."""
 
     def __init__(self, change_set: ChangeSet, rows: Sequence[int], *, recorded: bool = False) -> None:
-        self.rows = rows
+        self.rows = rows  # of the change set
         self._set = change_set
         self._recorded = recorded
         self._signatures = array("q")

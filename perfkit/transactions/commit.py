@@ -23,6 +23,7 @@ from perfkit.filesystem.own_files import create_unnamed
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import holds_modes, sync_directory, sync_file, syncfs
+from perfkit.transactions import layout
 from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.history import History, Timeline, state_lines
 from perfkit.transactions.journal import check_ops, read_ops, write_ops
@@ -33,18 +34,6 @@ from perfkit.transactions.journal_ops import (
     previous_file,
     stage_again,
     undo_op,
-)
-from perfkit.transactions.layout import (
-    FETCHED_OBJECT,
-    HISTORY,
-    JOURNAL,
-    LOCK,
-    OBJECTS,
-    PRIVATE_DIR,
-    STATE,
-    is_stage,
-    record_path,
-    stage_directory,
 )
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, link_or_copy, open_regular
@@ -59,24 +48,20 @@ _log = logging.getLogger(__name__)
 
 
 class Committer:
-    """Stages, commits and recovers the changes of one tree, while its lock is held.
-
-    Attributes:
-        rootdir, store, history: of the tree.
-    """
+    """Stages, commits and recovers the changes of one tree, while its lock is held."""
 
     def __init__(self, rootdir: RootDir, lock: Lock, store: ObjectStore, history: History) -> None:
-        self.rootdir = rootdir
+        self.rootdir = rootdir  # of the tree
         self.store = store
         self.history = history
         self._lock = lock
-        self._stage = stage_directory(lock.token)  # so that not even two unlocked processes share one
+        self._stage = layout.stage_directory(lock.token)  # so that not even two unlocked processes share one
         self._count = 0
 
     @cached_property
     def holds_modes(self) -> bool:
         """Whether the file system keeps executable bits; otherwise modes are not compared."""
-        return holds_modes(os.path.join(self.rootdir.root, LOCK))
+        return holds_modes(os.path.join(self.rootdir.root, layout.LOCK))
 
     def begin(self) -> None:
         """Begin a change: complete an earlier one if necessary, and create the stage.
@@ -118,7 +103,7 @@ class Committer:
     def new_change_set(self) -> ChangeSet:
         """A change set whose new files are staged here, or were fetched."""
         create_file = partial(create_unnamed, os.path.join(self.rootdir.root, self._stage))
-        return ChangeSet(f"{self._stage}/", FETCHED_OBJECT, create_file, modes=self.holds_modes)
+        return ChangeSet(f"{self._stage}/", layout.FETCHED_OBJECT, create_file, modes=self.holds_modes)
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
@@ -177,7 +162,7 @@ class Committer:
             raise
         except BaseException:
             # An interrupt may have come before or after the commit point: what is on disk decides.
-            if self.rootdir.lstat(JOURNAL) is not None:
+            if self.rootdir.lstat(layout.JOURNAL) is not None:
                 self.recover()
             else:
                 self.history.delete_unreachable()
@@ -197,17 +182,17 @@ class Committer:
         if record is not None:
             staged_record = self._stage_lines(record)
             record_ops = [
-                JournalOp(MKDIR, HISTORY),
-                JournalOp(RENAME, record_path(timeline.current), staged_record),
+                JournalOp(MKDIR, layout.HISTORY),
+                JournalOp(RENAME, layout.record_path(timeline.current), staged_record),
             ]
         first, last = plan_ops(self.rootdir, change_set, changes.rows)
         staged_state = self._stage_lines(state_lines(timeline))
-        if self.rootdir.lstat(STATE) is None:  # a new name, which may need disk space
-            return chain(first, record_ops, [JournalOp(RENAME, STATE, staged_state)], last)
-        previous = previous_file(self.rootdir, STATE, self.store.keep(STATE))
-        return chain(first, record_ops, last, [JournalOp(RENAME, STATE, staged_state, previous)])
+        if self.rootdir.lstat(layout.STATE) is None:  # a new name, which may need disk space
+            return chain(first, record_ops, [JournalOp(RENAME, layout.STATE, staged_state)], last)
+        previous = previous_file(self.rootdir, layout.STATE, self.store.keep(layout.STATE))
+        return chain(first, record_ops, last, [JournalOp(RENAME, layout.STATE, staged_state, previous)])
 
-    def _open_journal(self, name: str = JOURNAL) -> IO[bytes]:
+    def _open_journal(self, name: str = layout.JOURNAL) -> IO[bytes]:
         return open(open_regular(self.rootdir, name), "rb")
 
     def _write_journal(self, ops: Iterable[JournalOp]) -> None:
@@ -217,23 +202,23 @@ class Committer:
             write_ops(file, ops)
         with self._open_journal(name) as written:
             files = chain.from_iterable(map(_files, read_ops(written)))
-            self._sync(chain([name], files), {"", PRIVATE_DIR, OBJECTS, self._stage})
+            self._sync(chain([name], files), {"", layout.PRIVATE_DIR, layout.OBJECTS, self._stage})
         self._lock.check()
         # link(2), not rename(2): it fails if there is a journal, which only a process that does not see our lock can
         # have written.
         try:
-            self.rootdir.link(name, JOURNAL)
+            self.rootdir.link(name, layout.JOURNAL)
         except FileExistsError as error:
             raise LockedError(f"{self.rootdir.root}: another process is committing a change; try again") from error
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            self.rootdir.rename(name, JOURNAL)
+            self.rootdir.rename(name, layout.JOURNAL)
         try:
-            sync_directory(self.rootdir.directory(PRIVATE_DIR))
+            sync_directory(self.rootdir.directory(layout.PRIVATE_DIR))
         except OSError:
-            self.rootdir.unlink(JOURNAL)
-            sync_directory(self.rootdir.directory(PRIVATE_DIR))
+            self.rootdir.unlink(layout.JOURNAL)
+            sync_directory(self.rootdir.directory(layout.PRIVATE_DIR))
             raise
 
     def recover(self) -> None:
@@ -244,14 +229,14 @@ class Committer:
         """
         self._lock.check()
         self.rootdir.close_cached()
-        interrupted = self.rootdir.lstat(JOURNAL) is not None
+        interrupted = self.rootdir.lstat(layout.JOURNAL) is not None
         if interrupted:
             self._complete()
-        stages = [entry for entry in self.rootdir.listdir(PRIVATE_DIR) if is_stage(entry)]
+        stages = [entry for entry in self.rootdir.listdir(layout.PRIVATE_DIR) if layout.is_stage(entry)]
         if stages and not interrupted:
             self.history.delete_unreachable()  # before deleting the stages, which show that this is necessary
         for entry in stages:
-            self._delete_stage(f"{PRIVATE_DIR}/{entry}")
+            self._delete_stage(f"{layout.PRIVATE_DIR}/{entry}")
 
     def _complete(self) -> None:
         """Complete an interrupted commit."""
@@ -262,7 +247,7 @@ class Committer:
         except ValueError as error:
             raise RecoveryError(
                 f"{self.rootdir.root}: an interrupted change can't be completed, because its journal is {error}; "
-                f"remove {JOURNAL} to discard the change, then check the files"
+                f"remove {layout.JOURNAL} to discard the change, then check the files"
             ) from error
         if (failure := self._apply(again=True)) is not None:
             _log.warning("%s: an interrupted change was undone: %s", self.rootdir.root, failure)
@@ -274,7 +259,7 @@ class Committer:
             again: after a crash.
         """
         failure: Exception | None = None
-        modified = {"", PRIVATE_DIR}  # directories to sync
+        modified = {"", layout.PRIVATE_DIR}  # directories to sync
         count = 0
         try:
             with self._open_journal() as file:
@@ -289,8 +274,8 @@ class Committer:
             if failure is not None:
                 self._undo(modified)
             self._sync(iter(()), modified)
-            self.rootdir.unlink(JOURNAL)
-            sync_directory(self.rootdir.directory(PRIVATE_DIR))
+            self.rootdir.unlink(layout.JOURNAL)
+            sync_directory(self.rootdir.directory(layout.PRIVATE_DIR))
         except (OSError, UnsafePathError, UpdateError) as error:
             undone = "" if failure is None else f"{failure}; and it could not be undone: "
             raise RecoveryError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.paths import PRIVATE_DIR as PRIVATE_DIR  # among these paths, for other modules
+from perfkit.filesystem.paths import PRIVATE_DIR as PRIVATE_DIR
 from perfkit.filesystem.paths import check_name
 
 # The transaction's own.

@@ -27,9 +27,6 @@ class Lock:
     Args:
         rootdir: the directory to lock.
         lock, owner: the names of the two files.
-
-    Attributes:
-        token: random, in hex; identifies this owner.
     """
 
     def __init__(self, rootdir: RootDir, lock: str = LOCK, owner: str = OWNER) -> None:
@@ -37,7 +34,7 @@ class Lock:
         self._lock_name, self._owner_name = lock, owner
         self._fd = -1
         self._pid = os.getpid()
-        self.token = os.urandom(8).hex()
+        self.token = os.urandom(8).hex()  # random, in hex; identifies this owner
 
     def acquire(self, wait_s: float) -> None:
         """Take the lock, waiting at most `wait_s` seconds.
@@ -47,7 +44,7 @@ class Lock:
         """
         deadline = time.monotonic() + wait_s
         while not self._try_acquire():
-            if time.monotonic() >= deadline:
+            if not time.monotonic() < deadline:  # or wait_s is not a number
                 holder = self._owner().get("pid")
                 by = f" by process {holder}" if holder else ""
                 raise LockedError(f"{self._rootdir.root} is being changed{by}; try again when that has finished")

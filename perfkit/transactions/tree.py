@@ -29,8 +29,6 @@ from perfkit.transactions.prepare import Known
 from perfkit.transactions.rollback import rollback
 from perfkit.transactions.transaction import Commit, Transaction
 
-__all__ = ["Commit", "Generation", "Known", "Transaction", "Tree"]
-
 _NOT_WORTH_KEEPING = 64 << 10  # bytes
 
 

@@ -33,19 +33,12 @@ def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A plan that was applied.
+    """A plan that was applied."""
 
-    Attributes:
-        commit: every name that changed.
-        bytes_written: total size of new files.
-        written_ns: the file system's time after all new files were written, and before they were renamed into place.
-        moved: the names of files that were not written, but moved.
-    """
-
-    commit: Commit
-    bytes_written: int
-    written_ns: int
-    moved: frozenset[str]
+    commit: Commit  # every name that changed
+    bytes_written: int  # total size of new files
+    written_ns: int  # the file system's time after all new files were written, and before they were renamed into place
+    moved: frozenset[str]  # the names of files that were not written, but moved
 
     def record(self, cache: StatCache, root: str, *, skip: Collection[str], seen_ns: int) -> None:
         """Add what changed to the stat cache.
@@ -70,13 +63,10 @@ class PlanApplier:
         manifest: the manifest of the version to install.
         staging: has the blobs that the tree lacks.
         shown: counts the files.
-
-    Attributes:
-        bytes_written: total size of new files; moved files do not count.
     """
 
     def __init__(self, root: str, tx: Transaction, manifest: Manifest, staging: StagingArea, shown: Stage) -> None:
-        self.bytes_written = 0
+        self.bytes_written = 0  # total size of new files; moved files do not count
         self._shown = shown
         self._root = root
         self._tx = tx

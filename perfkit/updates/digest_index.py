@@ -14,14 +14,11 @@ from perfkit.releases.format.manifest import Manifest
 
 
 class BlobIndex:
-    """The entries of a manifest by content, in about 12 bytes per entry.
-
-    Attributes:
-        places: the entries that are indexed, in order; all by default.
-    """
+    """The entries of a manifest by content, in about 12 bytes per entry."""
 
     def __init__(self, manifest: Manifest, places: Iterable[int] | None = None) -> None:
         self.manifest = manifest
+        # the entries that are indexed, in order; all by default
         self.places = range(len(manifest)) if places is None else pack_numbers(places)
         self._index = DigestIndex(map(manifest.digest, self.places))
 

@@ -17,7 +17,7 @@ from perfkit.updates.digest_index import BlobSet
 from perfkit.updates.hold import is_held, read_holds
 from perfkit.updates.installed import read_installed
 from perfkit.updates.planner import Plan
-from perfkit.updates.source_types import SourceSpec
+from perfkit.updates.source_types import SourceSpec, damage_named
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
 from perfkit.updates.updater import Sync, SyncOptions
@@ -28,7 +28,7 @@ def plan(
 ) -> Plan:
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
     root = os.path.abspath(dest)
-    with contextlib.ExitStack() as stack:
+    with damage_named(spec.location), contextlib.ExitStack() as stack:
         stage = stack.enter_context(_temporary_directory(root))
         fetcher = stack.enter_context(contextlib.closing(Fetcher(downloads, stage, max_files=config.max_files)))
         installed = read_installed(root)
@@ -53,11 +53,7 @@ def plan(
 
 
 def _temporary_directory(root: str) -> contextlib.AbstractContextManager[str]:
-    """A directory for a dry run: the system's, or else in memory or among perfkit's own files.
-
-    Raises:
-        UpdateError: none can be created.
-    """
+    """A directory for a dry run: the system's, or else in memory or among perfkit's own files."""
     for directory in (
         None,
         "/dev/shm",

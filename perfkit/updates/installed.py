@@ -30,28 +30,19 @@ _MANY_FILES = 50_000  # from here on, a manifest is read from a file and not kep
 
 @dataclass(frozen=True)
 class Installed:
-    """What is installed in a tree; all fields are empty if nothing is.
-
-    Attributes:
-        type: the type of the source; None: nothing is installed.
-        source: the source's URL, without user, password and signature.
-        version: as the source calls it.
-        serial: the serial of the release, if the source has serials; else 0.
-        manifest_sha256: the SHA-256 of the manifest, in hexadecimal.
-        files: how many files the manifest has.
-        state: what the source's `record` returned when this was installed.
-        serials: the highest serial ever installed here from each source, by the digest of its URL, since the URL may
-            have secrets in it; a rollback does not lower it.
-    """
+    """What is installed in a tree; all fields are empty if nothing is."""
 
     root: str
-    type: SourceType | None = None
-    source: str = ""
-    version: str | None = None
-    serial: int = 0
-    manifest_sha256: str = _NOTHING.sha256.hex()
-    files: int = 0
+    type: SourceType | None = None  # the type of the source; None: nothing is installed
+    source: str = ""  # the source's URL, without user, password and signature
+    version: str | None = None  # as the source calls it
+    serial: int = 0  # the serial of the release, if the source has serials; else 0
+    manifest_sha256: str = _NOTHING.sha256.hex()  # the SHA-256 of the manifest, in hexadecimal
+    files: int = 0  # how many files the manifest has
+    # what the source's `record` returned when this was installed
     state: Mapping[str, Any] = field(default_factory=dict)
+    # the highest serial ever installed here from each source, by the digest of its URL, since the URL may have
+    # secrets in it; a rollback does not lower it
     serials: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property

@@ -28,9 +28,6 @@ from perfkit.updates.planner import ExistingFile, ExistingFiles
 def _scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, ScanEntry]]:
     """Everything in a tree except directories and perfkit's own files, by name, each with its index in the manifest;
     None: it is unmanaged. Files that vanish are skipped.
-
-    Raises:
-        OSError: a directory can't be read.
     """
     names = enumerate(manifest.names())
     at, name = next(names, (None, None))
@@ -50,11 +47,6 @@ class LocalTree(Mapping[str, ExistingFile]):
     Managed files whose row in the stat cache does not match are hashed at once, in parallel; unmanaged files when their
     content is needed. A file that is as the manifest has it takes one byte of memory, any other an object.
 
-    Attributes:
-        cache: the rows of the managed files, with those that were hashed.
-        now_ns: the file system's time before anything was read.
-        hashed_bytes: total size of the managed files that were hashed.
-
     Raises:
         OSError: something can't be read.
         FileChangedError: a file changed while it was read.
@@ -69,9 +61,9 @@ class LocalTree(Mapping[str, ExistingFile]):
         progress: Progress | None = None,
         phase: str = "checking files",
     ) -> None:
-        self.cache = cache
-        self.now_ns = now_ns
-        self.hashed_bytes = 0
+        self.cache = cache  # the rows of the managed files, with those that were hashed
+        self.now_ns = now_ns  # the file system's time before anything was read
+        self.hashed_bytes = 0  # total size of the managed files that were hashed
         self._root = root
         self._progress = progress
         self._installed = cache.manifest

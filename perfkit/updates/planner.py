@@ -88,16 +88,11 @@ class _Files(NamedTuple):
 
 
 class LocalCopy(NamedTuple):
-    """A file made from content that the tree already has.
-
-    Attributes:
-        source: the name of the file that has the content.
-        move: rename the source instead of copying it: nothing else needs it.
-    """
+    """A file made from content that the tree already has."""
 
     name: str
-    source: str
-    move: bool = False
+    source: str  # the name of the file that has the content
+    move: bool = False  # rename the source instead of copying it: nothing else needs it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,15 +243,12 @@ def _refuse_edits(edited: Collection[str]) -> None:
 
 
 class _Tree:
-    """The existing files, and which of them become unused.
-
-    Attributes:
-        edited: names whose content is neither that of the installed version nor that of the wanted one.
-    """
+    """The existing files, and which of them become unused."""
 
     def __init__(self, files: _Files, wanted: Mapping[str, FileInfo], installed: Mapping[str, FileInfo]) -> None:
         self._files = files
         self._unwanted = array("I")
+        # names whose content is neither that of the installed version nor that of the wanted one
         self.edited: list[str] = []
         self._movable = bytearray(len(files.names))  # 1 for each unwanted name whose file nothing else needs yet
         for at, (name, found) in enumerate(zip(*files, strict=True)):

@@ -15,10 +15,9 @@ from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.releases.statcache import appended_rows, clock_ns, record_changes
 from perfkit.transactions import layout
-from perfkit.transactions.history import History, Pruned, read_current
+from perfkit.transactions.history import Generation, History, Pruned, read_current
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.transaction import Commit
-from perfkit.transactions.tree import Generation
 from perfkit.updates.hold import Hold, HoldReason, hold_on, read_holds, with_hold, write_holds
 from perfkit.updates.installed import Installed, managed_tree, read_installed, require_managed
 from perfkit.updates.report import SyncReport

@@ -9,16 +9,11 @@ from perfkit.errors import UpdateError
 
 
 class Link(NamedTuple):
-    """The network and the machine, as far as they determine how long a route takes.
-
-    Attributes:
-        latency_s: from a request to the first byte of its response.
-        streams: parallel requests.
-    """
+    """The network and the machine, as far as they determine how long a route takes."""
 
     bytes_per_s: float = 4e6
-    latency_s: float = 0.05
-    streams: int = 8
+    latency_s: float = 0.05  # from a request to the first byte of its response
+    streams: int = 8  # parallel requests
     decoded_bytes_per_s: float = 200e6
 
     def seconds(self, offer: Offer) -> float:
@@ -28,21 +23,14 @@ class Link(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """What one route would supply, and at what cost. Other routes have to supply the rest.
-
-    Attributes:
-        blobs: by SHA-256.
-        bytes: over the network.
-        decoded_bytes: how many bytes have to be read and written to decode the blobs.
-        variant: the variant of the route, if it has several; they exclude each other.
-    """
+    """What one route would supply, and at what cost. Other routes have to supply the rest."""
 
     route: str
-    blobs: Set[bytes]
-    bytes: int
+    blobs: Set[bytes]  # by SHA-256
+    bytes: int  # over the network
     requests: int
-    decoded_bytes: int = 0
-    variant: str = ""
+    decoded_bytes: int = 0  # how many bytes have to be read and written to decode the blobs
+    variant: str = ""  # the variant of the route, if it has several; they exclude each other
 
 
 def choose_routes(

@@ -51,33 +51,20 @@ class Signers(NamedTuple):
 
 
 class Demands(NamedTuple):
-    """What a caller demands of a release.
+    """What a caller demands of a release."""
 
-    Attributes:
-        signers: who has to sign it; None: whoever the tree remembers.
-        allow_expired: install it even if it has expired.
-        allow_older: install it even if the tree has had a later one.
-    """
-
-    signers: Signers | None = None
-    allow_expired: bool = False
-    allow_older: bool = False
+    signers: Signers | None = None  # who has to sign it; None: whoever the tree remembers
+    allow_expired: bool = False  # install it even if it has expired
+    allow_older: bool = False  # install it even if the tree has had a later one
 
 
 class Trust(NamedTuple):
-    """What a tree remembers of the signed releases that it was offered. Neither a rollback nor another URL changes it.
+    """What a tree remembers of signed releases that it was offered; neither a rollback nor another URL changes it."""
 
-    Attributes:
-        root: the tree's root directory.
-        signers: who has to sign all further releases; None: the tree has had no signed one.
-        pointer: the SHA-256 of the last pointer that was verified.
-        serial: the highest serial of a verified pointer.
-    """
-
-    root: str
-    signers: Signers | None = None
-    pointer: str = ""
-    serial: int = 0
+    root: str  # the tree's root directory
+    signers: Signers | None = None  # who has to sign all further releases; None: the tree has had no signed one
+    pointer: str = ""  # the SHA-256 of the last pointer that was verified
+    serial: int = 0  # the highest serial of a verified pointer
 
     @classmethod
     def read(cls, root: str) -> Trust:
@@ -195,19 +182,12 @@ class Trust(NamedTuple):
 
 
 class FileSigners(NamedTuple):
-    """Who has to sign a plain file or an archive.
+    """Who has to sign a plain file or an archive."""
 
-    Attributes:
-        keys: one of these has to sign; empty: no signature is required.
-        names: the keys for the tree to remember; recorded with a version that was verified with them.
-        are_new: whether the tree remembers others, or none.
-        remember: to be called once the file is verified.
-    """
-
-    keys: tuple[PublicKey, ...]
-    names: list[str]
-    are_new: bool
-    remember: Callable[[], None]
+    keys: tuple[PublicKey, ...]  # one of these has to sign; empty: no signature is required
+    names: list[str]  # the keys for the tree to remember; recorded with a version that was verified with them
+    are_new: bool  # whether the tree remembers others, or none
+    remember: Callable[[], None]  # to be called once the file is verified
 
 
 def _failure(pointer: bytes, signature: bytes, key: PublicKey) -> str | None:

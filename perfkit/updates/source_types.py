@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from perfkit.downloads.http.urls import origin_of
-from perfkit.errors import ConfigError
+from perfkit.errors import ConfigError, ManifestError
+from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.signers import Demands
 
@@ -33,33 +36,38 @@ class SourceSpec:
 
     Raises:
         ConfigError: a mirror is not an http or https URL.
-
-    Attributes:
-        location: a URL, or the path of a local list.
-        type: the type of the source; None: that installed from this location before, else detected from the content.
-        selection: which files of a release or members of an archive are wanted, and the names of these in the tree;
-            None: as it was installed from this location before, else all.
-        mirrors: other URLs of the same site or plain file.
-        checksums: the checksum of a plain file, as `algorithm:hex`, or the URL or path of a checksum file.
-        decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
-        release: the version of the wanted release of a site; None: the current one of the site or channel.
-        channel: the channel of a site; None: the site's current release.
-        demands: what is demanded of the release, whatever offers it.
     """
 
-    location: str
+    location: str  # a URL, or the path of a local list
+    # the type of the source; None: that installed from this location before, else detected from the content
     type: SourceType | None = None
+    # which files of a release or members of an archive are wanted, and the names of these in the tree; None: as
+    # it was installed from this location before, else all
     selection: Selection | None = None
+    # whether to decompress a plain file; None: as it was installed from this location before, else no
     decompress: bool | None = None
+    # the checksum of a plain file, as `algorithm:hex`, or the URL or path of a checksum file
     checksums: str | None = None
-    mirrors: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()  # other URLs of the same site or plain file
+    # the version of the wanted release of a site; None: the current one of the site or channel
     release: str | None = None
-    channel: str | None = None
-    demands: Demands = field(default_factory=Demands)
+    channel: str | None = None  # the channel of a site; None: the site's current release
+    demands: Demands = field(default_factory=Demands)  # what is demanded of the release, whatever offers it
 
     def __post_init__(self) -> None:
         for url in self.mirrors:
             origin_of(url)
+
+
+@contextlib.contextmanager
+def damage_named(location: str) -> Iterator[None]:
+    """Have an error about damaged content in the block name the source that it came from."""
+    try:
+        yield
+    except ManifestError as error:
+        if (name := redacted(location)) not in str(error):
+            error.args = (f"{name}: {error}",)
+        raise
 
 
 def parse_source_type(name: str | None) -> SourceType | None:

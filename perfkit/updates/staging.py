@@ -196,15 +196,7 @@ class StagedBlobs:
 
 
 class StagingArea:
-    """Blobs in a directory. A blob may be written in parts, in any order; it counts once its SHA-256 matches.
-
-    Args:
-        directory: its name in `rootdir`; empty: that itself.
-
-    Attributes:
-        blobs: those that are complete.
-        expected: those that the update needs.
-    """
+    """Blobs in a directory of `rootdir`. One may be written in parts, in any order; it counts once its SHA-256 matches."""
 
     def __init__(self, rootdir: RootDir, directory: str = "", *, progress: Progress | None = None) -> None:
         self._rootdir = rootdir
@@ -213,8 +205,8 @@ class StagingArea:
         self._unnamed = os.path.join(directory, "content~")  # the file of `create`
         self._progress = progress
         self._shown: Stage | None = None
-        self.blobs = StagedBlobs(os.path.join(rootdir.root, directory))
-        self.expected = BlobSet(BlobIndex(Manifest.of(())))
+        self.blobs = StagedBlobs(os.path.join(rootdir.root, directory))  # those that are complete
+        self.expected = BlobSet(BlobIndex(Manifest.of(())))  # those that the update needs
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
         self._made = bytearray()  # see `writer`
         self._writing: _PartialBlob | None = None

@@ -49,7 +49,7 @@ from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
 from perfkit.updates.signers import Trust, warn_if_unprotected
-from perfkit.updates.source_types import SourceSpec
+from perfkit.updates.source_types import SourceSpec, SourceType, damage_named
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
@@ -68,21 +68,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SyncOptions:
-    """How to sync.
+    """How to sync."""
 
-    Attributes:
-        local_changes: what to do with files that were edited locally.
-        check_contents: hash every file, even those that the stat cache vouches for.
-        check: inspects the tree as it will be, and may refuse it.
-        retry_rejected: install a release that a check refused before, if the check accepts it now.
-        wait_s: how long to wait for another process or thread that is changing the tree.
-    """
-
-    local_changes: LocalChanges
-    check_contents: bool = False
-    check: Check | None = None
-    retry_rejected: bool = False
-    wait_s: float = 0.0
+    local_changes: LocalChanges  # what to do with files that were edited locally
+    check_contents: bool = False  # hash every file, even those that the stat cache vouches for
+    check: Check | None = None  # inspects the tree as it will be, and may refuse it
+    retry_rejected: bool = False  # install a release that a check refused before, if the check accepts it now
+    wait_s: float = 0.0  # how long to wait for another process or thread that is changing the tree
 
 
 def sync(
@@ -97,7 +89,7 @@ def sync(
     """Update `dest` to match a source. See `Toolkit.sync`."""
     began_s = time.monotonic()
     opened = managed_tree(config, dest, wait_s=options.wait_s, create=True)
-    with opened as tree, remember_outcome(tree.root):
+    with opened as tree, remember_outcome(tree.root), damage_named(spec.location):
         fetcher = Fetcher(downloads, tree.fetch_directory, max_files=config.max_files)
         try:
             report = _sync(tree, fetcher, spec, options, progress)
@@ -178,9 +170,6 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
 
     Args:
         newer: what the source offers after the failure.
-
-    Raises:
-        StaleSourceError: the server is behind, or its site is incomplete.
     """
     if newer.serial < source.serial:
         reason = f"it offers {source.version}, and then the older {newer.version}"
@@ -257,6 +246,7 @@ class Sync:
         """Refuse a release that is older than one installed from this source before, unless allowed.
 
         Raises:
+            ConfigError: releases were installed from it, and it is of another type now.
             StaleSourceError: the source offers an older one.
         """
         source = self._source
@@ -264,6 +254,11 @@ class Sync:
             if allow_older:
                 self._installed = self._installed.forget_serials(source.url)
                 return
+            if source.type is not SourceType.RELEASE:
+                raise ConfigError(
+                    f"releases of {redacted(source.url)} were installed here, and nothing tells whether a source of "
+                    f"type {source.type} is newer; leave out the type, or allow older releases (--allow-older)"
+                )
             reason = (
                 f"it offers version {source.version}, an older release (serial {source.serial}) than was installed "
                 f"from it before (serial {highest}): a cache, mirror or edge may be behind, so try again later. To "
@@ -370,9 +365,6 @@ class Sync:
 
         What is fetched takes space twice, packed and unpacked. Local copies take space unless the file system can share
         contents; files that are kept for rollback do only where there are no hard links either.
-
-        Raises:
-            OSError: there is not enough space (ENOSPC).
         """
         if tree.rootdir.free_space() >= 2 * fetched + manifest.total_bytes + self._installed.manifest.total_bytes:
             return

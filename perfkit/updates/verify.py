@@ -17,6 +17,7 @@ from perfkit.transactions import layout
 from perfkit.updates.installed import managed_tree, read_installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.report import VerifyReport
+from perfkit.updates.source_types import damage_named
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
 from perfkit.updates.status import status
@@ -50,17 +51,14 @@ def verify(
         options = SyncOptions(local_changes=local_changes, check_contents=True)  # damage may not show in stat
         fetcher = Fetcher(downloads, tree.fetch_directory, max_files=config.max_files)
         installed = read_installed(tree.root)
-        source = reopen_source(fetcher, installed, mirrors)
-        repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
+        with damage_named(installed.source):
+            source = reopen_source(fetcher, installed, mirrors)
+            repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
         return replace(found, repaired=repaired, generation=tree.generation, seconds=time.monotonic() - began_s)
 
 
 def _verify(dest: str, began_s: float, progress: OperationProgress) -> VerifyReport:
-    """Compare a tree with what is installed. This needs no lock: if the tree changes during it, it starts over.
-
-    Raises:
-        LockedError: it keeps changing.
-    """
+    """Compare a tree with what is installed. This needs no lock: if the tree changes during it, it starts over."""
     root = os.path.abspath(dest)
     for _ in range(_TRIES):
         before = status(dest)

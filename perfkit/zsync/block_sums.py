@@ -14,18 +14,14 @@ if TYPE_CHECKING:
 
 
 class BlockSums(NamedTuple):
-    """The checksums of a file's blocks, as a control file lists them.
+    """The checksums of a file's blocks, as a control file lists them."""
 
-    Attributes:
-        sums: for each block `rsum_bytes` of its weak checksum, big-endian, and the first `strong_bytes` of its MD4.
-        sequence: how many adjacent blocks must match: 1 or 2.
-    """
-
+    # for each block `rsum_bytes` of its weak checksum, big-endian, and the first `strong_bytes` of its MD4
     sums: bytes | memoryview
     block_size: int
     rsum_bytes: int
     strong_bytes: int
-    sequence: int
+    sequence: int  # how many adjacent blocks must match: 1 or 2
 
 
 def rsum(blocks: _U8, size: int = 4) -> _U8:

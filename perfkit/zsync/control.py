@@ -36,30 +36,19 @@ _LINE = re.compile(rb"([A-Za-z0-9-]+): ([^\r\n\0]*)")
 
 
 class Control(NamedTuple):
-    """A parsed control file.
+    """A parsed control file."""
 
-    Attributes:
-        filename: a safe name without directories; with `keep_gzip`, that of the gzip file.
-        urls: absolute, a relative one resolved against every base; with `gzip`, those of the gzip file.
-        gzip: the server only has a gzip file: there are no ranges, only a whole download and `unpack_whole`.
-        keep_gzip: the gzip file itself is wanted.
-        size: uncompressed bytes.
-        sha1: of the uncompressed file, hexadecimal.
-        sums: the checksums of all blocks; empty with `gzip`.
-        sequence: how many adjacent blocks must match before one is accepted.
-    """
-
-    filename: str
-    urls: tuple[str, ...]
-    gzip: bool
-    keep_gzip: bool
-    size: int
-    sha1: str
+    filename: str  # a safe name without directories; with `keep_gzip`, that of the gzip file
+    urls: tuple[str, ...]  # absolute, a relative one resolved against every base; with `gzip`, those of the gzip file
+    gzip: bool  # the server only has a gzip file: there are no ranges, only a whole download and `unpack_whole`
+    keep_gzip: bool  # the gzip file itself is wanted
+    size: int  # uncompressed bytes
+    sha1: str  # of the uncompressed file, hexadecimal
     block_size: int
-    sequence: int
+    sequence: int  # how many adjacent blocks must match before one is accepted
     rsum_bytes: int
     strong_bytes: int
-    sums: bytes | memoryview
+    sums: bytes | memoryview  # the checksums of all blocks; empty with `gzip`
 
 
 def parse_control(data: bytes, *, bases: tuple[str, ...]) -> Control:

@@ -213,18 +213,14 @@ def _read_ids(descriptor: int, offsets: _I64, target: _Target) -> _U64:
 
 
 class _Md4Queue:
-    """Candidate offsets to verify by MD4, in batches.
-
-    Attributes:
-        budget: bytes that may still be hashed, which limits what a malicious control file can cost.
-    """
+    """Candidate offsets to verify by MD4, in batches."""
 
     def __init__(self, descriptor: int, target: _Target, *, budget: int) -> None:
         self._descriptor = descriptor
         self._target = target
         self._offsets: list[_I64] = []
         self._batch = max(1, _BATCH_BYTES // (target.block_size * target.sequence))
-        self.budget = budget
+        self.budget = budget  # bytes that may still be hashed, which limits what a malicious control file can cost
 
     def add(self, offsets: _I64) -> None:
         """Queue some offsets."""

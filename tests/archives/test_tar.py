@@ -24,7 +24,7 @@ from tests.support.archive_tools import FILES, Drip, add, make_tar
 from tests.support.tools import need
 
 
-def unpack(data: bytes, selection: Selection | None = None, limits: Limits | None = None) -> dict[str, bytes]:
+def unpack(data: bytes, selection: Selection = Selection(), limits: Limits = Limits()) -> dict[str, bytes]:
     members = read_members(Drip(data, 5000), selection=selection, limits=limits)
     return {member.name: b"".join(content) for member, content in members}
 

@@ -65,7 +65,7 @@ def test_the_object_and_its_fields(file_server: Server, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     "form", [["-d", "new/deep"], ["--directory", "new/deep"], ["-o", "new/deep/a.bin"], ["--output", "new/deep/a.bin"]]
 )
-def test_where_to(form: list[str], file_server: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_output_file_and_directory(form: list[str], file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """A file or a directory; directories are made."""
     code, value, _ = get(capsys, *form, f"{file_server.url}a.bin")
     assert code == 0
@@ -77,7 +77,7 @@ def test_where_to(form: list[str], file_server: Server, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers(workers: int, misbehaving: Start, capsys: Capture) -> None:
+def test_workers_limit_transfers_at_once(workers: int, misbehaving: Start, capsys: Capture) -> None:
     """`-j` is how many transfers there are at once."""
     lock, there, most = threading.Condition(), [], []
 
@@ -97,7 +97,7 @@ def test_workers(workers: int, misbehaving: Start, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("segments", [1, 2])
-def test_segments(segments: int, misbehaving: Start, capsys: Capture) -> None:
+def test_segments_limit_connections_of_a_file(segments: int, misbehaving: Start, capsys: Capture) -> None:
     """`--segments` is how many connections a file has."""
     server = misbehaving(lambda x: x.serve(BODY, pause=lambda: server.wait_for(segments)))
     code, value, _ = get(capsys, "--segments", segments, f"{server.url}/f")
@@ -105,7 +105,7 @@ def test_segments(segments: int, misbehaving: Start, capsys: Capture) -> None:
     assert value["files"][0]["segments"] == segments
 
 
-def test_limit_rate(file_server: Server, capsys: Capture) -> None:
+def test_limit_rate_holds_for_all_files_together(file_server: Server, capsys: Capture) -> None:
     """600 KB at 600 KiB a second take about a second, whatever the number of files."""
     began = time.monotonic()
     code, _, _ = get(capsys, "--limit-rate", "600K", f"{file_server.url}a.bin", f"{file_server.url}b.bin")
@@ -113,7 +113,9 @@ def test_limit_rate(file_server: Server, capsys: Capture) -> None:
     assert time.monotonic() - began > 0.75
 
 
-def test_mirror(file_server: Server, misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
+def test_a_mirror_serves_the_file_under_the_first_name(
+    file_server: Server, misbehaving: Start, tmp_path: Path, capsys: Capture
+) -> None:
     """Another URL of the same file, under the name that the first one gives."""
     broken = misbehaving(lambda x: x.respond("404 Not Found"))
     mirrors = ["--mirror", f"{broken.url}/also-gone", "--mirror", f"{file_server.url}b.bin"]
@@ -123,7 +125,7 @@ def test_mirror(file_server: Server, misbehaving: Start, tmp_path: Path, capsys:
     assert (tmp_path / "f.bin").read_bytes() == BODY
 
 
-def test_header(misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
+def test_headers_go_to_the_origins_of_the_urls_only(misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
     """Sent to the origins of the URLs, those of a list too, and to none that they redirect to."""
     other = misbehaving(lambda x: x.serve(b"body"))
     server = misbehaving(lambda x: x.respond("302 Found", Location=f"{other.url}/f"))
@@ -148,7 +150,7 @@ def test_header(misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-def test_retries(retries: int, misbehaving: Start, capsys: Capture) -> None:
+def test_retries_are_failures_in_a_row(retries: int, misbehaving: Start, capsys: Capture) -> None:
     """`--retries` is how many failures in a row are forgiven."""
     server = misbehaving(lambda x: x.respond("500 Internal Server Error"))
     code, value, errors = get(capsys, "--retries", retries, f"{server.url}/f")
@@ -159,7 +161,7 @@ def test_retries(retries: int, misbehaving: Start, capsys: Capture) -> None:
     assert "500" in errors[0]
 
 
-def test_no_resume(file_server: Server, capsys: Capture) -> None:
+def test_no_resume_fetches_a_current_file_again(file_server: Server, capsys: Capture) -> None:
     """A file that is there and current is left alone, unless asked otherwise."""
     url = f"{file_server.url}a.bin"
     assert get(capsys, url)[1]["files"][0]["unchanged"] is False
@@ -169,7 +171,7 @@ def test_no_resume(file_server: Server, capsys: Capture) -> None:
     assert again["bytes_received"] >= len(BODY)
 
 
-def test_quiet(file_server: Server, capsys: Capture) -> None:
+def test_quiet_shows_only_errors(file_server: Server, capsys: Capture) -> None:
     """No bars and no summary, with `--json` or without; an error is still an error."""
     assert main(["get", "--quiet", f"{file_server.url}a.bin"]) == 0
     assert capsys.readouterr() == ("", "")

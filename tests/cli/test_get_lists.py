@@ -32,7 +32,7 @@ from tests.support.warm import WarmPython
 Start = Callable[..., MisbehavingServer]
 
 
-def test_a_list(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_a_list_has_urls_names_and_checksums(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """URL, name, checksum; comments and empty lines; any line ending; a byte order mark."""
     lines = [
         "\ufeff# what we need",

@@ -34,7 +34,7 @@ def sync(origin: Origin, *options: str) -> int:
     return main(["sync", origin.url, "tree", "--quiet", *options])
 
 
-def test_exit_code(cli_origin: Origin) -> None:
+def test_exit_code_says_whether_the_tree_changed(cli_origin: Origin) -> None:
     assert sync(cli_origin, "--exit-code") == 10
     assert sync(cli_origin, "--exit-code") == 0
     cli_origin.publish(TWO, "2")
@@ -219,7 +219,7 @@ def test_names_since_a_generation_that_is_gone(
     assert sorted((tmp_path / "seen").read_text().splitlines()) == sorted(ONE)
 
 
-def test_on_change(cli_origin: Origin, tmp_path: Path) -> None:
+def test_on_change_runs_after_each_change_only(cli_origin: Origin, tmp_path: Path) -> None:
     """It runs after each change and at no other time, with the names and the versions."""
     code = """
 names = sorted(sys.stdin.read().splitlines())
@@ -327,7 +327,9 @@ def test_least_interval(cli_origin: Origin, tmp_path: Path) -> None:
     assert len(cli_origin.sent) == asked + 1
 
 
-def test_retry_after(cli_origin: Origin, misbehaving: Callable[..., MisbehavingServer], capsys: Capture) -> None:
+def test_later_runs_obey_retry_after(
+    cli_origin: Origin, misbehaving: Callable[..., MisbehavingServer], capsys: Capture
+) -> None:
     """A server that asks to wait is not asked again before, in later runs either, unless it is told to."""
     assert sync(cli_origin) == 0
     server = misbehaving(lambda exchange: exchange.respond("503 Service Unavailable", Retry_After="7200"))
@@ -342,7 +344,7 @@ def test_retry_after(cli_origin: Origin, misbehaving: Callable[..., MisbehavingS
     assert "as the source asks" in capsys.readouterr().out
 
 
-def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splay_is_the_same_for_a_tree_each_time(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait within the interval that is the same for a tree each time, and another for another tree."""
     waits: list[float] = []
     monkeypatch.setattr("perfkit.cli.sync.sleep", waits.append)

@@ -22,7 +22,7 @@ def keygen(capsys: Capture, name: str) -> str:
     return str(the_object(capsys.readouterr().out)["public_key"])
 
 
-def test_keygen(tmp_path: Path, capsys: Capture) -> None:
+def test_keygen_overwrites_no_file(tmp_path: Path, capsys: Capture) -> None:
     """The secret key is the user's own; neither file is ever overwritten."""
     line = keygen(capsys, "key")
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600

@@ -45,7 +45,7 @@ def changed_to(path: Path, text: str) -> None:
     path.write_text(f"{path.read_text()}\n{text}\n")
 
 
-def test_by_name(trees: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_named_tree_is_synced_with_its_options(trees: Path, tmp_path: Path, capsys: Capture) -> None:
     """One name is as SOURCE and DEST, with the options of the file; those of the command line come before them."""
     assert main(["sync", "one", "--json"]) == 0
     assert the_object(capsys.readouterr().out).items() >= {"version": "1", "added": len(ONE)}.items()
@@ -64,7 +64,7 @@ def test_the_command_line_comes_first(trees: Path, tmp_path: Path, cli_origin: O
     assert main(["sync", "two", "--quiet", "--exit-code", "--min-interval", "0"]) == 10
 
 
-def test_all(trees: Path, cli_origin: Origin, capsys: Capture) -> None:
+def test_all_reports_each_tree(trees: Path, cli_origin: Origin, capsys: Capture) -> None:
     """One object with the report of each; without JSON, each line has the name."""
     assert main(["sync", "--all", "--exit-code", "--json"]) == 10
     found = the_object(capsys.readouterr().out)
@@ -100,7 +100,9 @@ def test_a_failure_stops_no_other(trees: Path, cli_origin: Origin, capsys: Captu
     assert main(["sync", "aside", "two", "--quiet"]) == 0  # what the check refused is on hold now
 
 
-def test_config(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_paths_are_relative_to_the_config_file(
+    trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     """From anywhere with --config; paths in the file are relative to it."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -112,7 +114,7 @@ def test_config(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "there is no tree 'three'; ../perfkit.toml lists one, two" in capsys.readouterr().err
 
 
-def test_settings(trees: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_precedence_of_tree_file_and_environment(trees: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """Those of a tree come before those of the file, and the environment before both."""
     changed_to(trees, 'local_changes = "refuse"')
     assert main(["sync", "two", "--quiet"]) == 0
@@ -143,7 +145,7 @@ def test_settings(trees: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture)
     ("[tree.three]\nsource = 'x'", "perfkit.toml: tree: there is no such key; did you mean trees?"),
     ("= 3", "perfkit.toml is not TOML: "),
 ])  # fmt: skip
-def test_mistakes(text: str, reason: str, trees: Path, capsys: Capture) -> None:
+def test_mistakes_are_named_with_their_place(text: str, reason: str, trees: Path, capsys: Capture) -> None:
     """Each is named with its place, before anything is done."""
     changed_to(trees, text)
     assert main(["sync", "--all"]) == 2
@@ -253,7 +255,7 @@ def test_a_broken_file_that_nothing_needs(trees: Path, cli_origin: Origin, capsy
     assert main(["status", "tree", "--quiet"]) == 2
 
 
-def test_from_python(trees: Path, cli_origin: Origin, tmp_path: Path) -> None:
+def test_named_trees_from_python(trees: Path, cli_origin: Origin, tmp_path: Path) -> None:
     """The same file does the same: settings, check, the least interval, and on_change until it succeeds."""
     (tmp_path / "code").write_text("1")
     changed_to(trees, f'[trees.three]\nsource = "{cli_origin.url}/"\ndest = "third"\nlocal_changes = "refuse"\n'

@@ -89,7 +89,7 @@ def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["version"] == "2"
 
 
-def test_hold(cli_origin: Origin, capsys: Capture) -> None:
+def test_hold_names_the_version_passed_over(cli_origin: Origin, capsys: Capture) -> None:
     assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
     assert main(["hold", "tree", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"held": "2"}
@@ -128,6 +128,15 @@ def test_system_errors_name_the_tree(cli_origin: Origin, tmp_path: Path, capsys:
     assert printed.err == f"perfkit: error: {tmp_path}/tree/.perfkit/lock: Is a directory\n"
     message = f"{tmp_path}/tree/.perfkit/lock: Is a directory"
     assert json.loads(printed.out) == {"error": {"type": "IsADirectoryError", "message": message}}
+
+
+def test_a_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["get", "http://127.0.0.1:1/x"]) == main(["verify", "tree"]) == 1
+    message = "perfkit: error: the current directory was removed; change to another one\n"
+    assert capsys.readouterr().err == 2 * message
 
 
 @pytest.mark.parametrize(("code", "remedy"), [

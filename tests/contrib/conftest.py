@@ -15,7 +15,11 @@ from perfkit.server.server import Server
 from tests.support.django_commands import Site
 from tests.support.warm import DJANGO, USED_BY_COMMANDS, WarmPython
 
-settings.configure(INSTALLED_APPS=["perfkit.contrib.django"], USE_TZ=True)
+settings.configure(
+    INSTALLED_APPS=["perfkit.contrib.django"],
+    USE_TZ=True,
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+)
 django.setup()
 
 

@@ -17,6 +17,7 @@ import django
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
+from django.db import connection, transaction
 from django.test import override_settings
 
 from perfkit import ConfigError, LockedError, StagedTree, SyncReport, Toolkit, TransferError
@@ -152,6 +153,31 @@ def test_a_failed_receiver_is_reported_and_called_again(published: Site, receive
     assert calls == ["breaks", "other"] * 2
     run("perfkit_sync", "rules")
     assert calls == ["breaks", "other"] * 2
+
+
+def test_a_transaction_of_the_caller(published: Site, receive: Callable[..., None]) -> None:
+    """It stays open, and what a receiver has written in it goes with it; then all receivers are called again."""
+
+    def load(report: Any, **_: Any) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("INSERT INTO loaded VALUES (%s)", [report.version])
+
+    receive(load)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE loaded (version TEXT)")
+    with transaction.atomic():
+        trees.sync("rules")
+        transaction.set_rollback(True)
+    assert not trees.status("rules").receivers_notified
+    with transaction.atomic():
+        trees.sync("rules")
+        assert not trees.status("rules").receivers_notified
+    assert trees.status("rules").receivers_notified
+    trees.sync("rules")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT version FROM loaded")
+        assert cursor.fetchall() == [("1",)]
+        cursor.execute("DROP TABLE loaded")
 
 
 def test_a_rollback_after_a_failed_receiver_is_announced(published: Site, receive: Callable[..., None]) -> None:
@@ -317,7 +343,7 @@ def test_a_custom_command(published: Site) -> None:
         call_command(command, f"{published.url}file", where=published.root / "out/file/below")
 
 
-def test_download(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_download_command_fetches_once(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the current directory or the given one; a second time nothing is fetched."""
     (published.root / "site/file").write_bytes(b"x" * 1000)
     monkeypatch.chdir(published.root)
@@ -363,7 +389,7 @@ def test_bars_are_for_terminals(published: Site, monkeypatch: pytest.MonkeyPatch
         terminal.wait_for("1 file, 293.0 KiB in ")
 
 
-def test_colours(published: Site) -> None:
+def test_colours_follow_djangos_options(published: Site) -> None:
     """By Django's own options."""
     run("perfkit_sync", "rules")
     assert "\x1b[" not in run("perfkit_sync", "rules", "--no-color")[0] + run("perfkit_status", "--no-color")[0]

@@ -103,7 +103,7 @@ def ask(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", first_everywhere("gthread", "sync", "gevent"))
-def test_gunicorn(project: Project, kind: str) -> None:
+def test_gunicorn_workers_change_the_tree_once(project: Project, kind: str) -> None:
     """Three workers, forked after a Toolkit was used: all sync at once, one of them changes the tree, and once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -124,7 +124,7 @@ def test_gunicorn(project: Project, kind: str) -> None:
     assert (project.told(), tree_of(project.tree)) == (["1"], FIRST)
 
 
-def test_celery(project: Project) -> None:
+def test_celery_tasks_change_the_tree_once(project: Project) -> None:
     """A prefork worker whose parent has used a Toolkit: four tasks, two at once, of which one changes the tree."""
     # All are queued before the worker starts: over files, it may read messages that are half written.
     queued = project.python("from tests.support.django_project import sync\nfor _ in range(4): sync.delay('rules')")
@@ -142,7 +142,7 @@ def test_celery(project: Project) -> None:
     assert (project.told(), tree_of(project.tree)) == (["1"], FIRST)
 
 
-def test_gevent(project: Project) -> None:
+def test_greenlets_run_during_syncs_under_gevent(project: Project) -> None:
     """Where gevent has patched everything: two syncs at once, a download, and other greenlets that keep running."""
     (project.root / "site/large").write_bytes(os.urandom(1 << 20))
     program = """

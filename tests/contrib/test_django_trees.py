@@ -32,7 +32,7 @@ def with_tree(**entry: object) -> override_settings:
     return override_settings(PERFKIT={"TREES": {"rules": rules}, "RETRIES": 0})
 
 
-def test_verify(published: Site) -> None:
+def test_the_verify_command_repairs(published: Site) -> None:
     run("perfkit_sync", "rules")
     assert run("perfkit_verify", "--all")[0] == "rules: 20 files; 0 missing, 0 changed, 0 extra\n"
     (published.dest / "03.rules").unlink()
@@ -51,7 +51,7 @@ def test_nothing_stays(published: Site) -> None:
         assert run("perfkit_sync", "rules", *options)[0] == "rules: nothing is installed: 1 is on hold\n"
 
 
-def test_hold(published: Site) -> None:
+def test_the_hold_command_pins_and_skips(published: Site) -> None:
     run("perfkit_sync", "rules")
     assert run("perfkit_hold", "rules")[0] == "rules: stays at 1\n"
     published.publish("2", SECOND)
@@ -86,7 +86,7 @@ def test_least_interval(published: Site) -> None:
             trees.due_in_s("rules")
 
 
-def test_splay(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splay_is_the_same_each_time(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("perfkit.contrib.django.management.commands.perfkit_sync.sleep", waits.append)
     with with_tree(SPLAY="10m"):
@@ -149,7 +149,7 @@ def test_json_of_downloads(published: Site) -> None:
 # -- the current release ----------------------------------------------------------------------------------------------
 
 
-def test_current(published: Site) -> None:
+def test_current_follows_each_change(published: Site) -> None:
     """Follows every change of the tree; other settings are noticed."""
     assert trees.current("rules") == (0, None)
     seen = []
@@ -186,7 +186,7 @@ def ask(**options: Any) -> tuple[int, dict[str, Any]]:
     return response.status_code, json.loads(response.content)
 
 
-def test_health(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_is_200_or_503_with_a_reason(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 while all is well, else 503, with a reason."""
     assert ask() == (503, {"ok": False, "trees": {"rules": {
         "ok": False, "version": None, "generation": None, "age_s": None, "reason": "not installed"}}})  # fmt: skip

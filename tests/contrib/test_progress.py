@@ -59,7 +59,9 @@ def test_rich_shows_the_numbers_of_perfkit() -> None:
     ],
     ids=["tqdm", "rich"],
 )
-def test_downloads(make: Callable[[io.StringIO], Progress], make_kit: Callable[..., Toolkit], tmp_path: Path) -> None:
+def test_one_display_shows_two_runs(
+    make: Callable[[io.StringIO], Progress], make_kit: Callable[..., Toolkit], tmp_path: Path
+) -> None:
     """Two runs by one display, each whole at its end; a failed one as well."""
     site, out = tmp_path / "site", io.StringIO()
     site.mkdir()

@@ -189,6 +189,12 @@ def test_rate_limit_changes_while_running(make_kit: MakeKit, misbehaving: Start,
     assert (out / "f").read_bytes() == BODY
 
 
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, float("nan"), True, "5M"])
+def test_rate_limits_that_are_none(kit: Toolkit, wrong: int) -> None:
+    with pytest.raises(ConfigError, match="a rate limit must be"):
+        kit.set_rate_limit(wrong)
+
+
 def test_rate_limit_of_one_transfer(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """It slows its own file and no other."""
     server = misbehaving(serve_body)

@@ -145,7 +145,7 @@ def nginx(tmp_path: Path) -> Iterator[TlsNginx]:
         yield server
 
 
-def test_segments(nginx: TlsNginx, make_kit: MakeKit, tmp_path: Path) -> None:
+def test_four_connections_fetch_one_file(nginx: TlsNginx, make_kit: MakeKit, tmp_path: Path) -> None:
     """Four connections each fetch a part of one file."""
     url = nginx.serve("f", BODY)
     kit = make_kit(ca_bundle=nginx.ca, headers={"X-Rate": "256k"})

@@ -109,7 +109,7 @@ def test_no_header_breaks_a_parser(text: str) -> None:
         ({}, Validator()),
     ],
 )
-def test_validators(headers: dict[str, str], validator: Validator) -> None:
+def test_only_strong_validators_are_used(headers: dict[str, str], validator: Validator) -> None:
     """Strong ones only (RFC 9110 section 8.8)."""
     assert validator_of(headers, now=NOW) == validator
 
@@ -172,7 +172,9 @@ WHOLE = {"start": 0, "end": None, "total": None, "ranged": True}
         (503, {}, WHOLE, "status"),
     ],
 )
-def test_judge(status: int, headers: dict[str, str], asked: dict[str, object], verdict: str) -> None:
+def test_which_responses_continue_a_range(
+    status: int, headers: dict[str, str], asked: dict[str, object], verdict: str
+) -> None:
     """RFC 9110 sections 14 and 15.3.7."""
     assert judge(status, headers, **asked).verdict.value == verdict  # type: ignore[arg-type]
 
@@ -195,7 +197,7 @@ def test_judge(status: int, headers: dict[str, str], asked: dict[str, object], v
         (Answer(Verdict.STATUS), 404, "status"),
     ],
 )
-def test_judge_part(answer: Answer, status: int, verdict: str) -> None:
+def test_which_responses_give_a_part(answer: Answer, status: int, verdict: str) -> None:
     """Where only bytes 500,000 to 500,099 are wanted."""
     found = judge_part(answer, status, (500_000, 500_100))
     assert found.verdict.value == verdict

@@ -160,7 +160,7 @@ def test_secrets_go_where_those_of_the_file_go(misbehaving: Callable[..., Misbeh
     assert seen == [("/f.minisig", "s"), ("/m.minisig", None)]
 
 
-def test_many(web: FakeOrigin, out: Path) -> None:
+def test_each_file_of_a_batch_is_verified(web: FakeOrigin, out: Path) -> None:
     """In a batch, each file has a result of its own."""
     web.add(MIRROR, BODY)
     requests = [Request(URL, "a", public_keys=(str(NEW.public),)), Request(MIRROR, "b", public_keys=(NEW.public,))]

@@ -47,7 +47,7 @@ def content(text: str, mode: int = 0o644) -> Content:
 
 
 @given(st.lists(NAMES, max_size=200))
-def test_names(names: list[str]) -> None:
+def test_packed_names_come_back_sorted(names: list[str]) -> None:
     """Whatever they share with each other, all come back, and their bytes sort as they do."""
     kept = Names()
     for name in names:
@@ -224,7 +224,7 @@ def test_changes_and_their_summary() -> None:
 
 
 @given(st.lists(st.integers(0, 5)) | st.integers(0, 9).map(lambda first: list(range(first, first + 4))))
-def test_numbers(numbers: list[int]) -> None:
+def test_packed_numbers_come_back(numbers: list[int]) -> None:
     """A range or not, they are what they were."""
     packed = pack_numbers(iter(numbers))
     assert list(packed) == numbers
@@ -248,7 +248,7 @@ OPS = [
 
 
 @pytest.mark.parametrize("count", range(4))
-def test_journal(count: int) -> None:
+def test_a_journal_is_read_as_written(count: int) -> None:
     """What is written is read."""
     file = io.BytesIO()
     write_ops(file, OPS[:count])
@@ -273,7 +273,7 @@ def manifest(**files: str) -> Manifest:
     return Manifest.of(Entry(name, len(data), hashlib.sha256(data.encode()).digest()) for name, data in files.items())
 
 
-def test_content_sets() -> None:
+def test_operations_of_content_sets() -> None:
     """They are sets of what the manifest has, each content once, and take others away."""
     tree = manifest(a="1", b="2", c="1", d="4", e="5")
     contents = BlobIndex(tree)
@@ -292,7 +292,7 @@ def test_content_sets() -> None:
     assert BlobIndex(tree, [3]).first(one) is None
 
 
-def test_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_a_manifest_is_a_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of a manifest is a mapping of its entries, in any order that it is asked in."""
     tree = manifest(**{f"n{number:03}": f"{number % 7}" for number in range(100)})
     part = EntrySubset(tree)

@@ -131,7 +131,7 @@ def test_summaries_alone() -> None:
      "5 of 8 files, 50.0 MiB in 0:10, 5.0 MiB/s; 3 failed (2 times HTTP status 404, timed out)"),
     ({"phase": "removing", "files_total": 1, "files_done": 1, "received_bytes": 0}, "removing: 1 file in 0:10"),
 ])  # fmt: skip
-def test_summary(end: dict[str, Any], text: str) -> None:
+def test_the_summary_says_what_failed_and_what_is_kept(end: dict[str, Any], text: str) -> None:
     """What was done, what was not and why, and what is kept."""
     out = io.StringIO()
     PlainLines(out).finish(a_run(50, 10.0, **end))

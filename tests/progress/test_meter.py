@@ -100,6 +100,18 @@ def test_a_size_that_becomes_known_late(meter: Meter) -> None:
     assert meter.snapshot().total_bytes == 70
 
 
+def test_a_file_that_is_longer_than_estimated(meter: Meter, clock: Clock) -> None:
+    """No time left is shown for it: all that was expected has come, and more may follow."""
+    meter.expect(2)
+    begun(meter, "known", 100).advance(100)
+    unknown = begun(meter, "unknown", None)
+    clock.now += 1.0
+    unknown.advance(500)
+    snapshot = meter.snapshot()
+    assert (snapshot.received_bytes, snapshot.total_bytes, snapshot.total_estimated) == (600, 600, True)
+    assert snapshot.eta_s is None
+
+
 def test_a_size_that_stays_unknown(meter: Meter) -> None:
     """When such a file is whole, its size is what came."""
     meter.expect(1)

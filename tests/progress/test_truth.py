@@ -58,7 +58,7 @@ TEN = {f"{number}.bin": 250_000 + 15_000 * (7 * number % 10) for number in range
     [({"one.iso": 2 * MB}, ()), (SIX, ()), (TEN, ("2.bin", "5.bin", "8.bin"))],
     ids=["one", "six", "three unknown lengths among ten"],
 )
-def test_downloads(
+def test_progress_of_downloads_is_true(
     sizes: dict[str, int],
     chunked: tuple[str, ...],
     watched: Watched,

@@ -216,14 +216,14 @@ def test_nothing_fails_once_the_release_is_offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither the sync of the directory nor the removal of unused files: that would say that it is not published."""
-    src, real = write_tree(tmp_path / "src", FIRST), site_module._sync_directory
+    src, real = write_tree(tmp_path / "src", FIRST), site_module.sync_directory_at
 
     def sync_directory(path: str) -> None:
         if (Path(path) / "perfkit.json").exists():
             raise OSError(errno.EIO, "Input/output error", path)
         real(path)
 
-    monkeypatch.setattr(site_module, "_sync_directory", sync_directory)
+    monkeypatch.setattr(site_module, "sync_directory_at", sync_directory)
     monkeypatch.setattr(Site, "prune", lambda site, *args, **options: sync_directory(site.root))
     publish(str(src), str(tmp_path / "site"), version="1")
     assert json.loads((tmp_path / "site/perfkit.json").read_bytes())["version"] == "1"

@@ -73,13 +73,13 @@ def test_a_file_at_rest_is_known(cached: Tree) -> None:
     assert cached.known() == b"first"
 
 
-def test_chmod(cached: Tree) -> None:
+def test_chmod_makes_a_row_invalid(cached: Tree) -> None:
     """`chmod -R` changes the mode and ctime; the file is looked at again."""
     cached.file.chmod(0o600)
     assert cached.known() is None
 
 
-def test_touch(cached: Tree) -> None:
+def test_touch_makes_a_row_invalid(cached: Tree) -> None:
     """`touch` says nothing about the content, so the content is read."""
     os.utime(cached.file)
     assert cached.known() is None

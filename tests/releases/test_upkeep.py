@@ -63,7 +63,7 @@ def linked(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("links", "files"), [("skip", 2), ("follow", 4)])
-def test_links(links: str, files: int, kit: Toolkit, linked: Path, tmp_path: Path) -> None:
+def test_links_are_published_as_asked(links: str, files: int, kit: Toolkit, linked: Path, tmp_path: Path) -> None:
     release = kit.publish(linked, tmp_path / "site", version="1", links=links)  # type: ignore[arg-type]
     assert release.files == release.bytes == files  # each has one byte
     assert kit.publish(linked, tmp_path / "site", version="1", links=links).unchanged  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def test_links_that_lead_nowhere(target: str, kit: Toolkit, tmp_path: Path) -> N
 # -- serials ----------------------------------------------------------------------------------------------------------
 
 
-def test_serial(kit: Toolkit, tmp_path: Path) -> None:
+def test_a_serial_has_to_be_higher_than_the_last(kit: Toolkit, tmp_path: Path) -> None:
     src, site = write_tree(tmp_path / "src", ONE), tmp_path / "site"
     assert kit.publish(src, site, version="1", serial=7).serial == 7
     assert kit.publish(src, site, version="2", serial=8).serial == 8
@@ -112,7 +112,7 @@ def test_anew_from_a_kept_pointer(kit: Toolkit, tmp_path: Path) -> None:
 # -- check and prune --------------------------------------------------------------------------------------------------
 
 
-def test_check(kit: Toolkit, site: Path) -> None:
+def test_check_finds_damage_of_any_object(kit: Toolkit, site: Path) -> None:
     """Each object that is needed; damage of any of them is found, a pack, an index or the history."""
     report = kit.check_site(site)
     assert report.intact
@@ -146,6 +146,8 @@ def test_prune_a_site(kit: Toolkit, site: Path) -> None:
     stray = site / "objects" / ("0" * 64)
     stray.write_bytes(b"x" * 100)
     assert kit.prune(site).objects == 0
+    with pytest.raises(ConfigError, match=f"{site} is a site, not a tree"):
+        kit.prune(site, keep=1)
     foreign = [site / "objects" / name for name in ("notes.txt", "0" * 63, "x" + "0" * 64)]
     for path in (stray, *foreign):
         path.touch()

@@ -116,7 +116,7 @@ def curl(*arguments: str) -> bytes:
 # -- files and ranges -------------------------------------------------------------------------------------------------
 
 
-def test_a_file(server: Server) -> None:
+def test_a_file_is_served_whole_with_a_validator(server: Server) -> None:
     """Whole, with a length, a strong validator, and the promise of ranges."""
     answer = ask(server)
     assert (answer.status, answer.body) == (200, BODY)
@@ -149,7 +149,7 @@ def test_an_empty_file(server: Server) -> None:
     ("BYTES=1-2", 1, 3),
     ("bytes= 1-2", 1, 3),
 ])  # fmt: skip
-def test_a_range(wanted: str, start: int, end: int, server: Server) -> None:
+def test_a_range_is_served_as_far_as_it_exists(wanted: str, start: int, end: int, server: Server) -> None:
     """206, with as much of the requested range as exists."""
     answer = ask(server, Range=wanted)
     assert (answer.status, answer.body) == (206, BODY[start:end])
@@ -172,7 +172,7 @@ def test_anything_but_a_single_range_is_ignored(wanted: str, server: Server) -> 
     assert (answer.status, answer.body) == (200, BODY)
 
 
-def test_head(server: Server) -> None:
+def test_head_has_the_headers_of_get_without_ranges(server: Server) -> None:
     """The headers of GET without its body; ranges are for GET alone."""
     want = ask(server)
     for headers in ({}, {"Range": "bytes=0-9"}):
@@ -183,7 +183,7 @@ def test_head(server: Server) -> None:
     assert ask(server, "/", "HEAD").status == 200
 
 
-def test_conditions(server: Server) -> None:
+def test_conditions_are_about_the_file_as_it_is_now(server: Server) -> None:
     """RFC 9110 section 13: what is asked about is the file as it is now."""
     etag = ask(server).headers["etag"]
     same, other, before, after = etag, '"other"', formatdate(MODIFIED_S - 1, usegmt=True), formatdate(
@@ -280,7 +280,7 @@ def test_names_of_any_bytes(filled_site: Path, server: Server) -> None:
         assert curl(f"{server.url}{by_name[name]}") == b"%d" % number
 
 
-def test_directories(filled_site: Path, server: Server) -> None:
+def test_directories_have_an_index_and_redirect_to_it(filled_site: Path, server: Server) -> None:
     """A directory has an index under its name with a slash, and a redirect to it under that without."""
     (filled_site / "sub dir/deep").mkdir(parents=True)
     (filled_site / "sub dir/g").write_text("g")

@@ -91,7 +91,7 @@ def plant_journal(foreign: Path, *op: Any) -> None:
     plant(foreign, "journal", ["perfkit-journal", 3], op)
 
 
-def test_journals(foreign: Path) -> None:
+def test_journals_change_files_of_their_tree_only(foreign: Path) -> None:
     """A journal changes files of its tree only, and takes them from the stage, the fetched files and the objects."""
     ops: list[list[Any]] = []
     for name in OUTSIDE + NOT_NAMES:
@@ -151,7 +151,7 @@ def test_journal_that_removes_a_directory_with_a_name_that_no_file_may_have(fore
     assert not (foreign / "a.").exists()
 
 
-def test_states(foreign: Path) -> None:
+def test_generations_are_ascending_numbers(foreign: Path) -> None:
     """Generations are ascending whole numbers: they become names of files."""
     for state in (
         (["../../victim", 1], 1, 2),
@@ -190,7 +190,7 @@ def head(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_records(foreign: Path) -> None:
+def test_records_restore_files_of_their_tree_only(foreign: Path) -> None:
     """A rollback restores files of the tree and perfkit's own that belong to a generation, from its own objects."""
     for name in OUTSIDE + OWN + NOT_NAMES:
         for before, after in ((CONTENT, None), (None, CONTENT)):

@@ -80,7 +80,7 @@ def test_another_spelling_is_deleted_once(rootdir: RootDir, tmp_path: Path, agai
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["its object", "a copy"])
-def test_undone(rootdir: RootDir, tmp_path: Path, kept: bool) -> None:
+def test_an_undone_operation_restores_the_file(rootdir: RootDir, tmp_path: Path, kept: bool) -> None:
     """The name gets the very file that it had, or one like it; a second time, nothing happens."""
     (tmp_path / "file").chmod(0o640)
     before = previous(tmp_path / "file", None if kept else 1)

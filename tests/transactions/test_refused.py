@@ -75,7 +75,9 @@ REFUSALS = {
 
 @pytest.mark.parametrize("told", [True, False], ids=["before the commit point", "behind it"])
 @pytest.mark.parametrize("cause", REFUSALS)
-def test_refused(cause: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_change_leaves_one_version(
+    cause: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither a change, nor a rollback, nor a crash in between leaves a mix of two versions; then the cause is gone."""
     refuse, name, reason, failure = REFUSALS[cause]
     root = tmp_path / "tree"

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from perfkit.errors import RollbackError
+from perfkit.transactions.prepare import Known
 from perfkit.transactions.records import Content
-from perfkit.transactions.tree import Known, Transaction, Tree
+from perfkit.transactions.transaction import Transaction
+from perfkit.transactions.tree import Tree
 from tests.support.trees import litter, tree_of
 
 Files = dict[str, bytes]

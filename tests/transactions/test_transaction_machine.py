@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from perfkit.errors import RollbackError
-from perfkit.transactions.tree import Transaction, Tree
+from perfkit.transactions.transaction import Transaction
+from perfkit.transactions.tree import Tree
 from tests.support.faults import Crash, dying
 
 pytestmark = pytest.mark.once

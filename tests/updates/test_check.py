@@ -93,7 +93,7 @@ def test_an_edit_that_is_kept(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -
     assert seen == [tree_of(tree)] == [{**TWO, "README.perfkit-local": b"mine\n"}]
 
 
-def test_refused(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+def test_a_refused_version_is_passed_over(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     """The tree stays; the version is passed over until another one is offered, and the next sync fetches little."""
     tree = tmp_path / "tree"
     kit.sync(origin_v1.url, tree)

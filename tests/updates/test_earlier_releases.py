@@ -33,7 +33,7 @@ def origin_v3(origin: Origin) -> Origin:
     return origin
 
 
-def test_list(kit: Toolkit, origin_v3: Origin) -> None:
+def test_releases_are_listed_newest_first(kit: Toolkit, origin_v3: Origin) -> None:
     """Newest first, by the URL of the site or of its pointer; two requests."""
     found = kit.releases(origin_v3.url)
     assert [(each.version, each.current) for each in found] == [("3", True), ("2", False), ("1", False)]
@@ -42,7 +42,7 @@ def test_list(kit: Toolkit, origin_v3: Origin) -> None:
     assert len(origin_v3.sent) == 4
 
 
-def test_install(kit: Toolkit, origin_v3: Origin, tmp_path: Path) -> None:
+def test_older_and_newer_releases_are_installed(kit: Toolkit, origin_v3: Origin, tmp_path: Path) -> None:
     """Older and newer ones, into an empty tree or over another; without a release, the newest again."""
     tree = tmp_path / "tree"
     for release, files in (("2", TWO), ("1", ONE), ("3", THREE), ("1", ONE), ("1", ONE), ("2", TWO)):
@@ -60,7 +60,7 @@ def test_by_the_delta_that_leads_there(kit: Toolkit, origin_v3: Origin, tmp_path
     assert tree_of(tmp_path / "tree") == TWO
 
 
-def test_repair(kit: Toolkit, origin_v3: Origin, tmp_path: Path) -> None:
+def test_repair_uses_the_installed_release(kit: Toolkit, origin_v3: Origin, tmp_path: Path) -> None:
     """From the release that is installed, not the current one."""
     tree = tmp_path / "tree"
     kit.sync(origin_v3.url, tree, release="1")

@@ -76,7 +76,7 @@ def test_a_check_sees_the_file_first(kit: Toolkit, counting: Counting, site: Pat
         ("zst", lambda data: compress(data, level=3)),
     ],
 )
-def test_decompressed(
+def test_a_decompressed_file_stays_so(
     kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, suffix: str, compressed: Callable[[bytes], bytes]
 ) -> None:
     """Later syncs and repairs do so without being told; what is stored is what is inside."""

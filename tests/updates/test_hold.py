@@ -68,7 +68,7 @@ def test_only_a_look(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None
     assert kit.sync(origin_v1.url, rolled_back).version == "2"
 
 
-def test_unhold(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+def test_unhold_lets_sync_install_the_version(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
     held = kit.unhold(rolled_back)
     assert held is not None
     assert (held.reason, held.version, held.source) == ("rollback", "2", f"{origin_v1.url}/")
@@ -76,7 +76,7 @@ def test_unhold(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
     assert kit.sync(origin_v1.url, rolled_back).version == "2"
 
 
-def test_pin(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+def test_a_pinned_tree_makes_no_requests(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
     """Not even the source is asked."""
     kit.pin(rolled_back)
     origin_v1.publish({**TWO, "more": b"more\n"}, "3")

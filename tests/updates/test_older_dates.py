@@ -53,7 +53,7 @@ def put(path: Path, data: bytes, modified_s: float) -> None:
     os.utime(path, (modified_s, modified_s))
 
 
-def test_get(kit: Toolkit, site: Path, tmp_path: Path) -> None:
+def test_a_file_with_an_older_date_is_fetched(kit: Toolkit, site: Path, tmp_path: Path) -> None:
     """The date that the answer names decides, in one request more; the file is not fetched again for it."""
     with http_server(site) as (url, statuses):
         put(site / "f", b"later" * 5000, LATER_S)
@@ -67,7 +67,7 @@ def test_get(kit: Toolkit, site: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_archives(kit: Toolkit, site: Path, tmp_path: Path, make: Any) -> None:
+def test_an_archive_with_an_older_date_is_installed(kit: Toolkit, site: Path, tmp_path: Path, make: Any) -> None:
     with http_server(site) as (url, _):
         put(site / "pack", make(NEW), LATER_S)
         kit.sync(url + "pack", tmp_path / "tree")
@@ -77,7 +77,7 @@ def test_archives(kit: Toolkit, site: Path, tmp_path: Path, make: Any) -> None:
     assert tree_of(tmp_path / "tree") == OLD
 
 
-def test_lists(kit: Toolkit, site: Path, tmp_path: Path) -> None:
+def test_a_list_with_an_older_date_is_followed(kit: Toolkit, site: Path, tmp_path: Path) -> None:
     """The list itself, and the files it names."""
     with http_server(site) as (url, _):
         put(site / "a", NEW["a"], LATER_S)
@@ -92,7 +92,7 @@ def test_lists(kit: Toolkit, site: Path, tmp_path: Path) -> None:
     assert tree_of(tmp_path / "tree") == OLD
 
 
-def test_pointers(kit: Toolkit, tmp_path: Path) -> None:
+def test_a_pointer_with_an_older_date_is_followed(kit: Toolkit, tmp_path: Path) -> None:
     """A release that `rsync --times` brought from a machine with a slow clock."""
     site = publish(kit, tmp_path, OLD, "1")
     with http_server(site) as (url, _):

@@ -125,7 +125,7 @@ def test_choices_that_make_no_sense(kit: Toolkit, origin: Origin, tmp_path: Path
         ("[ab].rules", {"rules/a.rules", "rules/b.rules"}),
     ],
 )
-def test_patterns(pattern: str, wanted: set[str]) -> None:
+def test_patterns_match_as_in_gitignore(pattern: str, wanted: set[str]) -> None:
     """As gitignore(5) has them."""
     assert set(filter(Selection(include=(pattern,)).wants, OLD)) == wanted
     assert set(filter(Selection(exclude=(pattern,)).wants, OLD)) == set(OLD) - wanted

@@ -150,7 +150,7 @@ def test_a_new_key(here: Place) -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_checksums(here: Place, signed: bool) -> None:
+def test_a_fetched_checksum_file_has_to_be_signed(here: Place, signed: bool) -> None:
     """Where they are fetched, they have to be signed, and the file need not be; else the file has to be."""
     here.offer("rules.txt", ONE["a"], None)
     digest = hashlib.sha256(ONE["a"]).hexdigest()

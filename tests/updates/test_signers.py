@@ -356,7 +356,7 @@ def test_a_signed_release_from_the_future(here: Place) -> None:
     assert here.sync().route == "none"
 
 
-def test_mirrors(here: Place) -> None:
+def test_the_first_signed_and_current_mirror_is_used(here: Place) -> None:
     """The first that is signed and current is taken. None that is behind hides that the newest release has expired."""
     mirror = "https://mirror.example/"
     here.web.mount(mirror, shutil.copytree(here.site, here.site.with_name("mirror")))

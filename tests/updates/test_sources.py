@@ -31,7 +31,7 @@ from tests.support.archive_tools import make_tar, make_zip
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import Counting, replace
 from tests.support.tools import need
-from tests.support.trees import tree_of
+from tests.support.trees import tree_of, write_tree
 
 RNG = random.Random(5)
 OLD = {
@@ -240,11 +240,23 @@ def test_what_is_none_of_these_is_an_error(kit: Toolkit, counting: Counting, sit
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "zsync", "metalink", "urls", "release"])
 def test_a_type_that_does_not_fit(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, kind: str) -> None:
-    """The user's word is taken, and the content then fails to be that."""
+    """The user's word is taken, and the content then fails to be that; the error names the source."""
     (site / "picture").write_bytes(b"\x89PNG" + RNG.randbytes(5000))
-    with pytest.raises((ManifestError, TransferError)):
-        kit.sync(counting.url + "picture", tmp_path / "tree", type=kind)
+    for run in (kit.plan, kit.sync):
+        with pytest.raises((ManifestError, TransferError), match=f"{counting.url}picture"):
+            run(counting.url + "picture", tmp_path / "tree", type=kind)
     assert tree_of(tmp_path / "tree") == {}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "zsync"])
+def test_another_type_where_releases_were_installed(
+    kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, kind: str
+) -> None:
+    kit.publish(write_tree(tmp_path / "src", {"a": b"1"}), site, version="1")
+    kit.sync(counting.url, tmp_path / "tree")
+    with pytest.raises(ConfigError, match=f"releases of {counting.url} .* a source of type {kind} is newer"):
+        kit.sync(counting.url, tmp_path / "tree", type=kind)
+    assert tree_of(tmp_path / "tree") == {"a": b"1"}
 
 
 def test_a_selection_is_for_archives(kit: Toolkit, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_after_the_clock_was_set_back(kit: Toolkit, origin_v1: Origin, tmp_path:
         assert (found.checked_s, found.failed_s) == (None, None)
 
 
-def test_interrupted(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+def test_a_journal_means_interrupted(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     kit.sync(origin_v1.url, tmp_path / "tree")
     (tmp_path / "tree/.perfkit/journal").write_bytes(b"")
     assert kit.status(tmp_path / "tree").interrupted

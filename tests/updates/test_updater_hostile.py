@@ -85,7 +85,7 @@ def forge(tmp_path: Path, kit: Toolkit) -> Iterator[Forge]:
     "names", [["../up"], ["/abs"], ["a/../../up"], [".perfkit/release"], [".Perfkit/x"], ["C:x"], ["A", "a"],
               ["\u00e9", "e\u0301"], ["a", "a/b"], ["nul"]],
 )  # fmt: skip
-def test_names(forge: Forge, names: list[str]) -> None:
+def test_unsafe_names_are_refused(forge: Forge, names: list[str]) -> None:
     """Outside, perfkit's own, or two that are one somewhere."""
     forge.offer_manifest(raw_manifest(sorted(name.encode(errors="surrogatepass") for name in names)))
     assert isinstance(forge.sync(), ManifestError | UnsafePathError)
@@ -101,7 +101,7 @@ def test_sizes_that_lie(forge: Forge, size: int) -> None:
         assert isinstance(forge.sync(start), PerfkitError | OSError)
 
 
-def test_bombs(forge: Forge) -> None:
+def test_decompression_bombs_are_stopped(forge: Forge) -> None:
     """What expands to more than it says is stopped there, in bounded memory."""
     bomb = forge.put(compress(bytes(200 << 20)))
     for size in (1000, forge.pointer.manifest.size):

@@ -176,7 +176,7 @@ def disk_use(root: Path) -> int:
     return sum(found.values())
 
 
-def test_history(kit: Toolkit, tree_v2: Path) -> None:
+def test_history_has_versions_times_and_sizes(kit: Toolkit, tree_v2: Path) -> None:
     """Versions, times, counts and sizes, and which one is current."""
     zero, one, two = kit.history(tree_v2)
     assert (zero.number, one.number, two.number) == (0, 1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import subprocess
@@ -84,8 +85,9 @@ def test_every_call_that_locks_can_wait(kit: Toolkit, tree_v1: Path) -> None:
     """For the change that is under way; without waiting, it fails."""
     for call in LOCKING:
         with Tree(str(tree_v1)):
-            with pytest.raises(LockedError):
-                call(kit, tree_v1, 0.0)
+            for wait_s in (0.0, -1.0, math.nan):
+                with pytest.raises(LockedError):
+                    call(kit, tree_v1, wait_s)
             waiting = threading.Thread(target=call, args=(kit, tree_v1, 60.0))
             waiting.start()
             waiting.join(0.05)

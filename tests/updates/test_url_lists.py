@@ -60,6 +60,7 @@ def test_a_list_of_urls_is_read() -> None:
         ("file:///etc/passwd", ManifestError),
         ("relative/name", ManifestError),
         ("https://h/", ManifestError),
+        ("<!doctype html><title>Please log in</title>", ManifestError),
         ("https://h/a\tb\tsha256:00", ManifestError),
         ("https://h/a\tb\t\tmore", ManifestError),
         ("https://h/a\t../b", UnsafePathError),

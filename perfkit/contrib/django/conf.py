@@ -186,10 +186,6 @@ def _selected(name: str) -> Callable[[object], object]:
     return lambda value: getattr(Selection(**{name: convert(Selection, name, value)}), name)  # type: ignore[arg-type]
 
 
-def _links(value: Any) -> str:
-    return Selection(links=value).links
-
-
 def _function(value: object) -> object:
     try:
         found = import_string(value) if isinstance(value, str) else value
@@ -207,11 +203,6 @@ def _seconds(value: object) -> float:
     raise ConfigError(f'it must be a time, such as 90, "30m" or "1h"; got {value_shown(value)}')
 
 
-def _signers(value: Any) -> Signers | None:
-    keys, threshold = value
-    return Signers.of(keys, threshold)
-
-
 _A_LOCATION = "Start it with https://, or give the absolute path of a list of URLs."
 _A_PLACE = 'Write BASE_DIR / "rules": a relative path would depend on where the process was started.'
 _A_TIME = "Leave it out for none."
@@ -221,21 +212,21 @@ _COMPONENTS = "It is the number of leading directories to remove."
 _REFUSED = "Leave it out to refuse archives with symbolic links."
 # The settings of a tree: the field of `TreeSettings` or `Selection`, the id of the problem if the value is invalid, the
 # function that reads it, and how to fix it.
-_VALUES: Mapping[str, tuple[str, str, Callable[[object], object], str]] = {
+_VALUES: Mapping[str, tuple[str, str, Callable[[Any], object], str]] = {
     "SOURCE": ("source", "E006", _location, _A_LOCATION),
     "DEST": ("dest", "E007", _absolute, _A_PLACE),
     "TYPE": ("type", "E009", _type, "Leave it out to have the type detected."),
     "STRIP_COMPONENTS": ("strip_components", "E009", _selected("strip_components"), _COMPONENTS),
     "INCLUDE": ("include", "E009", _selected("include"), _A_PATTERN),
     "EXCLUDE": ("exclude", "E009", _selected("exclude"), _A_PATTERN),
-    "LINKS": ("links", "E009", _links, _REFUSED),
+    "LINKS": ("links", "E009", lambda value: Selection(links=value).links, _REFUSED),
     "DECOMPRESS": ("decompress", "E009", partial(convert, TreeSettings, "decompress"), "Leave it out for False."),
     "CHECKSUMS": ("checksums", "E006", _location, _A_LOCATION),
     "MIRRORS": ("mirrors", "E006", _locations, 'Write ["https://…"].'),
     "CHECK": ("check", "E009", _function, "Write the dotted path of a function."),
     "MIN_INTERVAL": ("min_interval_s", "E009", _seconds, _A_TIME),
     "SPLAY": ("splay_s", "E009", _seconds, _A_TIME),
-    "PUBLIC_KEYS": ("signers", "E009", _signers, _A_KEY),
+    "PUBLIC_KEYS": ("signers", "E009", lambda value: Signers.of(*value), _A_KEY),
 }
 OF_A_TREE = (*_VALUES, "THRESHOLD")
 

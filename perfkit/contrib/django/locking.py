@@ -62,7 +62,7 @@ def _lock(directory: int, dest: str, deadline_s: float) -> None:
             return
         except BlockingIOError as error:
             left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
+            if not left_s > 0:  # or not a number
                 raise LockedError(
                     f"{dest} is being changed, or its receivers are still running; try again when they have ended"
                 ) from error

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from django.core.signals import setting_changed
-from django.db import close_old_connections
+from django.db import connections
 
 from perfkit.config import Config
 from perfkit.contrib.django.conf import TreeSettings, tree_settings
 from perfkit.contrib.django.locking import one_at_a_time
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
-from perfkit.errors import UpdateError
+from perfkit.errors import PerfkitError, UpdateError
 from perfkit.filesystem.own_files import write_record
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
@@ -158,15 +158,10 @@ def unhold(name: str, *, wait_s: float = 0.0) -> Hold | None:
 
 
 class Current(NamedTuple):
-    """Which release a tree has now.
+    """Which release a tree has now."""
 
-    Attributes:
-        generation: changes with each change, and back with a rollback; 0 if nothing is installed.
-        version: None if nothing is installed, or the tree was not changed by a sync.
-    """
-
-    generation: int = 0
-    version: str | None = None
+    generation: int = 0  # changes with each change, and back with a rollback; 0 if nothing is installed
+    version: str | None = None  # None if nothing is installed, or the tree was not changed by a sync
 
 
 _Signature = tuple[int, int, int]
@@ -270,16 +265,26 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     path = os.path.join(tree.dest, NOTIFIED)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    close_old_connections()  # the database may have closed them during a long download
+    for each in connections.all(initialized_only=True):
+        if not each.in_atomic_block:  # of the caller, for example of a view with ATOMIC_REQUESTS
+            each.close_if_unusable_or_obsolete()  # the database may have closed it during a long download
     answers = tree_updated.send_robust(sender=TreeSettings, name=tree.name, dest=tree.dest, report=report)
     failures = [(receiver_name(receiver), answer) for receiver, answer in answers if isinstance(answer, Exception)]
     if failures:
         raise ReceiverError(tree.name, report, failures)
-    if os.path.exists(path):
-        return  # a receiver changed the tree again, and all receivers were called for that change
+    record = functools.partial(_record_notified, tree.name, path, report.generation)
+    for each in connections.all(initialized_only=True):
+        if each.in_atomic_block:  # what the receivers wrote counts only once that is committed
+            record = functools.partial(each.on_commit, record)
+    record()
+
+
+def _record_notified(name: str, path: str, generation: int) -> None:
     try:
-        write_record(path, {"generation": report.generation}, 0o644)  # a web server may read it as another user
-    except OSError as error:
+        if os.path.exists(path) or current(name).generation != generation:
+            return  # a receiver or another process changed the tree again, and all receivers are called for that change
+        write_record(path, {"generation": generation}, 0o644)  # a web server may read it as another user
+    except (PerfkitError, OSError) as error:
         _log.warning("can't write %s, so the next sync calls the receivers again: %s", path, error)
 
 

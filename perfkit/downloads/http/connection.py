@@ -69,10 +69,13 @@ class _Abortable:
         return sock  # type: ignore[no-any-return]
 
     def _open(self: Any, aborted: Any, *options: tuple[int, int, int]) -> socket.socket:
+        place, exchange = (self.host.strip("[]"), self.port), exchange_here()
+        begun = exchange.take_begun(place) if exchange is not None and not options else None
         try:
+            if begun is not None:
+                return call_abortable(begun.result, aborted, discard=lambda sock: sock.close())
             return dial(
-                self.host.strip("[]"),
-                self.port,
+                *place,
                 timeout_s=self.timeout,
                 aborted=aborted,
                 options=(*(self.socket_options or ()), *options),

@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +25,8 @@ _HEAD_BYTES = 256 << 10
 _RECEIVE_BYTES = 16 << 10
 _HEAD_END = re.compile(rb"\n\r?\n")
 _LONE_CR = re.compile(rb"\r(?!\n)")
+
+Begun = tuple[tuple[str, int], Future[socket.socket]]  # host and port of a connection, and its socket
 
 _here = threading.local()  # .exchange: the one that the current thread is sending
 
@@ -77,25 +80,18 @@ class AbortHandle:
 class Exchange:
     """One request of perfkit's, from its first packet to the last byte of its response. It may take several connections
     and responses, as when an auth handler reacts to a 401. A context manager while the current thread sends it.
-
-    Attributes:
-        deadline_s: when its response is overdue (time.monotonic).
-        limit: limits the rate at which its response is read; None: no limit.
-        expired: whether it was aborted for being overdue.
-        reused: whether its last connection had carried another request before.
-        target: the request target, spelt as in the URL; None: as urllib3 spells it.
-        incoming: what its last response is read from, if one of our connections was used.
-        helper: the thread that sends it and reads its response, if its connection is not ours and cannot be aborted.
     """
 
-    def __init__(self, deadline_s: float, limit: Throttle | None = None) -> None:
-        self.deadline_s = deadline_s
-        self.limit = limit
-        self.expired = False
-        self.reused = False
+    def __init__(self, deadline_s: float, limit: Throttle | None = None, begun: Begun | None = None) -> None:
+        self.deadline_s = deadline_s  # when its response is overdue (time.monotonic)
+        self.limit = limit  # limits the rate at which its response is read; None: no limit
+        self.begun = begun  # a connection for it, begun before; None: it uses another
+        self.expired = False  # whether it was aborted for being overdue
+        self.reused = False  # whether its last connection had carried another request before
         self.aborted = False
-        self.target: str | None = None
-        self.incoming: Incoming | None = None
+        self.target: str | None = None  # the request target, spelt as in the URL; None: as urllib3 spells it
+        self.incoming: Incoming | None = None  # what its last response is read from, if one of our connections was used
+        # the thread that sends it and reads its response, if its connection is not ours and cannot be aborted
         self.helper: HelperThread | None = None
         self._handles: list[AbortHandle] = []
 
@@ -117,8 +113,18 @@ class Exchange:
         for handle in tuple(self._handles):
             handle.abort(self)
 
+    def take_begun(self, place: tuple[str, int]) -> Future[socket.socket] | None:
+        """The connection that was begun to this host and port, if there is one."""
+        begun = self.begun
+        if begun is None or begun[0] != place:
+            return None
+        self.begun = None
+        return begun[1]
+
     def finish(self) -> None:
         """Release the connections, once the response has been read or given up."""
+        if self.begun is not None:
+            self.begun[1].add_done_callback(lambda made: made.exception() or made.result().close())
         for handle in self._handles:
             handle.detach(self)
 
@@ -132,14 +138,11 @@ class Incoming:
     """Reads from a socket: the head of a response as a whole, and as much of the body at once as has arrived.
 
     Bytes that arrive after the response make the connection unusable for another request.
-
-    Attributes:
-        waits_since_s: since when a read has been waiting (time.monotonic); None: no read is.
     """
 
     def __init__(self, sock: Any, handle: AbortHandle | None) -> None:
         self.sock = sock
-        self.waits_since_s: float | None = None
+        self.waits_since_s: float | None = None  # since when a read has been waiting (time.monotonic); None: no read is
         self._raw = sock.makefile("rb", 0)  # keeps the socket open if the connection is closed before its last response
         self._handle = handle
         self._rest = b""

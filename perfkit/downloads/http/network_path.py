@@ -20,19 +20,12 @@ _UNKNOWN_ROUND_TRIP_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The network path to a server and back.
+    """The network path to a server and back."""
 
-    Attributes:
-        round_trip_s: the current round-trip time.
-        least_s: the shortest round-trip time; the rest is time in queues.
-        out_of_order: packets that arrived out of order, after others had been lost.
-        unread: bytes that have arrived but were not read yet.
-    """
-
-    round_trip_s: float
-    least_s: float
-    out_of_order: int
-    unread: int = 0
+    round_trip_s: float  # the current round-trip time
+    least_s: float  # the shortest round-trip time; the rest is time in queues
+    out_of_order: int  # packets that arrived out of order, after others had been lost
+    unread: int = 0  # bytes that have arrived but were not read yet
 
 
 def queued(round_trip_s: float, least_s: float) -> bool:

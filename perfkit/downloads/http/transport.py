@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +25,7 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.network_path import Path
 from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_have_secrets, target_of, without_secrets
-from perfkit.downloads.http.urls import as_sent
+from perfkit.downloads.http.urls import as_sent, origin_of
 from perfkit.downloads.stall import timeouts
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import CancelledError, ConfigError, TransferError
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     import requests
 
     from perfkit.downloads.http.callers_session import CallersSessions
-    from perfkit.downloads.http.exchange import Exchange
+    from perfkit.downloads.http.exchange import Begun, Exchange
     from perfkit.downloads.http.session import OwnSessions
 
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep the connection
@@ -220,9 +224,11 @@ class HttpTransport:
 
     def _send(self, url: str, hop: Hop, cancel: Cancel, limit: Throttle | None) -> _HttpResponse:
         """Send one request. If a kept connection turns out to be dead, try again, which costs nothing."""
+        begun = self._begin_connection(hop.url, cancel) if self._sessions is None else None
         sessions, failures = self._started()
         while True:
-            exchange = self._make_exchange(time.monotonic() + sum(self._timeout), limit)
+            exchange = self._make_exchange(time.monotonic() + sum(self._timeout), limit, begun)
+            begun = None
             self._waiting.add(exchange)
             cancel.add(exchange.abort)
             try:
@@ -283,6 +289,24 @@ class HttpTransport:
                 else:
                     self._sessions = CallersSessions(config, adapter, self._given)
             return self._sessions, self._failures
+
+    def _begin_connection(self, url: str, cancel: Cancel) -> Begun | None:
+        """Connect in a thread while requests is imported, which takes as long as some round trips; not past a proxy."""
+        config, names = self._config, " ".join(os.environ).lower()
+        proxied = config.proxies or (config.trust_env and ("_proxy" in names or sys.platform == "darwin"))
+        if self._given is not None or proxied or "urllib3" in sys.modules:
+            return None
+        from perfkit.downloads.http.dial import dial
+
+        _, host, port = origin_of(url)
+        options = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
+        connect_s = self._timeout[0]
+        with contextlib.suppress(RuntimeError):  # the system allows no more threads
+            begun = ThreadPoolExecutor(1, "perfkit-dial").submit(
+                dial, host, port, timeout_s=connect_s, aborted=lambda: cancel.cancelled, options=options
+            )
+            return (host, port), begun
+        return None
 
 
 def _give_up(exchange: Exchange, cancel: Cancel) -> None:

@@ -20,14 +20,10 @@ class AbortedError(OSError):
 
 
 class HelperThread:
-    """Makes calls for another thread, one by one. `end` it when it is no longer needed, or a call does not return.
-
-    Attributes:
-        ended: whether it takes no further calls.
-    """
+    """Makes calls for another thread, one by one. `end` it when it is no longer needed, or a call does not return."""
 
     def __init__(self) -> None:
-        self.ended = False
+        self.ended = False  # whether it takes no further calls
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._start: Callable[[Callable[[], None]], None] = self._calls.put
         try:

@@ -27,11 +27,7 @@ class BatchResult(NamedTuple):
 
 
 class BatchRun:
-    """Runs a batch: counts results, keeps the failed ones, and reports progress. For the calling thread only.
-
-    Attributes:
-        results: the failed results; with `keep`, all of them.
-    """
+    """Runs a batch: counts results, keeps the failed ones, and reports progress. For the calling thread only."""
 
     def __init__(self, on_error: OnError, progress: Progress | None, phase: str, *, keep: bool = False) -> None:
         if on_error not in ("stop", "continue"):
@@ -39,7 +35,7 @@ class BatchRun:
         self._stop = on_error == "stop"
         self._stage = Stage(progress, phase)
         self._keep = keep
-        self.results: list[BatchResult] = []
+        self.results: list[BatchResult] = []  # the failed results; with `keep`, all of them
         self.failed = 0
         self.files = 0
         self.bytes = 0

@@ -73,11 +73,7 @@ def hash_one(base: str, entry: ScanEntry) -> FileHash:
 
 
 class _Source:
-    """An open file that is read in pieces, or mapped under a lease.
-
-    Attributes:
-        size: from its stat, until all of it has been read.
-    """
+    """An open file that is read in pieces, or mapped under a lease."""
 
     def __init__(self, path: str, name: str, *, flags: int = 0, lease: bool = False) -> None:
         self.path = path
@@ -89,7 +85,7 @@ class _Source:
             if not stat.S_ISREG(self.status.st_mode):
                 code = errno.EISDIR if stat.S_ISDIR(self.status.st_mode) else errno.EINVAL
                 raise OSError(code, "not a regular file", path)
-            self.size = self.status.st_size
+            self.size = self.status.st_size  # from its stat, until all of it has been read
             if lease:
                 with contextlib.suppress(OSError):  # it is read, then
                     take_lease(self.descriptor)

@@ -56,7 +56,7 @@ def hash_many(root: str | os.PathLike[str], entries: Iterable[ScanEntry]) -> Ite
     waiting = deque(islice(more, _WAITING_FILES))  # before all else, so that errors of the scan are raised first
     if not waiting:
         return
-    work = _Work(waiting)
+    work, base = _Work(waiting), os.path.join(os.fspath(root), "")
     buffer = memoryview(bytearray(READ_BYTES))
     directory = os.open(root, DIRECTORY)
     helper: HashProcess | None = None
@@ -74,8 +74,10 @@ def hash_many(root: str | os.PathLike[str], entries: Iterable[ScanEntry]) -> Ite
                 portion = work.portion()
                 yield from work.finish(portion, hash_small_files(directory, [entry.name for entry in portion], buffer))
             waiting.extend(islice(more, max(0, _WAITING_FILES - len(waiting))))
-            if len(work.special) >= _MAX_SPECIAL or not waiting:
-                yield from _hash_special(root, work.special, cpus)
+            if work.special and (len(work.special) >= _MAX_SPECIAL or not waiting):
+                # Large files, in threads, which do not contend for the GIL there; and failed ones, for their error.
+                threads = min(cpus, len(work.special))
+                yield from map_in_threads(lambda entry: hash_one(base, entry), work.special, threads)
                 work.special = []
     finally:
         if helper is not None:
@@ -84,17 +86,12 @@ def hash_many(root: str | os.PathLike[str], entries: Iterable[ScanEntry]) -> Ite
 
 
 class _Work:
-    """Files to hash, in portions.
-
-    Attributes:
-        special: files that `hash_small_files` did not hash.
-        bytes: hashed so far.
-    """
+    """Files to hash, in portions."""
 
     def __init__(self, waiting: deque[ScanEntry]) -> None:
         self.waiting = waiting
-        self.special: list[ScanEntry] = []
-        self.bytes = 0
+        self.special: list[ScanEntry] = []  # files that `hash_small_files` did not hash
+        self.bytes = 0  # hashed so far
 
     def portion(self) -> list[ScanEntry]:
         """The next files; fewer towards the end, so that both processes finish together."""
@@ -111,10 +108,3 @@ class _Work:
                 self.bytes += digest[0]
                 yield make(FileHash, (entry.name, *digest, None, (), None))
         self.waiting.extendleft(reversed(portion[len(answer) :]))
-
-
-def _hash_special(root: str | os.PathLike[str], special: list[ScanEntry], cpus: int) -> Iterator[FileHash]:
-    """Hash large files, in threads, which do not contend for the GIL there; and files that failed, for their error."""
-    if special:
-        base = os.path.join(os.fspath(root), "")
-        yield from map_in_threads(lambda entry: hash_one(base, entry), special, min(cpus, len(special)))

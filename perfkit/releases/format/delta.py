@@ -45,22 +45,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One frame.
+    """One frame."""
 
-    Attributes:
-        sources: spans of the old tree, or of what earlier groups make; concatenated, they are the prefix that the frame
-            was compressed against, or the content that its differences are added to.
-        outputs: spans of the new tree; concatenated, the content of the group.
-        bytes: the frame's size.
-        differences: how many bytes a frame of differences decodes to; 0: it was compressed against a prefix.
-        gaps: for differences, the bytes of new content before each source; a prefix has none.
-    """
-
+    # spans of the old tree, or of what earlier groups make; concatenated, they are the prefix that the frame
+    # was compressed against, or the content that its differences are added to
     sources: tuple[Span, ...]
-    outputs: tuple[Span, ...]
-    bytes: int
-    differences: int = 0
-    gaps: tuple[int, ...] = ()
+    outputs: tuple[Span, ...]  # spans of the new tree; concatenated, the content of the group
+    bytes: int  # the frame's size
+    differences: int = 0  # how many bytes a frame of differences decodes to; 0: it was compressed against a prefix
+    gaps: tuple[int, ...] = ()  # for differences, the bytes of new content before each source; a prefix has none
 
     @property
     def size(self) -> int:
@@ -75,30 +68,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A part of the new manifest's canonical bytes.
+    """A part of the new manifest's canonical bytes."""
 
-    Attributes:
-        length: its bytes.
-        start: offset of the part of the old manifest that the frame was compressed against.
-        source: the length of that part; 0: none.
-        frame: the compressed bytes.
-    """
-
-    length: int
-    start: int
-    source: int
-    frame: bytes
+    length: int  # its bytes
+    start: int  # offset of the part of the old manifest that the frame was compressed against
+    source: int  # the length of that part; 0: none
+    frame: bytes  # the compressed bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """An open delta, whose table has been read and whose frames follow in the file.
+    """An open delta, whose table has been read and whose frames follow in the file."""
 
-    Attributes:
-        target_sha256: the digest of the manifest that it produces.
-    """
-
-    target_sha256: bytes
+    target_sha256: bytes  # the digest of the manifest that it produces
     _bytes: int = field(repr=False)
     _file: BinaryIO = field(repr=False)
     _table: _Table = field(repr=False)

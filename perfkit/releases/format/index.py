@@ -38,21 +38,14 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a file's content within a frame.
+    """A part of a file's content within a frame."""
 
-    Attributes:
-        entry: index of the file in the manifest.
-        offset: where the part begins in the file.
-        start: where it begins in the frame's content.
-        length: its bytes.
-        tag: the first 8 bytes of its SHA-256, little-endian, if the file has several pieces and the index has tags;
-            else 0. It helps a client find pieces that it already has, but proves nothing.
-    """
-
-    entry: int
-    offset: int
-    start: int
-    length: int
+    entry: int  # index of the file in the manifest
+    offset: int  # where the part begins in the file
+    start: int  # where it begins in the frame's content
+    length: int  # its bytes
+    # the first 8 bytes of its SHA-256, little-endian, if the file has several pieces and the index has tags;
+    # else 0. It helps a client find pieces that it already has, but proves nothing.
     tag: int = 0
 
 
@@ -68,31 +61,20 @@ class PackRange:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The frames of a release, ordered by pack and offset, and their pieces, ordered by frame; in columns.
+    """The frames of a release, ordered by pack and offset, and their pieces, ordered by frame; in columns."""
 
-    Attributes:
-        manifest_sha256: the digest of the manifest that entries refer to.
-        packs: the packs that contain the frames.
-        packs_of: the pack of each frame.
-        at: the offset of each frame in its pack.
-        packed: the compressed size of each frame.
-        sizes: the decompressed size of each frame.
-        entries, offsets, starts, lengths: of each piece, as in `Piece`.
-        tags: of each piece; empty: the index has none.
-    """
-
-    manifest_sha256: bytes
-    packs: tuple[Pack, ...]
-    packs_of: array[int] = field(repr=False)
-    at: array[int] = field(repr=False)
-    packed: array[int] = field(repr=False)
-    sizes: array[int] = field(repr=False)
+    manifest_sha256: bytes  # the digest of the manifest that entries refer to
+    packs: tuple[Pack, ...]  # the packs that contain the frames
+    packs_of: array[int] = field(repr=False)  # the pack of each frame
+    at: array[int] = field(repr=False)  # the offset of each frame in its pack
+    packed: array[int] = field(repr=False)  # the compressed size of each frame
+    sizes: array[int] = field(repr=False)  # the decompressed size of each frame
     _first: Sequence[int] = field(repr=False)  # the first piece of each frame, and the number of pieces
-    entries: array[int] = field(repr=False)
+    entries: array[int] = field(repr=False)  # of each piece, as in `Piece`
     offsets: array[int] = field(repr=False)
     starts: array[int] = field(repr=False)
     lengths: array[int] = field(repr=False)
-    tags: array[int] = field(repr=False)
+    tags: array[int] = field(repr=False)  # of each piece; empty: the index has none
 
     def __len__(self) -> int:
         return len(self.at)

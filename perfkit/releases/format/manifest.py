@@ -40,31 +40,20 @@ _SUSPECT = re.compile(  # between line feeds; names without any of this need no 
 
 
 class Entry(NamedTuple):
-    """One file of a tree.
+    """One file of a tree."""
 
-    Attributes:
-        name: relative, with forward slashes, safe on every file system.
-        size: bytes.
-        sha256: the digest of its content, 32 bytes.
-        executable: mode 0755 instead of 0644.
-    """
-
-    name: str
-    size: int
-    sha256: bytes
-    executable: bool = False
+    name: str  # relative, with forward slashes, safe on every file system
+    size: int  # bytes
+    sha256: bytes  # the digest of its content, 32 bytes
+    executable: bool = False  # mode 0755 instead of 0644
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The entries of a tree, sorted by the UTF-8 bytes of their names; a sequence of `Entry`.
-
-    Attributes:
-        sha256: the digest of its canonical bytes, 32 bytes. Two manifests are equal if these are.
-    """
+    """The entries of a tree, sorted by the UTF-8 bytes of their names; a sequence of `Entry`."""
 
     _data: bytes | FileBytes = field(repr=False, compare=False)
-    sha256: bytes
+    sha256: bytes  # the digest of its canonical bytes, 32 bytes. Two manifests are equal if these are.
     _sizes: array[int] = field(repr=False, compare=False)
     _flags_at: int = field(repr=False, compare=False)
     _name_ends: array[int] = field(repr=False, compare=False)  # offsets in raw; the first is where the names begin
@@ -273,17 +262,12 @@ class Manifest:
 
 
 class EntrySubset(Mapping[str, Entry]):
-    """Some entries of a manifest, by name, decoded on access; fast if names are looked up in order.
-
-    Attributes:
-        names: the names of the entries, in order.
-        entries: the entries.
-    """
+    """Some entries of a manifest, by name, decoded on access; fast if names are looked up in order."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._places = array("I")
-        self.names = LazySequence(manifest.name, self._places)
-        self.entries = LazySequence(manifest.__getitem__, self._places)
+        self.names = LazySequence(manifest.name, self._places)  # the names of the entries, in order
+        self.entries = LazySequence(manifest.__getitem__, self._places)  # the entries
         self._next = 0  # the position that `_find` is likely to need next
 
     def add(self, index: int) -> None:

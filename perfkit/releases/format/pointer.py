@@ -27,15 +27,10 @@ _HEX = re.compile("[0-9a-f]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:
-    """An immutable file of the site, named by the SHA-256 of its bytes.
+    """An immutable file of the site, named by the SHA-256 of its bytes."""
 
-    Attributes:
-        sha256: 64 hexadecimal digits.
-        bytes: the size.
-    """
-
-    sha256: str
-    bytes: int
+    sha256: str  # 64 hexadecimal digits
+    bytes: int  # the size
 
     @property
     def path(self) -> str:
@@ -45,72 +40,44 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True)
 class PackedRef:
-    """An object that is one zstd frame; or, for a manifest with a base, a delta.
+    """An object that is one zstd frame; or, for a manifest with a base, a delta."""
 
-    Attributes:
-        object: the compressed form.
-        size: decompressed bytes.
-    """
-
-    object: ObjectRef
-    size: int
+    object: ObjectRef  # the compressed form
+    size: int  # decompressed bytes
 
 
 @dataclass(frozen=True, slots=True)
 class BaseManifest:
-    """A manifest that another one is made from.
+    """A manifest that another one is made from."""
 
-    Attributes:
-        sha256: the digest of its canonical bytes, 64 hexadecimal digits.
-        packed: the object with these bytes.
-    """
-
-    sha256: str
-    packed: PackedRef
+    sha256: str  # the digest of its canonical bytes, 64 hexadecimal digits
+    packed: PackedRef  # the object with these bytes
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaRef:
-    """A delta that the site offers.
+    """A delta that the site offers."""
 
-    Attributes:
-        origin: the `short_digest` of the manifest that it applies to.
-        target: the `short_digest` of the manifest that it produces.
-        object: the delta.
-    """
-
-    origin: str
-    target: str
-    object: ObjectRef
+    origin: str  # the `short_digest` of the manifest that it applies to
+    target: str  # the `short_digest` of the manifest that it produces
+    object: ObjectRef  # the delta
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """The release that a site offers now.
+    """The release that a site offers now."""
 
-    Attributes:
-        version: as the publisher calls it.
-        serial: increases with each release; clients refuse a lower one.
-        manifest_sha256: the digest of the manifest's canonical bytes, 64 hexadecimal digits.
-        manifest: the object with these bytes, or the delta that makes them from `base`.
-        solid: the index of large frames, for first installs.
-        fine: the index of small frames, for updates.
-        history: the record of the latest releases; clients read it only to list or install earlier ones.
-        deltas: at most one for each earlier release, which leads nearer to this release.
-        expires_s: when the pointer expires, in seconds since 1970; 0: never.
-        channel: the channel that the pointer is for; empty: the site itself. So a signed pointer can't be passed off as
-            that of another channel.
-    """
-
-    version: str
-    serial: int
-    manifest_sha256: str
-    manifest: PackedRef
-    solid: PackedRef
-    fine: PackedRef
-    history: ObjectRef
-    deltas: tuple[DeltaRef, ...] = ()
-    expires_s: int = 0
+    version: str  # as the publisher calls it
+    serial: int  # increases with each release; clients refuse a lower one
+    manifest_sha256: str  # the digest of the manifest's canonical bytes, 64 hexadecimal digits
+    manifest: PackedRef  # the object with these bytes, or the delta that makes them from `base`
+    solid: PackedRef  # the index of large frames, for first installs
+    fine: PackedRef  # the index of small frames, for updates
+    history: ObjectRef  # the record of the latest releases; clients read it only to list or install earlier ones
+    deltas: tuple[DeltaRef, ...] = ()  # at most one for each earlier release, which leads nearer to this release
+    expires_s: int = 0  # when the pointer expires, in seconds since 1970; 0: never
+    # the channel that the pointer is for; empty: the site itself. So a signed pointer can't be passed off as
+    # that of another channel.
     channel: str = ""
     base: BaseManifest | None = None
 

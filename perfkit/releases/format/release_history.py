@@ -26,38 +26,27 @@ MAX_HISTORY_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRecord:
-    """A release, as the history records it.
-
-    Attributes:
-        packs: the packs of the index of small frames, and their dictionaries.
-        base: the manifest that this one is made from, if its object is a delta.
-    """
+    """A release, as the history records it."""
 
     version: str
     serial: int
     manifest_sha256: str
     manifest: PackedRef
     fine: PackedRef
-    packs: tuple[ObjectRef, ...] = ()
-    base: BaseManifest | None = None
+    packs: tuple[ObjectRef, ...] = ()  # the packs of the index of small frames, and their dictionaries
+    base: BaseManifest | None = None  # the manifest that this one is made from, if its object is a delta
 
 
 @dataclass(frozen=True, slots=True)
 class History:
     """The latest releases, and what the publisher keeps from one to the next. The pointer refers to the history, so
     both change together.
-
-    Attributes:
-        records: the latest releases, oldest first.
-        deltas: all deltas between them.
-        solid_packs: the packs of the pointer's index of large frames, and their dictionaries.
-        first: the serial of the last release, minus the number of releases before it.
     """
 
-    records: tuple[ReleaseRecord, ...] = ()
-    deltas: tuple[DeltaRef, ...] = ()
-    solid_packs: tuple[ObjectRef, ...] = ()
-    first: int = 1
+    records: tuple[ReleaseRecord, ...] = ()  # the latest releases, oldest first
+    deltas: tuple[DeltaRef, ...] = ()  # all deltas between them
+    solid_packs: tuple[ObjectRef, ...] = ()  # the packs of the pointer's index of large frames, and their dictionaries
+    first: int = 1  # the serial of the last release, minus the number of releases before it
 
     def encode(self) -> bytes:
         """The JSON that `parse` reads."""

@@ -8,27 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 
-from perfkit.archives.decompress import decode_frame, zstd
+from perfkit.archives.decompress import decode_frame
+from perfkit.archives.decompress import zstd as zstd
 from perfkit.errors import ManifestError
-
-__all__ = [
-    "MAX_WINDOW_LOG",
-    "Base",
-    "compress",
-    "compress_many",
-    "decompress",
-    "decompress_stream",
-    "dictionary",
-    "prefix_dictionary",
-    "train",
-    "zstd",
-]
 
 MAX_WINDOW_LOG = 23  # 8 MiB: the maximum for frames of a release
 _LEAST_PREFIX_BYTES = 8  # minimum dictionary of libzstd
 Base = zstd.ZstdDict | tuple[zstd.ZstdDict, int] | None
-
-
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
 
 

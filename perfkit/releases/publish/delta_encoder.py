@@ -63,21 +63,13 @@ def new_blobs(old: Manifest, first: dict[bytes, int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a delta is made from.
+    """What a delta is made from."""
 
-    Attributes:
-        old: the old release.
-        new: the manifest of the new release.
-        pieces: the small frames of the new release.
-        wanted: the entries of `new` to make, as from `new_blobs`.
-        opened: opens the new file of an entry.
-    """
-
-    old: BlobReader
-    new: Manifest
-    pieces: FrameTable
-    wanted: list[int]
-    opened: Callable[[int], BinaryIO]
+    old: BlobReader  # the old release
+    new: Manifest  # the manifest of the new release
+    pieces: FrameTable  # the small frames of the new release
+    wanted: list[int]  # the entries of `new` to make, as from `new_blobs`
+    opened: Callable[[int], BinaryIO]  # opens the new file of an entry
 
 
 def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolExecutor, shown: Stage) -> None:

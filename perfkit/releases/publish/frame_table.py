@@ -16,15 +16,11 @@ _SMALL_BYTES = 4096  # content too small to tell by itself whether it compresses
 
 
 class Copies:
-    """Which ranges of new contents are ranges of old ones.
-
-    Attributes:
-        moved: for each old entry, the first new one with the same content, or -1.
-        parts: for old entries that are not whole in the new release: old offset, length, new entry, new offset.
-    """
+    """Which ranges of new contents are ranges of old ones."""
 
     def __init__(self, moved: Iterable[int] = ()) -> None:
-        self.moved = array("q", moved)
+        self.moved = array("q", moved)  # for each old entry, the first new one with the same content, or -1
+        # for old entries that are not whole in the new release: old offset, length, new entry, new offset
         self.parts: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
 
     @classmethod

@@ -22,7 +22,7 @@ _LONGEST_S = 10.0  # a tree that never stops changing is published after this ti
 def publish_on_change(
     src: str, site: str, *, quiet_s: float = _QUIET_S, **options: Any
 ) -> Generator[Release, None, None]:
-    """Publish a tree now, and again after each change, until the generator is closed; yields every release.
+    """Publish a tree now, and again after each change. See `Toolkit.publish_on_change`.
 
     The tree is hashed once; then only files that the kernel reports, or all of them if it lost events or `src` was
     replaced. A file that is open for writing stays as in the last release until it is closed, as far as the kernel can
@@ -31,10 +31,7 @@ def publish_on_change(
 
     Args:
         quiet_s: how long nothing must change before a change is published.
-        options: those of `PublishOptions`. What symbolic links point to is not watched.
-
-    Raises:
-        As `publish`, for the first release; OSError: `src` can't be watched.
+        options: those of `PublishOptions`.
     """
     chosen = PublishOptions(**options)
     check_places(src, site)

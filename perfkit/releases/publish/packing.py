@@ -307,13 +307,7 @@ def merge_packs(table: FrameTable, old: BlobReader, writer: PackWriter) -> None:
 
 
 class PackWriter:
-    """Writes frames to new packs, and lists them in a table: call `add` for each frame, then `finish`.
-
-    Attributes:
-        shared: the dictionary of all its frames.
-        bytes: total size of the frames that were added and written.
-        packed: called with the number of bytes of content that were packed.
-    """
+    """Writes frames to new packs, and lists them in a table: call `add` for each frame, then `finish`."""
 
     def __init__(
         self,
@@ -324,9 +318,10 @@ class PackWriter:
         level: int,
         shared: PackedRef | None = None,
     ) -> None:
-        self.shared = shared
+        self.shared = shared  # the dictionary of all its frames
+        # called with the number of bytes of content that were packed
         self.packed: Callable[[int], object] = lambda size: None
-        self.bytes = 0
+        self.bytes = 0  # total size of the frames that were added and written
         self._site = site
         self._threads = threads
         self._table = table

@@ -66,21 +66,7 @@ _LONGEST_S = 100 * 365.25 * 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishOptions:
-    """How to publish.
-
-    Attributes:
-        version: the name of the version; one line of at most 200 characters. `{n}` in it becomes the number of the
-            release, `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
-        keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
-        exclude: patterns, as in a `.gitignore`, of names to leave out; a directory is left out with its contents.
-        links: what to do with symbolic links, as for `SourceTree`.
-        serial: the serial of the release; None: the time, or one more than the last serial if that is higher.
-        wait_s: how long to wait for another process that publishes to this site.
-        level: compression level of what first installs fetch, from 1 to 22. What updates fetch has 12 at most.
-        keep_releases: how many releases can be installed, including this one.
-        grace_s: how long unused objects are kept, for clients that are in the middle of a sync.
-        sign_keys: the keys that sign the pointer.
-        expires_s: after how long the pointer expires; None: never. Publishing again renews it.
+    """How to publish: the arguments of `Toolkit.publish`.
 
     Raises:
         ConfigError: a value is invalid.
@@ -162,20 +148,7 @@ class Release:
 
 
 def publish(src: str, site: str, *, progress: Progress | None = None, **options: Any) -> Release:
-    """Publish the tree `src` on `site`.
-
-    Args:
-        options: those of `PublishOptions`.
-        progress: displays the stages: checking files, packing, and comparing with earlier releases.
-
-    Raises:
-        ConfigError: an argument is invalid; `site` lies in `src`.
-        UnsafePathError: a name in `src` is not valid on every client; a symbolic link or special file.
-        FileChangedError: a file changed while it was read; the site is as it was.
-        LockedError: another process is publishing to this site.
-        ManifestError: the site is damaged.
-        OSError: from reading `src` or writing `site`; the site is as it was.
-    """
+    """Publish the tree `src` on `site`, with these `PublishOptions`. See `Toolkit.publish`."""
     chosen = PublishOptions(**options)
     check_places(src, site)
     tree = SourceTree(src, tuple(chosen.exclude), links=chosen.links)

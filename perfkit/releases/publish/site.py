@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.own_files import create_own, open_own
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import set_mode, sync_directory, sync_file
+from perfkit.libc import set_mode, sync_directory_at, sync_file
 from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.text import printable
 from perfkit.releases.format import POINTER_NAME, signature_path
@@ -167,7 +167,7 @@ class Site:
             signature = os.path.join(self.root, signature_path(hashlib.sha256(encoded).hexdigest(), key.public.name))
             if not os.path.exists(signature):
                 self._replace(signature, key.sign(encoded, f"timestamp:{int(time.time())}\t{about}"))
-        _sync_directory(self.objects)
+        sync_directory_at(self.objects)
         if encoded != current:
             self._replace(path, encoded)
 
@@ -187,7 +187,7 @@ class Site:
                 os.unlink(fresh)
             raise
         try:
-            _sync_directory(directory)
+            sync_directory_at(directory)
         except OSError as error:  # raising it would say that nothing was published
             _log.warning("%s: written, but it may be lost if the power fails now: %s", path, error)
 
@@ -348,11 +348,3 @@ def _date_after(descriptor: int, path: str) -> None:
         before_s = int(os.stat(path).st_mtime)
         if int(os.fstat(descriptor).st_mtime) <= before_s:
             os.utime(descriptor, (before_s + 1, before_s + 1))
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        sync_directory(descriptor)
-    finally:
-        os.close(descriptor)

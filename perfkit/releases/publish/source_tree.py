@@ -99,11 +99,7 @@ class SourceTree:
         self.found = found
 
     def _check(self, found: _Found, rows: StatCache | None) -> None:
-        """Check types and names; names are not checked again if the last release had exactly these.
-
-        Raises:
-            UnsafePathError: some can't be published; it names them.
-        """
+        """Check types and names; names are not checked again if the last release had exactly these."""
         types = (_type_error(*each, self._links) for each in zip(found.names, found.modes, strict=True))
         errors = [error for error in types if error is not None]
         wrong = {error.name for error in errors}

@@ -85,9 +85,6 @@ def _refuse_future(site: SiteClient, pointer: Pointer) -> None:
 
     A serial is at most the time of its release. One far in the future would stay the highest for years, and the tree
     would refuse everything that the site offers afterwards.
-
-    Raises:
-        UpdateError: the serial is in the future.
     """
     now_ms = time.time() * 1000
     if now_ms >= _CLOCK_IS_SET_MS and pointer.serial > now_ms + MAX_AHEAD_MS:
@@ -99,11 +96,7 @@ def _refuse_future(site: SiteClient, pointer: Pointer) -> None:
 
 
 def _refuse_outdated(site: SiteClient, pointer: Pointer, trust: Trust, demands: Demands) -> None:
-    """Refuse a pointer that has expired, or that is older than one that was verified before.
-
-    Raises:
-        ExpiredError, StaleSourceError: it has expired; it is older.
-    """
+    """Refuse a pointer that has expired, or that is older than one that was verified before."""
     if 0 < pointer.expires_s < time.time() and not demands.allow_expired:
         until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pointer.expires_s))
         reason = (

@@ -58,21 +58,14 @@ class StagedRanges:
 
 
 class SiteClient:
-    """Fetches the pointer, objects and ranges of one site.
-
-    Attributes:
-        url: the site's URL, with a trailing slash.
-        channel: the channel whose release is offered; None: the current release is.
-        latency_s: how long the pointer took to fetch; a guess before that.
-        max_files: how many files a release may have.
-    """
+    """Fetches the pointer, objects and ranges of one site."""
 
     def __init__(self, fetcher: Fetcher, url: str, channel: str | None = None) -> None:
-        self.url = url
-        self.max_files = fetcher.max_files
-        self.channel = channel
+        self.url = url  # the site's URL, with a trailing slash
+        self.max_files = fetcher.max_files  # how many files a release may have
+        self.channel = channel  # the channel whose release is offered; None: the current release is
         self._pointer_name = POINTER_NAME if channel is None else channel_name(channel)
-        self.latency_s = 0.05
+        self.latency_s = 0.05  # how long the pointer took to fetch; a guess before that
         self._fetcher = fetcher
 
     def pointer(self, before: tuple[bytes, Version] | None = None) -> tuple[bytes, Version]:

@@ -55,6 +55,8 @@ def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FI
             if (parts := split_line(line)) is None:
                 continue
             url, name, checksum = parts
+            if url.startswith("<"):
+                raise ConfigError("it is HTML or XML, not a URL")
             request = Request(urljoin(base, url) if base else url, checksum=checksum)
         except (ConfigError, ValueError) as error:
             raise ManifestError(f"line {number} of the list of URLs: {error}") from error
@@ -107,15 +109,12 @@ def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile
 class _Builder(ElementTree.TreeBuilder):
     """Builds the elements of a Metalink document, one file at a time, without entities, and with limits on depth,
     number and size.
-
-    Attributes:
-        listed: the files.
     """
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self._most = most
-        self.listed: list[ListedFile] = []
+        self.listed: list[ListedFile] = []  # the files
         self._depth = self._elements = self._bytes = 0
 
     def count(self, size: int) -> None:

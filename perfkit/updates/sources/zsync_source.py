@@ -22,15 +22,7 @@ from perfkit.updates.routes import Offer
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.remote_file import RemoteFile, version_label
 from perfkit.updates.staging import Fetcher, StagingArea
-from perfkit.zsync.control import (
-    CONTROL_BYTES,
-    Control,
-    Recipe,
-    assemble,
-    make_recipe,
-    parse_control,
-    unpack_whole,
-)
+from perfkit.zsync.control import CONTROL_BYTES, Control, Recipe, assemble, make_recipe, parse_control, unpack_whole
 
 _log = logging.getLogger(__name__)
 _GAP_BYTES = 4 << 10

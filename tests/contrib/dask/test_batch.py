@@ -129,7 +129,7 @@ print(json.dumps(told))
         (0, None, 2, []),
     ],
 )
-def test_shards(files: int, size: int | None, threads: int, shards: list[int]) -> None:
+def test_size_and_number_of_shards(files: int, size: int | None, threads: int, shards: list[int]) -> None:
     """Of 256 files or 256 MiB at most; a small batch is spread over all threads."""
     items = [(number, Request(f"https://example.org/{number}", size=size)) for number in range(files)]
     assert [len(each) for each in cut_into_shards(items, threads)] == shards

@@ -27,7 +27,9 @@ BASIC = "Basic bWU6d29yZA=="  # me:word
 
 @pytest.mark.parametrize("auth", [("me", "word"), HTTPBasicAuth("me", "word")])
 @pytest.mark.parametrize("way", ["config", "request", "download", "session"])
-def test_basic(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, way: str, auth: Any) -> None:
+def test_basic_auth_from_anywhere_is_sent(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, way: str, auth: Any
+) -> None:
     server = misbehaving(lambda x: x.serve(BODY))
     session = requests.Session()
     session.auth = auth

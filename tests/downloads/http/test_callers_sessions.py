@@ -76,7 +76,7 @@ def test_a_cookie_that_a_server_sets(make_kit: MakeKit, misbehaving: Start, tmp_
     assert session.cookies["seen"] == "yes"
 
 
-def test_hooks(make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path) -> None:
+def test_hooks_are_called_with_each_response(make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path) -> None:
     """Are called with each answer, redirects included."""
     seen = []
     session = requests.Session()
@@ -255,7 +255,7 @@ def test_a_bundle_of_the_environment(
 
 
 @pytest.mark.parametrize("way", ["session", "environment"])
-def test_proxies(
+def test_proxies_of_session_and_environment(
     make_kit: MakeKit,
     misbehaving: Start,
     secure: MisbehavingServer,

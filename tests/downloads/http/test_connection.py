@@ -237,7 +237,7 @@ GOOD = b"5\r\nhello\r\n"
         (GOOD + b"5" * 100_000, False),
     ],
 )
-def test_chunks(transport: HttpTransport, misbehaving: Start, chunks: bytes, right: bool) -> None:
+def test_malformed_chunks_are_errors(transport: HttpTransport, misbehaving: Start, chunks: bytes, right: bool) -> None:
     """RFC 9112 section 7.1; http.client takes most of the wrong ones."""
 
     def handler(x: Exchange) -> None:

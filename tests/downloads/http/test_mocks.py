@@ -293,7 +293,7 @@ def single(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
     return make_kit(given, workers=1)
 
 
-def test_vcr(single: Toolkit, make_kit: MakeKit, tmp_path: Path) -> None:
+def test_vcr_records_and_replays(single: Toolkit, make_kit: MakeKit, tmp_path: Path) -> None:
     """Records what a server answers, and plays it when the server is gone."""
     cassette = str(tmp_path / "cassette.yaml")
     server = MisbehavingServer(

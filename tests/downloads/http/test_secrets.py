@@ -62,7 +62,9 @@ def has_secret(server: MisbehavingServer) -> list[bool]:
     ]
 
 
-def test_redirects(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_redirects_carry_secrets_to_the_first_origin_only(
+    kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path
+) -> None:
     """The first origin gets all, the other one nothing; back at the first one, it gets them again."""
     there = misbehaving(
         lambda x: x.respond("302 Found", Location=f"{home.url}/back") if "away" in x.asked.path else x.serve(BODY)
@@ -85,7 +87,7 @@ def test_redirects(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path)
     assert len(home.requests) >= 3
 
 
-def test_mirrors(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_mirrors_of_another_origin_get_no_secrets(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """Another origin's mirror gets nothing, the same origin's does."""
     home = misbehaving(lambda x: x.respond("404 Not Found"))
     mirror = misbehaving(lambda x: x.serve(BODY))

@@ -262,7 +262,9 @@ def test_no_proxy(
 # -- who asks --------------------------------------------------------------------------------------------------------
 
 
-def test_netrc(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_netrc_is_used_for_its_host(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Used for its host, unless the caller has other credentials or trusts no environment."""
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word\n")
     (tmp_path / "netrc").chmod(0o600)

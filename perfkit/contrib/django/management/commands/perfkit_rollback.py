@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from perfkit.contrib.django import trees
-from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand, add_wait
+from perfkit.contrib.django.management.command import Outcome, TreesCommand, add_wait
 from perfkit.progress.text import printable
 
 

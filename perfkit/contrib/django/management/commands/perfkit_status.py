@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from perfkit.config import parse_seconds
 from perfkit.contrib.django import trees
-from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand
+from perfkit.contrib.django.management.command import Outcome, TreesCommand
 from perfkit.progress.text import printable
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from perfkit.contrib.django import conf, trees
-from perfkit.contrib.django.management.command import ToolkitCommand
-from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand, add_wait
+from perfkit.contrib.django.management.command import Outcome, ToolkitCommand, TreesCommand, add_wait
 from perfkit.progress.text import printable
 from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport
