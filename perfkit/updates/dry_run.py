@@ -48,6 +48,7 @@ def plan(
         manifest = dry_run.resolve(local, staging)
         plan = dry_run.plan(local, manifest)
         needed = BlobSet.of_files(manifest, plan.fetch)
+        staging.expect(needed)
         missing = staging.missing(needed)
         return plan.with_offers(source.offers(missing, manifest, local), needed.index.bytes_of(needed))
 

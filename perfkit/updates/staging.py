@@ -166,37 +166,8 @@ class Fetcher:
                 yield batch.sent[index].name, download
 
 
-class StagedBlobs:
-    """The blobs that are complete, and the path of each in the directory `stage`, which is built on access."""
-
-    def __init__(self, stage: str) -> None:
-        self._prefix = os.path.join(stage, _PREFIX)
-        self._expected: BlobSet | None = None
-        self._others = DigestSet()
-
-    def expect(self, index: BlobIndex) -> None:
-        """Use this index, which has most of the blobs to come, to take less memory."""
-        self._expected = BlobSet(index)
-        self._others = DigestSet(digest for digest in self._others if not self._expected.add(digest))
-
-    def add(self, digest: bytes) -> None:
-        """Record that a blob is complete."""
-        if self._expected is None or not self._expected.add(digest):
-            self._others.add(digest)
-
-    def __getitem__(self, digest: bytes) -> str:
-        return self._prefix + digest.hex()
-
-    def __contains__(self, digest: bytes) -> bool:
-        return (self._expected is not None and digest in self._expected) or digest in self._others
-
-    def missing(self, wanted: Set[bytes]) -> Set[bytes]:
-        """Those of the wanted blobs that are not complete yet."""
-        return wanted - (self._others if self._expected is None else self._expected)
-
-
 class StagingArea:
-    """Blobs in a directory of `rootdir`. One may be written in parts, in any order; it counts once its SHA-256 matches."""
+    """Blobs in a directory of `rootdir`. One may be written in parts, in any order; it counts if its digest matches."""
 
     def __init__(self, rootdir: RootDir, directory: str = "", *, progress: Progress | None = None) -> None:
         self._rootdir = rootdir
@@ -205,8 +176,8 @@ class StagingArea:
         self._unnamed = os.path.join(directory, "content~")  # the file of `create`
         self._progress = progress
         self._shown: Stage | None = None
-        self.blobs = StagedBlobs(os.path.join(rootdir.root, directory))  # those that are complete
         self.expected = BlobSet(BlobIndex(Manifest.of(())))  # those that the update needs
+        self._complete, self._others = BlobSet(self.expected.index), DigestSet()  # complete ones: expected, and not
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
         self._made = bytearray()  # see `writer`
         self._writing: _PartialBlob | None = None
@@ -234,14 +205,15 @@ class StagingArea:
     def expect(self, needed: BlobSet) -> None:
         """Set which blobs the update needs: use those that an earlier run completed, and delete its other blobs."""
         self.expected = needed
-        self.blobs.expect(needed.index)
+        self._complete = BlobSet(needed.index)
+        self._others = DigestSet(digest for digest in self._others if not self._complete.add(digest))
         for name in self._rootdir.iterdir(self._directory):
             if _BLOB.fullmatch(name):
                 self._take_over(bytes.fromhex(name.removeprefix(_PREFIX)))
 
     def _take_over(self, digest: bytes) -> None:
         """Use what an earlier run left of a blob, or delete it."""
-        if digest in self.blobs:
+        if digest in self:
             return
         name = self._name(digest)
         status = self._rootdir.lstat(name)
@@ -249,13 +221,25 @@ class StagingArea:
         # Any other was fetched for another version by a sync that failed, or planted by others.
         own = digest in self.expected and stat.S_ISREG(status.st_mode) and status.st_nlink == 1
         if own and hash_file(self._path(name)).sha256 == digest.hex():  # a crash may have left a part of it
-            self.blobs.add(digest)
+            self._add(digest)
         else:
             self._rootdir.unlink(name)
 
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether a blob is complete."""
+        return digest in self._complete or digest in self._others
+
+    def _add(self, digest: bytes) -> None:
+        if not self._complete.add(digest):
+            self._others.add(digest)
+
     def missing(self, wanted: Set[bytes]) -> Set[bytes]:
-        """Those of the wanted blobs that are not complete yet."""
-        return self.blobs.missing(wanted)
+        """Those of these expected blobs that are not complete yet."""
+        return wanted - self._complete
+
+    def path(self, digest: bytes) -> str:
+        """The path of a complete blob."""
+        return self._path(self._name(digest))
 
     def copy(self, digest: bytes, path: str) -> None:
         """Copy the blob from another file, if that still has it; using a reflink where supported."""
@@ -263,7 +247,7 @@ class StagingArea:
             with open(self._create(self._name(digest)), "r+b", buffering=0) as copy:
                 found = copy_into(file.fileno(), copy.fileno())
             if found == digest.hex():
-                self.blobs.add(digest)
+                self._add(digest)
             else:
                 self._rootdir.unlink(self._name(digest))
 
@@ -293,7 +277,7 @@ class StagingArea:
 
     def _rename(self, name: str, digest: bytes) -> None:
         self._rootdir.rename(name, self._name(digest))
-        self.blobs.add(digest)
+        self._add(digest)
         self._count(files=1)
 
     def writer(self, manifest: Manifest, made: bytearray | None = None) -> Callable[[int, int, memoryview], None]:
@@ -321,7 +305,7 @@ class StagingArea:
                 write_all(descriptor, data)
             finally:
                 os.close(descriptor)
-            self.blobs.add(found)
+            self._add(found)
             self._count(files=1, count_bytes=len(data))
 
     def _accept(self, digest: bytes, found: bytes) -> bool:
