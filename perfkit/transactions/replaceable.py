@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 
 from perfkit.errors import UpdateError
-from perfkit.filesystem.paths import parents
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import APPEND_ONLY, IMMUTABLE, MOUNT_POINT, file_attributes, inherited_project
 from perfkit.transactions.layout import PRIVATE_DIR
@@ -31,8 +31,9 @@ def check_replaceable(rootdir: RootDir, replaced: Iterable[str], changed: Iterab
     """
     directories = _Directories(rootdir)
     directories.check_same_file_system(PRIVATE_DIR)
-    for name in changed:
-        directories.check(name.rpartition("/")[0])
+    with rootdir.remember_missing():
+        for name in changed:
+            directories.check(name.rpartition("/")[0])
     for name in replaced:
         if rootdir.lstat(name) is not None:
             fd, leaf = rootdir.parent(name)
@@ -53,45 +54,37 @@ class _Directories:
         self._device = os.fstat(rootdir.fd).st_dev
         self._project = inherited_project(rootdir.fd)
         self._writable: set[str] = set()
-        self._exists = {"": True}  # by name, whether a directory exists; such ones are on the same file system
+        self._same = {""}  # on the same file system
 
     def check(self, name: str) -> None:
         """Check the directory, or where it does not exist, the one that it will be created in."""
         while name not in self._writable:
             self._writable.add(name)
-            if not self._is_there(name):
+            found = self._rootdir.lstat(name) if name else None
+            if name and (found is None or stat.S_IFMT(found.st_mode) not in (stat.S_IFDIR, stat.S_IFLNK)):
                 name = name.rpartition("/")[0]
                 continue
+            self.check_same_file_system(name)
             fd = self._rootdir.directory(name)
             _check_attributes(name, file_attributes(fd) & ~MOUNT_POINT)
             if not _is_writable(fd):
                 raise UpdateError(f"{name or self._rootdir.root}: no permission to write here; nothing was changed")
 
-    def _is_there(self, name: str) -> bool:
-        """Whether a directory exists. Below one that is missing, none is looked for."""
-        for each in reversed([name, *parents(name)]):
-            if each not in self._exists:
-                try:
-                    self.check_same_file_system(each)
-                    self._exists[each] = True
-                except (FileNotFoundError, NotADirectoryError):
-                    self._exists[each] = False
-            if not self._exists[each]:
-                return False
-        return True
-
     def check_same_file_system(self, name: str) -> None:
         """Check that files can be renamed from `.perfkit` to this directory."""
-        fd = self._rootdir.directory(name)
-        if os.fstat(fd).st_dev != self._device or file_attributes(fd) & MOUNT_POINT:
-            raise UpdateError(
-                f"{name} is a mount point or a subvolume; a tree must be in one file system; nothing was changed"
-            )
-        if inherited_project(fd) != self._project:
-            raise UpdateError(
-                f"{name} has another quota project than {self._rootdir.root}, so no file can be renamed into it; "
-                "give both the same project (chattr(1), -p); nothing was changed"
-            )
+        while name not in self._same:
+            fd = self._rootdir.directory(name)
+            if os.fstat(fd).st_dev != self._device or file_attributes(fd) & MOUNT_POINT:
+                raise UpdateError(
+                    f"{name} is a mount point or a subvolume; a tree must be in one file system; nothing was changed"
+                )
+            if inherited_project(fd) != self._project:
+                raise UpdateError(
+                    f"{name} has another quota project than {self._rootdir.root}, so no file can be renamed into it; "
+                    "give both the same project (chattr(1), -p); nothing was changed"
+                )
+            self._same.add(name)
+            name = name.rpartition("/")[0]
 
 
 def _is_writable(directory: int) -> bool:

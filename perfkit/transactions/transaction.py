@@ -177,7 +177,9 @@ class Transaction:
             if found.st_nlink != 1:
                 raise UpdateError(f"{os.fspath(path)}: it has other hard links, through which it could be modified")
             if sha256 and stat.S_IMODE(found.st_mode) == mode and self._rootdir.owner is None:
-                return self._add(name, source, Content(sha256, found.st_size, mode))
+                content = Content(sha256, found.st_size, mode)
+                self._change_set[name] = StagedFile(source, content)
+                return content
         fd = open_regular(self._rootdir, source)
         try:
             return self._set_staged(name, source, fd, mode, sha256)
@@ -189,9 +191,7 @@ class Transaction:
         set_mode(fd, mode & 0o777)
         self._rootdir.hand_over(fd)
         digest = digest or digest_of(fd, name)
-        return self._add(name, source, Content(digest, os.fstat(fd).st_size, mode & 0o777))
-
-    def _add(self, name: str, source: str, content: Content) -> Content:
+        content = Content(digest, os.fstat(fd).st_size, mode & 0o777)
         self._change_set[name] = StagedFile(source, content)
         return content
 

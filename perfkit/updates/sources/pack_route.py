@@ -46,7 +46,6 @@ class PackRoute:
         self._site = site
         self._local = local
         self._seeds: Seeds | None = None
-        self._asked: tuple[Set[bytes], Sequence[int]] = frozenset(), ()
         self._manifest = manifest
         with contextlib.closing(site.get_index(index)) as raw:
             self._index = Index.parse(raw, manifest)
@@ -128,10 +127,7 @@ class PackRoute:
         return self._manifest.name(entries[0]) + (" and others" if entries[0] != entries[1] else "")
 
     def _pieces(self, missing: Set[bytes]) -> Sequence[int]:
-        if missing is not self._asked[0]:  # `fetch` asks again for what was offered
-            pieces = self._index.pieces(lambda entry: self._manifest.digest(entry) in missing)
-            self._asked = missing, pieces
-        return self._asked[1]
+        return self._index.pieces(lambda entry: self._manifest.digest(entry) in missing)
 
     def _dictionaries(self, ranges: Collection[PackRange]) -> dict[int, PackedRef]:
         packs = {each.pack: self._index.packs[each.pack] for each in ranges}

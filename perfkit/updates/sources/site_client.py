@@ -171,10 +171,8 @@ class SiteClient:
         return self.staged_ranges().find(index, wanted)
 
     def begin_ranges(self, index: Index, ranges: Iterable[PackRange]) -> None:
-        """Begin to fetch these ranges, and the dictionaries of their packs, for which `fetch_ranges` then waits.
-
-        The largest come first, for which connections are open already: one that starts a round trip later than the
-        others loses most packets when together they fill the link's queue.
+        """Begin to fetch these ranges, the largest first (ADR 5), and the dictionaries of their packs, for which
+        `fetch_ranges` then waits.
         """
         staged, wanted = self.staged_ranges(), sorted(ranges, key=lambda each: each.start - each.end)
         packs = [index.packs[each.pack] for each in wanted]
