@@ -201,7 +201,7 @@ class StaleSourceError(UpdateError, TransferError):
 
 
 class ExpiredError(UpdateError, TransferError):
-    """A release is past the time up to which its publisher vouched for it: somebody may be holding back a newer one.
+    """A release is past the time until which its publisher declared it valid: somebody may hold back a newer one.
     The tree was not changed.
     """
 

@@ -135,11 +135,7 @@ def link(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd:
 
 
 def rename_to_new(source: str, name: str) -> None:
-    """Rename a file to a name that does not exist yet: renameat2(2), or a hard link where the file system lacks it.
-
-    Raises:
-        FileExistsError: the name exists.
-    """
+    """Rename a file to a name that must not exist: renameat2(2), or a hard link where the file system lacks it."""
     number = _call("renameat2", _AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(name), _RENAME_NOREPLACE)
     if number == 0:
         return
@@ -150,11 +146,7 @@ def rename_to_new(source: str, name: str) -> None:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file, without waiting: flock(2); False where that is unsupported (some network file systems).
-
-    Raises:
-        BlockingIOError: it is locked already.
-    """
+    """Lock an open file, or raise BlockingIOError: flock(2). False where unsupported (some network file systems)."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

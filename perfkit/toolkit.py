@@ -158,7 +158,7 @@ class Toolkit:
             max_bytes=max_bytes,
             segments=segments,
             byte_range=byte_range,
-            public_keys=public_keys,  # type: ignore[arg-type]  # what is no list of keys is refused there
+            public_keys=public_keys,  # type: ignore[arg-type]  # anything but keys is refused there
             known=known,
             only=only,
             size=size,
@@ -394,7 +394,7 @@ class Toolkit:
             exclude: patterns, as in a `.gitignore`, of names in `src` to leave out; a directory with its contents.
             links: what to do with symbolic links: `refuse`, `skip`, or `follow` them, also to files outside of `src`.
             serial: the number of the release, larger than those before it. By default it is the time, or one more than
-                the last one. A site that is created anew continues from a `perfkit.json` kept in its directory.
+                the last one. A site that is created again continues from a `perfkit.json` kept in its directory.
             sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
             expires_s: how long clients may install the release, in seconds; publishing again renews it.
             level: compression level for first installs, from 1 to 22; lower levels publish faster. Updates use 12 at
@@ -629,7 +629,7 @@ class Toolkit:
             checksums: the URL or path of a file with the checksum of a plain file, such as `SHA256SUMS`, or
                 `algorithm:hex`; it is read first, and the file is fetched only if its checksum changed.
             mirrors: other URLs of the same site, or of a plain file with `checksums`. The first that responds says what
-                is new, and files come from any; one that is down or behind is no error.
+                is new, and files come from any; one that is down or behind is not an error.
             release: the version to install from a site, one of `releases`, even if it is older or on hold; by default
                 the current one. A pinned tree is then pinned to it.
             channel: install what this channel of the site offers (see `promote`) rather than the current release.
@@ -693,8 +693,8 @@ class Toolkit:
 
         from perfkit.updates.sources.earlier_releases import list_releases
 
-        with tempfile.TemporaryDirectory(prefix="perfkit-") as stage, self._operation.operation():
-            return list_releases(self._downloads, url, stage)
+        with tempfile.TemporaryDirectory(prefix="perfkit-") as directory, self._operation.operation():
+            return list_releases(self._downloads, url, directory)
 
     def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.

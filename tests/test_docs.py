@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from perfkit import Config, errors
 from tests.support.tools import first_everywhere, need
+from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -112,10 +112,7 @@ def test_by_copy_and_paste(page: Path, tmp_path: Path, warm_python: WarmPython) 
     finally:
         for pid in listeners(port):
             os.kill(pid, signal.SIGTERM)  # shells have what they run in the background ignore SIGINT
-        deadline = time.monotonic() + 30
-        while listeners(port):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: not listeners(port))
 
 
 def listeners(port: int) -> list[int]:

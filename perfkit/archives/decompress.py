@@ -130,21 +130,15 @@ def _decode(decoder: Decoder, data: bytes, limit: int, what: str) -> bytes:
 
 
 class DecompressedStream:
-    """Decompresses `source`, forwards only, and one layer only: an archive in an archive is a file.
-
-    Attributes:
-        compression: `gzip`, `bzip2`, `xz` or `zstd`; None: uncompressed.
-        packed: bytes read from `source`.
-        unpacked: bytes of output.
-    """
+    """Decompresses `source`, forwards only, and one layer only: an archive in an archive is a file."""
 
     def __init__(self, source: Readable, limits: Limits) -> None:
         self._source = source
         self._limits = limits
-        self.packed = self.unpacked = 0
+        self.packed = self.unpacked = 0  # bytes read from `source`, and bytes of output
         self._rest = b""  # read, but not yet decoded
         self._lookahead()
-        self.compression = detect_compression(self._rest)
+        self.compression = detect_compression(self._rest)  # `gzip`, `bzip2`, `xz` or `zstd`; None: uncompressed
         self._decoder = _decoder(self.compression, limits) if self.compression else None
         self._what = f"the {self.compression} stream"
 

@@ -24,7 +24,6 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
-        ...
 
 
 class Writable(Protocol):
@@ -32,7 +31,6 @@ class Writable(Protocol):
 
     def write(self, data: bytes, /) -> object:
         """Write all of it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +40,8 @@ class Limits:
     members: int = 200_000
     depth: int = 64  # components of a name
     total_bytes: int = 1 << 40  # unpacked
-    ratio: int = 250  # unpacked to packed bytes of the whole archive, from `free_bytes` on
-    free_bytes: int = 256 << 20
+    ratio: int = 250  # unpacked to packed bytes of the whole archive
+    ratio_from_bytes: int = 256 << 20  # a smaller archive, unpacked, may have any ratio
     window_bytes: int = 128 << 20  # memory of a decompressor; `xz -9` needs 65 MiB, `zstd --long` 128 MiB
 
     def check_ratio(self, unpacked: int, packed: int) -> None:
@@ -54,7 +52,7 @@ class Limits:
         """
         if unpacked > self.total_bytes:
             raise ManifestError(f"the archive unpacks to more than {self.total_bytes} bytes")
-        if unpacked > self.free_bytes and unpacked > self.ratio * packed:
+        if unpacked > self.ratio_from_bytes and unpacked > self.ratio * packed:
             raise ManifestError(
                 f"{packed} packed bytes unpack to {unpacked} or more, over {self.ratio} to 1: a decompression bomb"
             )

@@ -46,7 +46,7 @@ def is_header(block: bytes) -> bool:
 
 
 def read_members(
-    source: Readable, *, selection: Selection = Selection(), limits: Limits = Limits()
+    source: Readable, *, selection: Selection = Selection(), limits: Limits | None = None
 ) -> Iterator[tuple[Member, Content]]:
     """The wanted files of a tar archive, one after another, each with its content in chunks.
 
@@ -60,6 +60,7 @@ def read_members(
         UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `source` raises.
     """
+    limits = limits or Limits()
     stream = Stream(DecompressedStream(source, limits).read_chunk, "the tar archive")
     names = MemberNames(selection, limits)
     for header, extended in _headers(stream, limits):

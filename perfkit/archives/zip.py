@@ -43,7 +43,7 @@ class FetchRange:
 
 
 def read_directory(
-    read_range: ReadRange, size: int, *, selection: Selection = Selection(), limits: Limits = Limits()
+    read_range: ReadRange, size: int, *, selection: Selection = Selection(), limits: Limits | None = None
 ) -> list[ZipMember]:
     """The wanted files of an archive of `size` bytes, in the order of their offsets.
 
@@ -57,6 +57,7 @@ def read_directory(
         UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `read_range` raises.
     """
+    limits = limits or Limits()
     names = MemberNames(selection, limits)
     found = list_members(read_range, size, names, limits)
     for each in plan_ranges([member for member in found if member.link is not None], gap=_LINK_GAP_BYTES):
@@ -101,7 +102,7 @@ def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
 
 
 def read_members(
-    fetched: FetchRange, source: Readable, limits: Limits = Limits()
+    fetched: FetchRange, source: Readable, limits: Limits | None = None
 ) -> Iterator[tuple[ZipMember, Iterator[bytes]]]:
     """The members in a range, one after another, each with its content in chunks, from a stream of that range.
 
@@ -116,7 +117,7 @@ def read_members(
     stream = Stream(read, "the zip archive", fetched.start)
     for member in fetched.members:
         stream.skip_to(member.start)
-        content = _read_content(member, stream, limits)
+        content = _read_content(member, stream, limits or Limits())
         yield member, content
         content.close()
 

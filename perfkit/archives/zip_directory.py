@@ -62,13 +62,8 @@ class _Directory:
 def list_members(read_range: ReadRange, size: int, names: MemberNames, limits: Limits) -> list[ZipMember]:
     """The wanted files of an archive of `size` bytes, and links to be followed, in the order of their offsets.
 
-    One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one.
-
-    Args:
-        names: the caller has to close it.
-
-    Raises:
-        As `zip.read_directory`.
+    One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one. The caller
+    has to close `names`. See `zip.read_directory`.
     """
     tail = _Tail(read_range, size)
     directory = _find_directory(tail)

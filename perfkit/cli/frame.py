@@ -35,11 +35,7 @@ class Outcome(NamedTuple):
 
 
 def outcome_of_check(report: VerifyReport | SiteReport, note: str, *faults: str) -> Outcome:
-    """The outcome of a check, with a line for each fault, and exit code 1 if there are any.
-
-    Args:
-        faults: the attributes of the report that list faulty names.
-    """
+    """The outcome of a check: a line for each name in the lists `faults` of its report, and then exit code 1."""
     text = "".join(f"{fault} {printable(name)}\n" for fault in faults for name in getattr(report, fault))
     record = {**dataclasses.asdict(report), "intact": report.intact}
     return Outcome(record, note, text, code=0 if report.intact else 1)
@@ -50,11 +46,8 @@ After = Callable[[argparse.Namespace, Mapping[str, Outcome]], None]  # the keys 
 
 
 def define(command: Parser, work: Work, about: str, examples: str, *, after: After | None = None) -> None:
-    """Give a command its description, the options that all commands have, and what it does.
-
-    Args:
-        work: called for each tree, if the command is for trees.
-        after: called with the outcomes of the trees for which `work` did not fail.
+    """Give a command its description, the options that all commands have, and what it does: `work`, for each tree if
+    it is for trees, then `after`, with the outcomes of those for which `work` did not fail.
     """
     add_output(command, "print one JSON object on standard output")
     command.describe(about, examples, partial(_run, command, work, after))

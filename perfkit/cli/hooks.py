@@ -34,11 +34,8 @@ def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
     """A check for `Toolkit.sync` that runs a command, in which `{}` stands for the tree as it will be.
 
     The command has the same path in `$PERFKIT_STAGED`, the versions in `$PERFKIT_VERSION` and
-    `$PERFKIT_PREVIOUS_VERSION`, and the names that change on standard input. Processes that it leaves behind are
-    killed. A command that root runs can't write to the tree.
-
-    Args:
-        null: end names with NUL instead of a line feed.
+    `$PERFKIT_PREVIOUS_VERSION`, and the names that change on standard input: in lines, or with `null` ended by NULs.
+    Processes that it leaves behind are killed. A command that root runs can't write to the tree.
 
     Raises:
         ConfigError: there is no such program.
@@ -59,10 +56,7 @@ def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
 class OnChange:
     """Runs a command after a tree has changed, at least once for the current generation, across crashes and failures.
 
-    The names that changed are on its standard input, and the versions in the environment.
-
-    Args:
-        null: end names with NUL instead of a line feed.
+    The names that changed are on its standard input, as for `check_command`, and the versions in the environment.
 
     Raises:
         ConfigError: there is no such program.

@@ -41,11 +41,7 @@ def interrupted() -> int:
 
 
 def print_text(text: str) -> None:
-    """Write to standard output and flush, so that a failure is reported as an error of the command.
-
-    Raises:
-        OSError: it is closed or full.
-    """
+    """Write to standard output and flush, so that a failure is reported as an error of the command."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, "standard output is closed")
     try:

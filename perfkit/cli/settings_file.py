@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from perfkit.cli.parser import Parser
 from perfkit.config import Config, convert
+from perfkit.downloads.http.urls import is_url
 from perfkit.errors import ConfigError
 from perfkit.filesystem.paths import overlapping
 from perfkit.minisign.public_keys import is_key
@@ -108,7 +109,7 @@ def _tree(
 
 def _located(path: str, location: str) -> str:
     """A URL as it is; a path as the file at `path` means it."""
-    return location if location.startswith(("http://", "https://")) else _path(path, location)
+    return location if is_url(location) else _path(path, location)
 
 
 def _path(path: str, location: str) -> str:

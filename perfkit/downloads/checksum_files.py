@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from perfkit.downloads.checksums import Checksum, parse_checksum
-from perfkit.downloads.http.urls import origin_of, split_url
+from perfkit.downloads.http.urls import is_url, origin_of, split_url
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import AnyKey
@@ -158,7 +158,7 @@ def with_checksums(source: str | None) -> Callable[[Request], Request]:
     if source is None:
         return lambda request: request
     found = None
-    if source.lower().startswith(("http://", "https://")):
+    if is_url(source):
         origin_of(source)
     else:
         found = read_checksum_file(source)

@@ -87,7 +87,7 @@ class DownloadManager:
     """Runs any number of batches at once, each from its caller's thread, over one pool of workers.
 
     The calling thread feeds its batch, draws progress, and steers the number of streams while it waits. After a fork,
-    the manager starts afresh in the child; the parent's transfers continue in the parent.
+    the manager starts again in the child; the parent's transfers continue in the parent.
 
     Args:
         transport: makes the `Transport`; the default is `HttpTransport(config)`.

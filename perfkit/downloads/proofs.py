@@ -104,7 +104,7 @@ class Proofs:
             self._verify(file, self._signature)
 
     def _fetch(self, signed_url: str) -> Signature:
-        from perfkit.minisign.signatures import BadSignatureError, Signature, load_ed25519  # seldom needed
+        from perfkit.minisign.signatures import BadSignatureError, Signature, load_ed25519  # rarely needed
 
         load_ed25519()
         url = signature_url(signed_url)

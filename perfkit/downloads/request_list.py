@@ -35,7 +35,7 @@ class RequestList:
         options: of every request, such as `headers` and `resume`.
 
     Raises:
-        ConfigError: `base` is no URL; the file does not exist (in `with`), or a line of more than 64 KiB (while
+        ConfigError: `base` is not a URL; the file does not exist (in `with`), or a line of more than 64 KiB (while
             iterating).
     """
 

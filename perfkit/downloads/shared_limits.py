@@ -70,11 +70,9 @@ class LimitStore(Protocol):
 
     def lease(self, holder: str, use: Use) -> Lease:
         """Return a Toolkit's share, which replaces the one before."""
-        ...
 
     def release(self, holder: str) -> None:
         """Drop the share of a Toolkit that was closed."""
-        ...
 
 
 @dataclass(slots=True)

@@ -162,11 +162,7 @@ def is_reserved(name: str) -> bool:
 
 
 def safe_join(root: str, name: str) -> str:
-    """The path of `name` under `root`.
-
-    Raises:
-        UnsafePathError: as `check_name`.
-    """
+    """The path under `root` of a name that `check_name` accepts."""
     return os.path.join(root, check_name(name))
 
 
@@ -191,10 +187,8 @@ def safe_basename(text: str) -> str | None:
 
 
 def backup_name(name: str, taken: Callable[[str], bool]) -> str:
-    """The name to keep an edited file under, in the same directory: `NAME.perfkit-local`, or `-local-2` and so on.
-
-    Args:
-        taken: whether a name exists already. A long name is cut to fit.
+    """The first name that is not `taken` for an edited file that is kept: `NAME.perfkit-local`, then `-local-2` and on,
+    in the same directory. A long name is cut to fit.
     """
     directory, slash, base = name.rpartition("/")
     number = 1
@@ -218,7 +212,7 @@ def name_matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
     lines = [patterns] if isinstance(patterns, str) else list(patterns)
     if not lines:
         return None
-    from pathspec import GitIgnoreSpec  # seldom needed
+    from pathspec import GitIgnoreSpec  # rarely needed
 
     try:
         return GitIgnoreSpec.from_lines(lines).match_file

@@ -248,11 +248,7 @@ class RootDir:
         return found.f_bavail * found.f_frsize
 
     def check_free_space(self, size: int) -> None:
-        """Check that `size` more bytes can be written.
-
-        Raises:
-            OSError: ENOSPC: fewer bytes are free.
-        """
+        """Raise ENOSPC unless `size` more bytes can be written."""
         free = self.free_space()
         if size > free:  # btrfs frees deleted space, and reports it, only with its next commit
             with contextlib.suppress(OSError):

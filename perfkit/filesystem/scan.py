@@ -249,14 +249,7 @@ def _failed(name: str, error: OSError) -> ScanEntry:
 
 
 def totals(root: Path, options: ScanOptions = ScanOptions(), *, regular: bool = False) -> tuple[int, int]:
-    """How many entries a scan finds, and the sum of their sizes; for progress.
-
-    Args:
-        regular: count regular files only.
-
-    Raises:
-        ConfigError, OSError: as `scan`.
-    """
+    """How many entries, or `regular` files, a scan finds, and the sum of their sizes; for progress."""
     files = size = 0
     for entry in scan(root, options):
         if entry.kind == "file" or not regular:

@@ -202,11 +202,7 @@ class DirtySet:
             self._changed.notify_all()
 
     def cannot_watch(self, path: str, *, readable: bool) -> None:
-        """Note that a directory can't be watched; while it is not readable, nothing in it counts.
-
-        Raises:
-            PermissionError: it is the root.
-        """
+        """Note that a directory can't be watched, and must not be the root; while unreadable, nothing in it counts."""
         if readable:
             self._incomplete = True
             self.mark_all()
@@ -263,11 +259,33 @@ def _start_threads(dirty: DirtySet, root: str) -> list[Any]:
     if VERSION_INFO < (7, 1):
         raise ConfigError(f"watching needs watchdog 7.1 or newer; this is {VERSION_STRING}, so upgrade it")
     from watchdog.observers.inotify import InotifyEmitter
+
+    # watchdog walks a new directory after it has started to watch it. A directory created in between is found twice
+    # and added to the same watch again, which is harmless, but causes a warning in its thread.
+    warnings.filterwarnings("ignore", r"Callback with id '\d+' already exists for watch", RuntimeWarning)
+    reader = _make_reader(dirty)
+    observer: Any = BaseObserver(InotifyEmitter, inotify_fd=reader)
+    try:
+        reader.start()
+        try:
+            observer.schedule(dirty, root, recursive=True)
+            emitters = list(observer.emitters)
+            observer.start()
+        except BaseException:
+            observer.on_thread_stop()
+            reader.stop()
+            reader.join()
+            raise
+    except RuntimeError as error:  # the system allows no more threads
+        raise OSError(errno.EAGAIN, str(error), root) from error
+    return [observer, *emitters, reader]
+
+
+def _make_reader(dirty: DirtySet) -> Any:
+    """A thread that reads inotify(7); it reports lost events and directories that can't be watched to `dirty`."""
     from watchdog.observers.inotify_c import CallbackId, InotifyEvent, InotifyFD, Mask, WatchCallback, WatchDescriptor
 
     class Reader(InotifyFD):
-        """Reports lost events and directories that can't be watched, which watchdog ignores."""
-
         def handle_event(self, event: InotifyEvent) -> None:
             if event.mask & _EVENTS_LOST:
                 dirty.mark_all()
@@ -292,22 +310,4 @@ def _start_threads(dirty: DirtySet, root: str) -> list[Any]:
                 self._close_resources()
                 raise
 
-    # watchdog walks a new directory after it has started to watch it. A directory created in between is found twice
-    # and added to the same watch again, which is harmless, but causes a warning in its thread.
-    warnings.filterwarnings("ignore", r"Callback with id '\d+' already exists for watch", RuntimeWarning)
-    reader = Reader()
-    observer: Any = BaseObserver(InotifyEmitter, inotify_fd=reader)
-    try:
-        reader.start()
-        try:
-            observer.schedule(dirty, root, recursive=True)
-            emitters = list(observer.emitters)
-            observer.start()
-        except BaseException:
-            observer.on_thread_stop()
-            reader.stop()
-            reader.join()
-            raise
-    except RuntimeError as error:  # the system allows no more threads
-        raise OSError(errno.EAGAIN, str(error), root) from error
-    return [observer, *emitters, reader]
+    return Reader()

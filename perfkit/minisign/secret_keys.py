@@ -69,11 +69,7 @@ class SecretKey:
         return b"%sminisign secret key %s, not encrypted\n%s\n" % (UNTRUSTED, self.public.name.encode(), data)
 
     def sign(self, content: bytes, comment: str) -> bytes:
-        """The `.minisig` file of this content.
-
-        Args:
-            comment: one line that is signed with it.
-        """
+        """The `.minisig` file of this content, and of a comment of one line."""
         private = load_ed25519().Ed25519PrivateKey.from_private_bytes(self.seed)
         signature, trusted = private.sign(hashlib.blake2b(content).digest()), comment.encode()
         return Signature(True, self.public.id, signature, trusted, private.sign(signature + trusted)).encode()

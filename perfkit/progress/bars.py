@@ -51,9 +51,6 @@ def for_stream(stream: TextIO | None = None, *, failures: bool = True) -> Progre
     """`Bars` if the stream (standard error by default) is a terminal that can show them, else `PlainLines`.
 
     With `CI` set, as continuous integration services do, a terminal is treated as a log.
-
-    Args:
-        failures: as for `Bars`.
     """
     stream = stream or sys.stderr
     logged = os.environ.get("CI", "").lower() not in ("", "0", "false")

@@ -91,7 +91,6 @@ class Progress(Protocol):
 
     def finish(self, snapshot: Snapshot) -> None:
         """The run ended; the same object may display another one afterwards."""
-        ...
 
 
 class Silent:

@@ -95,11 +95,9 @@ class RowWriter(Protocol):
                 write to, before it was renamed into place. Later writes have this mtime or a later one.
             seen_ns: `clock_ns` before `status` was taken. Later changes have this ctime or a later one.
         """
-        ...
 
     def forget(self, name: str) -> None:
         """Remove the row of a file that is gone, or whose content is not known."""
-        ...
 
 
 def _is_stable(status: Stat, content_ns: int, seen_ns: int) -> bool:

@@ -55,7 +55,7 @@ class Committer:
         self.store = store
         self.history = history
         self._lock = lock
-        self._stage = layout.stage_directory(lock.token)  # so that not even two unlocked processes share one
+        self._staging = layout.staging_directory(lock.token)  # so that not even two unlocked processes share one
         self._count = 0
 
     @cached_property
@@ -64,20 +64,20 @@ class Committer:
         return holds_modes(os.path.join(self.rootdir.root, layout.LOCK))
 
     def begin(self) -> None:
-        """Begin a change: complete an earlier one if necessary, and create the stage.
+        """Begin a change: complete an earlier one if necessary, and create the staging directory.
 
-        As long as the stage exists, a crash is known to have left files to clean up.
+        As long as that exists, a crash is known to have left files to clean up.
 
         Raises:
             RecoveryError: as `recover`.
         """
         self.recover()
         self.rootdir.close_cached()
-        self.rootdir.mkdir(self._stage, 0o700)
+        self.rootdir.mkdir(self._staging, 0o700)
 
     def _new_staged_name(self) -> str:
         self._count += 1
-        return f"{self._stage}/{self._count}"
+        return f"{self._staging}/{self._count}"
 
     def create_staged_file(self, mode: int = 0o600) -> tuple[str, int]:
         """Create a staged file, with this mode in case it can't be set later; returns its name and a descriptor."""
@@ -85,7 +85,7 @@ class Committer:
         try:
             return name, self.rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode & 0o777)
         except FileNotFoundError:
-            self._lock.check()  # another process took over the tree, and deleted our stage
+            self._lock.check()  # another process took over the tree, and deleted our files
             raise
 
     def stage_link(self, name: str, fd: int) -> str:
@@ -102,8 +102,8 @@ class Committer:
 
     def new_change_set(self) -> ChangeSet:
         """A change set whose new files are staged here, or were fetched."""
-        create_file = partial(create_unnamed, os.path.join(self.rootdir.root, self._stage))
-        return ChangeSet(f"{self._stage}/", layout.FETCHED_OBJECT, create_file, modes=self.holds_modes)
+        create_file = partial(create_unnamed, os.path.join(self.rootdir.root, self._staging))
+        return ChangeSet(f"{self._staging}/", layout.FETCHED_OBJECT, create_file, modes=self.holds_modes)
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
@@ -120,17 +120,17 @@ class Committer:
         with contextlib.suppress(LockedError):  # then the objects belong to the new owner
             self._lock.check()
             self.history.delete_unreachable()
-        self.discard_stage()
+        self.discard_staged()
 
-    def discard_stage(self) -> None:
+    def discard_staged(self) -> None:
         """Delete the staged files; what can't be deleted now is left to the next opening."""
-        self._delete_stage(self._stage)
+        self._delete_staging(self._staging)
 
-    def _delete_stage(self, stage: str) -> None:
+    def _delete_staging(self, staging: str) -> None:
         try:
-            for name in self.rootdir.iterdir(stage):
-                self.rootdir.unlink(f"{stage}/{name}")
-            self.rootdir.rmdir(stage)
+            for name in self.rootdir.iterdir(staging):
+                self.rootdir.unlink(f"{staging}/{name}")
+            self.rootdir.rmdir(staging)
         except OSError as error:
             _log.warning("%s: could not delete staged files: %s", self.rootdir.root, error)
 
@@ -158,7 +158,7 @@ class Committer:
         except RecoveryError:
             raise
         except LockedError:
-            self.discard_stage()  # everything else belongs to the new owner
+            self.discard_staged()  # everything else belongs to the new owner
             raise
         except BaseException:
             # An interrupt may have come before or after the commit point: what is on disk decides.
@@ -166,10 +166,10 @@ class Committer:
                 self.recover()
             else:
                 self.history.delete_unreachable()
-            self.discard_stage()
+            self.discard_staged()
             raise
         if failure is not None:
-            self.discard_stage()
+            self.discard_staged()
             raise failure
 
     def _operations(
@@ -202,7 +202,7 @@ class Committer:
             write_ops(file, ops)
         with self._open_journal(name) as written:
             files = chain.from_iterable(map(_files, read_ops(written)))
-            self._sync(chain([name], files), {"", layout.PRIVATE_DIR, layout.OBJECTS, self._stage})
+            self._sync(chain([name], files), {"", layout.PRIVATE_DIR, layout.OBJECTS, self._staging})
         self._lock.check()
         # link(2), not rename(2): it fails if there is a journal, which only a process that does not see our lock can
         # have written.
@@ -232,11 +232,11 @@ class Committer:
         interrupted = self.rootdir.lstat(layout.JOURNAL) is not None
         if interrupted:
             self._complete()
-        stages = [entry for entry in self.rootdir.listdir(layout.PRIVATE_DIR) if layout.is_stage(entry)]
-        if stages and not interrupted:
-            self.history.delete_unreachable()  # before deleting the stages, which show that this is necessary
-        for entry in stages:
-            self._delete_stage(f"{layout.PRIVATE_DIR}/{entry}")
+        staged = [entry for entry in self.rootdir.listdir(layout.PRIVATE_DIR) if layout.is_staging(entry)]
+        if staged and not interrupted:
+            self.history.delete_unreachable()  # before deleting them: they show that this is necessary
+        for entry in staged:
+            self._delete_staging(f"{layout.PRIVATE_DIR}/{entry}")
 
     def _complete(self) -> None:
         """Complete an interrupted commit."""
@@ -284,7 +284,7 @@ class Committer:
             ) from error
         self.history.delete_unreachable()
         if failure is None:
-            self.discard_stage()
+            self.discard_staged()
             _log.debug("%s: committed in %d operations", self.rootdir.root, count)
         return failure
 

@@ -17,7 +17,7 @@ HISTORY = f"{PRIVATE_DIR}/history"  # a record per generation, by number
 OBJECTS = f"{PRIVATE_DIR}/objects"  # file contents that rollback needs, by SHA-256
 FETCH = f"{PRIVATE_DIR}/fetch"  # what is fetched before a transaction adopts it; survives a crash
 FETCHED_OBJECT = f"{FETCH}/content-"  # followed by the SHA-256 of the file's content
-_STAGE = "stage-"  # followed by the lock's token: the new files of one transaction; deleted after a crash
+_STAGING = "stage-"  # followed by the lock's token: the new files of one transaction; deleted after a crash
 
 # Written by the updater.
 MANIFEST = f"{PRIVATE_DIR}/manifest"  # of the installed release; committed and rolled back with its files
@@ -52,14 +52,14 @@ def record_path(generation: int) -> str:
     return f"{HISTORY}/{generation}"
 
 
-def stage_directory(token: str) -> str:
+def staging_directory(token: str) -> str:
     """Where the transaction whose lock has this token writes its new files."""
-    return f"{PRIVATE_DIR}/{_STAGE}{token}"
+    return f"{PRIVATE_DIR}/{_STAGING}{token}"
 
 
-def is_stage(leaf: str) -> bool:
-    """Whether an entry of `.perfkit` is a `stage_directory`."""
-    return leaf.startswith(_STAGE)
+def is_staging(leaf: str) -> bool:
+    """Whether an entry of `.perfkit` is a `staging_directory`."""
+    return leaf.startswith(_STAGING)
 
 
 def is_private(name: str) -> bool:
@@ -68,11 +68,7 @@ def is_private(name: str) -> bool:
 
 
 def check_own_name(name: str) -> str:
-    """Returns `name`, if it is a file in `.perfkit`, by `check_name`.
-
-    Raises:
-        UnsafePathError: it is not.
-    """
+    """Returns `name`, if it is a file in `.perfkit`, by `check_name`; else raises UnsafePathError."""
     if not isinstance(name, str) or not is_private(name):
         raise UnsafePathError(str(name), f"it is not in {PRIVATE_DIR}")
     check_name(name.removeprefix(f"{PRIVATE_DIR}/"))
@@ -88,29 +84,21 @@ def check_recorded_name(name: str) -> str:
     if not isinstance(name, str) or not is_private(name):
         return check_name(name)
     leaf = check_own_name(name).split("/")[1]
-    if leaf in _RESERVED or is_stage(leaf):
+    if leaf in _RESERVED or is_staging(leaf):
         raise UnsafePathError(name, "it is reserved for perfkit's transactions")
     return name
 
 
 def check_staged_name(name: str) -> str:
-    """Returns `name`, if it is a staged or fetched file, from which a change takes its new files.
-
-    Raises:
-        UnsafePathError: it is not.
-    """
+    """Returns `name`, if it is a staged or fetched file, from which changes take new files; else UnsafePathError."""
     directory = check_own_name(name).split("/")[1]
-    if not (is_stage(directory) or name.startswith(f"{FETCH}/")):
+    if not (is_staging(directory) or name.startswith(f"{FETCH}/")):
         raise UnsafePathError(name, "it is neither a staged nor a fetched file")
     return name
 
 
 def check_stored_name(name: str) -> str:
-    """Returns `name`, if it is a stored object.
-
-    Raises:
-        UnsafePathError: it is not.
-    """
+    """Returns `name`, if it is a stored object; else raises UnsafePathError."""
     if not isinstance(name, str) or not _OBJECT.fullmatch(name):
         raise UnsafePathError(str(name), "it is not a stored object")
     return name

@@ -172,6 +172,9 @@ def link_or_copy(rootdir: RootDir, name: str, fd: int, target: str) -> None:
     """Make `target` a hard link to the open file `name`, or a copy with its mode and times where that is impossible.
 
     Empty files are never linked: a tree may have more of them than a file system allows links.
+
+    Raises:
+        FileChangedError: the file was replaced during the call.
     """
     found = os.fstat(fd)
     if found.st_size:

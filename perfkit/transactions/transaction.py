@@ -69,7 +69,7 @@ class Transaction:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._ended = True
         if kind is not None:
-            self._committer.discard_stage()
+            self._committer.discard_staged()
         else:
             self.result = self._commit()
 

@@ -196,7 +196,7 @@ class Tree:
             self._history.changes_between(numbers, undo=undo, into=changes)
             return [name for name in map(changes.name, changes.rows()) if not is_private(name)]
         finally:
-            self._committer.discard_stage()
+            self._committer.discard_staged()
 
     def shares_content(self) -> tuple[bool, bool]:
         """Whether replaced files are kept as hard links, and whether copies are reflinks; neither uses space."""

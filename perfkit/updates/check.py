@@ -137,9 +137,9 @@ def _view(root: str, changed: Mapping[str, str | None], manifest: Manifest) -> I
     shutil.rmtree(view, ignore_errors=True)  # left by a crash
     try:
         _link(root, view, changed)
-        stage = os.path.join(root, layout.FETCH, "")
-        _set_modes(view, changed, manifest, stage)
-        yield view, [path for path in map(os.path.realpath, filter(None, changed.values())) if path.startswith(stage)]
+        fetched = os.path.join(root, layout.FETCH, "")
+        _set_modes(view, changed, manifest, fetched)
+        yield view, [path for path in map(os.path.realpath, filter(None, changed.values())) if path.startswith(fetched)]
     finally:
         shutil.rmtree(view, ignore_errors=True)
 
@@ -183,13 +183,13 @@ def _link_siblings(root: str, view: str, directory: str, names: Iterable[str]) -
         os.close(at)
 
 
-def _set_modes(view: str, changed: Mapping[str, str | None], manifest: Manifest, stage: str) -> None:
+def _set_modes(view: str, changed: Mapping[str, str | None], manifest: Manifest, fetched: str) -> None:
     """Set the executable bits: of staged files in place; of a file of the tree with another mode, on a copy."""
     for name, content in changed.items():
         path, at = os.path.join(view, name), manifest.find(name)
         if content is None or at is None or bool(os.stat(path).st_mode & 0o100) == manifest.executable(at):
             continue
-        if not os.path.realpath(path).startswith((stage, view)):
+        if not os.path.realpath(path).startswith((fetched, view)):
             original = os.path.realpath(path)
             os.unlink(path)
             shutil.copyfile(original, path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config
 from perfkit.downloads.file_origin import digest_of
-from perfkit.downloads.http.urls import unsigned
+from perfkit.downloads.http.urls import is_url, unsigned
 from perfkit.errors import UpdateError
 from perfkit.filesystem.compact import FileBytes
 from perfkit.filesystem.own_files import create_unnamed, open_own, read_record, write_record
@@ -116,15 +116,11 @@ def _write_serials(root: str, serials: Mapping[str, int]) -> None:
 
 def as_recorded(source: str) -> str:
     """A source as the tree's records have it, which others can read: a URL without user, password and signature."""
-    return unsigned(source) if _is_url(source) else source
+    return unsigned(source) if is_url(source) else source
 
 
 def _key(source: str) -> str:
-    return digest_of(source) if _is_url(source) else source
-
-
-def _is_url(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
+    return digest_of(source) if is_url(source) else source
 
 
 def require_managed(dest: str) -> None:

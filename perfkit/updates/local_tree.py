@@ -217,7 +217,7 @@ class LocalTree(Mapping[str, ExistingFile]):
 
     def open_blob(self, digest: bytes) -> BinaryIO | None:
         """A file with this content, unbuffered, among those that were read, or else in the history; None: it can't be
-        opened, or is no regular file any more.
+        opened, or is no longer a regular file.
 
         Others may have written to it since: verify what you read.
         """

@@ -31,7 +31,7 @@ class Signers(NamedTuple):
         """The signers that a caller names, each key as its base64 line or by the path of its file; None: no keys.
 
         Raises:
-            ConfigError: one is no key, or there are fewer keys than have to sign.
+            ConfigError: one is not a key, or there are fewer keys than have to sign.
         """
         keys = tuple(sorted(read_public_keys(public_keys)))
         if not keys and threshold == 1:

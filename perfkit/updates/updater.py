@@ -500,12 +500,12 @@ def _differing(installed: Manifest, wanted: Manifest, local: LocalTree) -> tuple
     return before, after
 
 
-def _remove_staged(stage: str, names: Iterable[str], *, keep: frozenset[str]) -> bool:
+def _remove_staged(directory: str, names: Iterable[str], *, keep: frozenset[str]) -> bool:
     """Remove fetched files, except those that the next sync revalidates; returns whether any was removed."""
     removed = False
     for name in names:
         if name not in keep:
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(stage, name))
+                os.unlink(os.path.join(directory, name))
                 removed = True
     return removed

@@ -231,7 +231,7 @@ def test_a_link_may_be_left_out() -> None:
 
 def test_bombs_are_refused() -> None:
     """By ratio and by count, before any member is fetched; one that lies about its size, while it is unpacked."""
-    limits = Limits(free_bytes=1 << 20, ratio=100, members=50)
+    limits = Limits(ratio_from_bytes=1 << 20, ratio=100, members=50)
     zeros = bytes(3 << 20)
     with pytest.raises(ManifestError, match="to 1"):
         unpack(make_zip({"zeros": zeros}), limits=limits)

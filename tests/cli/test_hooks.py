@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from perfkit.cli import main
 from tests.support.fakes import MisbehavingServer
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
+from tests.support.waiting import wait_until
 
 Capture = pytest.CaptureFixture[str]
 
@@ -87,10 +87,7 @@ time.sleep(600)
     assert sync(cli_origin, "--check", python(tmp_path, code), "--check-timeout", "1.5") == 1
     assert "took longer than 1.5 s" in capsys.readouterr().err
     pid = int((tmp_path / "pid").read_text())
-    deadline_s = time.monotonic() + 30
-    while _runs(pid):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    wait_until(lambda: not _runs(pid))
 
 
 @pytest.mark.once
@@ -168,10 +165,7 @@ def test_what_a_command_leaves_running(cli_origin: Origin, tmp_path: Path) -> No
     assert sync(cli_origin, "--check", f"{leave} check", "--on-change", f"{leave} change") == 0
     check, change = (int((tmp_path / name).read_text()) for name in ("check", "change"))
     try:
-        deadline_s = time.monotonic() + 30
-        while _runs(check):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
+        wait_until(lambda: not _runs(check))
         assert _runs(change)
     finally:
         os.kill(change, signal.SIGKILL)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from perfkit.server.server import Server
 from tests.support.command import BODY, Capture, complaints, get, interrupt, read_until, start
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import Origin
+from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
@@ -176,10 +176,7 @@ def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path, war
     body = os.urandom(1 << 20)
     server = misbehaving(lambda x: x.serve(body, pause=x.server.stopped.wait if x.number == 1 else None))
     with running(warm_python, "get", "-d", "out", "--segments", "1", f"{server.url}/f") as process:
-        deadline = time.monotonic() + 20
-        while not any(path.stat().st_blocks > 600 for path in (tmp_path / "out").glob("*part")):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: any(path.stat().st_blocks > 600 for path in (tmp_path / "out").glob("*part")))
         _, err = interrupt(process)
     lines = err.decode().splitlines()
     assert re.search(r"0 of 1 file, .*; 1 not finished; \d+\.\d KiB kept in partial files$", lines[-2])

@@ -201,12 +201,12 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         dest = "~/one"
         client_cert = ["c.pem", "~/k.pem"]
         [trees.two]
-        source = "http://h/"
+        source = "HTTP://h/"
         dest = "/two"
         ca_bundle = "system"
         """)
     one, two = read_entries(str(tmp_path / "perfkit.toml"), command_parser().commands()["sync"].filled()).values()
-    assert (one.source, one.dest, two.source, two.dest) == ("/home/me/list", "/home/me/one", "http://h/", "/two")
+    assert (one.source, one.dest, two.source, two.dest) == ("/home/me/list", "/home/me/one", "HTTP://h/", "/two")
     assert one.settings["client_cert"] == (str(tmp_path / "c.pem"), "/home/me/k.pem")
     assert [tree.settings["ca_bundle"] for tree in (one, two)] == [str(tmp_path / "ca.pem"), "system"]
 

@@ -24,6 +24,7 @@ from perfkit.server.server import Server
 from tests.support.partial_files import held
 from tests.support.tools import first_everywhere
 from tests.support.trees import Tree, tree_of, write_tree
+from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
 ROOT = Path(__file__).parents[2]
@@ -133,11 +134,7 @@ def test_celery_tasks_change_the_tree_once(project: Project) -> None:
     answers = project.root / "answers"
     command += ["--without-mingle", "--without-gossip", "--without-heartbeat"]
     with project.running(*command, ending=signal.SIGKILL) as worker:  # SIGTERM takes it 5 s, without a task too
-        until = time.monotonic() + 60
-        while not answers.exists() or answers.read_text(encoding="utf-8").count("\n") < 4:
-            assert worker.poll() is None
-            assert time.monotonic() < until, "not all tasks ended"
-            time.sleep(0.05)
+        wait_until(lambda: answers.exists() and answers.read_text(encoding="utf-8").count("\n") == 4, worker, 60)
     assert sorted(answers.read_text(encoding="utf-8").splitlines()) == ["1 blocks", "1 none", "1 none", "1 none"]
     assert (project.told(), tree_of(project.tree)) == (["1"], FIRST)
 
@@ -219,10 +216,7 @@ execute_from_command_line(["manage.py", "perfkit_download", f"{SOURCE}large", *s
     with subprocess.Popen(
         [*command, "--limit-rate", "200K"], env=project.environment, cwd=project.root, stderr=subprocess.PIPE, text=True
     ) as first:
-        until = time.monotonic() + 20
-        while held(project.root / "large") < 250_000:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        wait_until(lambda: held(project.root / "large") >= 250_000, first)
         first.send_signal(signal.SIGINT)
         _, told = first.communicate(timeout=20)
     assert (first.returncode, told) == (130, "interrupted; run the same command again to resume\n")

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from perfkit import Config, HTTPStatusError, Toolkit, TransferError
 from perfkit.cli import main
 from tests.support.partial_files import held
 from tests.support.tools import need
+from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
 MakeKit = Callable[..., Toolkit]
@@ -176,9 +176,7 @@ def test_resumption_after_a_kill(nginx: TlsNginx, tmp_path: Path, warm_python: W
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     killed = warm_python.start(*command, "--header", "X-Rate: 1m", env=environment, **quiet)
     try:
-        while held(tmp_path / "f") < 256 << 10:  # less would not be worth a comparison
-            assert killed.poll() is None, "it ended before it recorded bytes in a journal"
-            time.sleep(0.01)
+        wait_until(lambda: held(tmp_path / "f") >= 256 << 10, killed)  # less would not be worth a comparison
     finally:
         killed.kill()
         killed.wait()

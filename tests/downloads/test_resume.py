@@ -15,9 +15,9 @@ import pytest
 
 from perfkit import Toolkit, TransferError
 from perfkit.downloads.partial_file import part_path
-from tests.support.command import wait_until
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.partial_files import held
+from tests.support.waiting import wait_until
 from tests.support.warm import Program, WarmPython
 
 BODY = random.Random(11).randbytes(4 << 20)
@@ -72,11 +72,7 @@ def kill_when(warm: WarmPython, url: str, dest: Path, least: int) -> int:
     """Run a download in a process of its own; `kill -9` when so much is in its journal. Says how much that was."""
     process = warm.start("-c", PROGRAM, url, dest)
     try:
-        deadline = time.monotonic() + 20
-        while held(dest) < least:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: held(dest) >= least, process)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -206,9 +202,7 @@ def other_process(misbehaving: Start, tmp_path: Path, warm_python: WarmPython) -
     url = f"{misbehaving(origin).url}/file"
     process = warm_python.start("-c", PROGRAM, url, tmp_path / "file")
     try:
-        while held(tmp_path / "file") == 0:
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_until(lambda: held(tmp_path / "file"), process)
         yield origin, url, process
     finally:
         process.kill()

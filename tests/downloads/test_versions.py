@@ -20,6 +20,7 @@ from perfkit.errors import CancelledError, TransferTimeoutError
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.kits import QUICK
+from tests.support.waiting import wait_until
 
 BODY = os.urandom(200_000)
 
@@ -259,17 +260,10 @@ def test_probes_and_transfers_pass_one_gate(
     thread = threading.Thread(target=work.pop(refused))
     thread.start()
     assert told.wait(30)
-    assert _eventually(lambda: manager._limiter.resumes_s(server.url.removeprefix("http://")) > 0)
+    wait_until(lambda: manager._limiter.resumes_s(server.url.removeprefix("http://")) > 0)
     work.popitem()[1]()
     thread.join()
     assert times[1] - times[0] >= 0.95
-
-
-def _eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return holds()
 
 
 def test_a_probe_takes_a_place_at_its_host(misbehaving: Start, tmp_path: Path) -> None:

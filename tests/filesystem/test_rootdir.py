@@ -64,7 +64,7 @@ def test_names_that_are_not_plain_are_refused(root: RootDir, tmp_path: Path, nam
 
 def test_two_names_deeper_than_the_cache(root: RootDir) -> None:
     """No descriptor is used after it was closed: between deep directories the right files are renamed and linked."""
-    one, other = (make_directories(root, leaf, 300) for leaf in "ab")
+    one, other = (make_directories(root, leaf, 150) for leaf in "ab")
     write(root, f"{one}/file", b"of a")
     write(root, f"{other}/file", b"of b")
     root.rename(f"{one}/file", f"{other}/moved")
@@ -78,7 +78,7 @@ def test_two_names_deeper_than_the_cache(root: RootDir) -> None:
 def test_a_thousand_levels(root: RootDir) -> None:
     """No recursion limit, a bounded number of descriptors, and none left open."""
     before = len(os.listdir("/proc/self/fd"))
-    deep = make_directories(root, "d", 1500)
+    deep = make_directories(root, "d", 1100)
     write(root, f"{deep}/file", b"deep")
     root.close_cached()
     assert read(root, f"{deep}/file") == b"deep"

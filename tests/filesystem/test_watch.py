@@ -100,7 +100,7 @@ def test_a_removed_root_dirties_everything(tmp_path: Path) -> None:
 
 
 def test_watchdog_is_imported_only_by_a_watch() -> None:
-    """Nor do the other rooms come with the Toolkit."""
+    """Nor does creating a Toolkit import the packages that it may never need."""
     code = (
         "import sys\nfrom perfkit import Toolkit\nToolkit().close()\n"
         "late = {'watchdog', 'pathspec', 'perfkit.filesystem.batch', 'perfkit.filesystem.hashing.hash_file'}\n"

@@ -24,10 +24,10 @@ from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish.on_change import publish_on_change
 from perfkit.releases.publish.source_tree import SourceTree
 from perfkit.server.server import Server
-from tests.support.command import wait_until
 from tests.support.files import make
 from tests.support.signing import OLD
 from tests.support.trees import tree_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.once
 
@@ -277,8 +277,8 @@ def test_ctrl_c_while_it_compresses(tmp_path: Path, options: tuple[str, ...]) ->
     try:
         wait_until(lambda: list(tmp_path.glob("site/objects/.*")))  # it has begun to write
         hashed_s = _processor_s(process.pid)
-        while (before := _processor_s(process.pid)) < hashed_s + 0.2:
-            time.sleep(0.02)
+        wait_until(lambda: _processor_s(process.pid) >= hashed_s + 0.2, process)
+        before = _processor_s(process.pid)
     finally:
         process.send_signal(signal.SIGINT)
     _, status, used = os.wait4(process.pid, 0)

@@ -134,7 +134,7 @@ def test_check_finds_damage_of_any_object(kit: Toolkit, site: Path) -> None:
 
 
 def test_no_site(kit: Toolkit, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no directory of a site"):
+    with pytest.raises(ConfigError, match="is not a site"):
         kit.check_site(tmp_path)
     with pytest.raises(UpdateError, match="not managed by perfkit"):
         kit.prune(tmp_path)

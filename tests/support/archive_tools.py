@@ -191,7 +191,7 @@ class Drip:
         return piece
 
 
-def unpack_zip(data: bytes, selection: Selection = Selection(), limits: Limits = Limits()) -> dict[str, bytes]:
+def unpack_zip(data: bytes, selection: Selection = Selection(), limits: Limits | None = None) -> dict[str, bytes]:
     """All wanted members of a zip archive, by way of directory, ranges and streams."""
     members = read_directory(Ranges(data), len(data), selection=selection, limits=limits)
     found: dict[int, bytes] = {}

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,13 +61,6 @@ def read_until(pipe: Any, text: bytes, timeout_s: float = 30.0) -> bytes:
         assert data, f"{text!r} not in {seen!r}"
         seen += data
     return seen
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:

@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import wait_until
+
 DASK = ["dask.__main__", "distributed.cli.dask_scheduler", "distributed.cli.dask_worker", "perfkit.contrib.dask"]
 
-_WAIT_S = 60.0
 _PROGRAM = """
 import json, os, sys
 import dask
@@ -54,7 +54,7 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         self._start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-        wait_until(self._file.exists)
+        wait_until(self._file.exists, timeout_s=60)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,11 +100,3 @@ class Cluster:
             output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         return json.loads(output)
-
-
-def wait_until(holds: Any) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + _WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.02)

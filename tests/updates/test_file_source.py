@@ -99,7 +99,7 @@ def test_what_can_not_be_decompressed(
     kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain data, damage, a bomb, and sources of other types: nothing is changed, and the next sync fetches anew."""
-    monkeypatch.setattr("perfkit.updates.sources.file_source.Limits", partial(Limits, free_bytes=1 << 20))
+    monkeypatch.setattr("perfkit.updates.sources.file_source.Limits", partial(Limits, ratio_from_bytes=1 << 20))
     for name, content, words in (
         ("plain.gz", OLD, "is not compressed; sync it without --decompress"),
         ("cut.gz", gzip.compress(OLD)[:-10], "truncated"),
@@ -206,3 +206,14 @@ def test_wrong_checksums(kit: Toolkit, counting: Counting, site: Path, tmp_path:
     assert counting.asked == []
     kit.sync(counting.url + "a", tmp_path / "tree", type="file", checksums=f"md5:{hashlib.md5(OLD).hexdigest()}")
     assert tree_of(tmp_path / "tree") == {"a": OLD}
+
+
+def test_the_scheme_of_a_source_ignores_case(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """RFC 3986 section 3.1: `HTTP://` begins a URL, not a path, and names the same source as `http://`."""
+    url = counting.url.replace("http:", "HTTP:")
+    (site / "f").write_bytes(OLD)
+    (site / "list").write_text(f"{url}f\n")
+    for name in ("f", "list"):
+        kit.sync(url + name, tmp_path / name)
+        assert tree_of(tmp_path / name) == {"f": OLD}
+    assert kit.sync(counting.url + "f", tmp_path / "f").requests == 1

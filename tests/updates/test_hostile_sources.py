@@ -93,7 +93,7 @@ def served_site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 def tight_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bombs of megabytes and not of gigabytes."""
     defaults = Limits.__init__.__kwdefaults__
-    for name, value in (("members", 100), ("free_bytes", 1 << 20), ("ratio", 100)):
+    for name, value in (("members", 100), ("ratio_from_bytes", 1 << 20), ("ratio", 100)):
         monkeypatch.setitem(defaults, name, value)
 
 

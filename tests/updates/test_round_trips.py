@@ -16,10 +16,10 @@ from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.pointer import Pointer
 from perfkit.transactions import layout
 from perfkit.updates.staging import Fetcher
-from tests.support.command import wait_until
 from tests.support.kits import MakeKit
 from tests.support.sites import Origin
 from tests.support.trees import Tree, lines, noise, tree_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.once
 

@@ -237,7 +237,7 @@ def test_the_type_is_detected_from_content() -> None:
     assert detect_type("https://h/x", make_zip({})) is SourceType.ZIP
     assert detect_type("https://h/x", b"zsync: 0.6.2\nFilename: x\n") is SourceType.ZSYNC
     assert detect_type("https://h/x", METALINK.encode()) is SourceType.METALINK
-    assert detect_type("https://h/x", b"# mine\nhttps://h/a\nhttps://h/b\tname\n") is SourceType.URLS
+    assert detect_type("https://h/x", b"# mine\nhttps://h/a\nHTTPS://h/b\tname\n") is SourceType.URLS
 
 
 def test_a_long_list_is_known_by_its_complete_lines() -> None:

@@ -154,9 +154,9 @@ def _fetch(name: str, number: int, batch: Sequence[Item], dest: str) -> list[Dow
             found = dict(_downloads(worker.kit, shard, batch, dest))
         else:
             place = tempfile.TemporaryDirectory(prefix="perfkit-", dir=get_worker().local_directory)
-            with place as stage, ThreadPoolExecutor(_UPLOADS) as pool:
-                upload = functools.partial(_upload, ObjectStore(dest), stage)
-                uploads = [(at, pool.submit(upload, each)) for at, each in _downloads(worker.kit, shard, batch, stage)]
+            with place as local, ThreadPoolExecutor(_UPLOADS) as pool:
+                upload = functools.partial(_upload, ObjectStore(dest), local)
+                uploads = [(at, pool.submit(upload, each)) for at, each in _downloads(worker.kit, shard, batch, local)]
                 found = {at: each.result() for at, each in uploads}
     return [found[at] for at in range(len(batch))]
 
@@ -176,12 +176,12 @@ def _downloads(kit: Toolkit, shard: ShardCount, batch: Sequence[Item], dest: str
         yield at, download
 
 
-def _upload(store: ObjectStore, stage: str, download: Download) -> Download:
+def _upload(store: ObjectStore, local: str, download: Download) -> Download:
     """Move a file from the worker's disk to the store."""
     if download.error is not None:
         return download
     try:
-        url = store.put(download.path, os.path.relpath(download.path, stage))
+        url = store.put(download.path, os.path.relpath(download.path, local))
     except Exception as error:  # from whatever package fsspec uses
         reason = f"it was downloaded, but could not be stored: {error}"
         return replace(download, path="", error=TransferError(download.url, reason, transient=True))

@@ -92,11 +92,7 @@ def rollback(name: str, *, to: int | None = None, hold: bool = True, wait_s: flo
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
-
-    def go_back(kit: Toolkit, left_s: float) -> SyncReport:
-        return kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
-
-    return _change(tree, wait_s, go_back)
+    return _change(tree, wait_s, lambda kit, left_s: kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s))
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:

@@ -124,6 +124,6 @@ class Adapter(HTTPAdapter):
         with self._lock:
             self._pools.clear()
         for manager in (self.poolmanager, *self.proxy_manager.values()):
-            for key in manager.pools.keys():  # noqa: SIM118 - it is no mapping
+            for key in manager.pools.keys():  # noqa: SIM118 - it is not a mapping
                 manager.pools[key].close()  # urllib3 closes it only once freed, which an error's traceback delays
         super().close()

@@ -53,7 +53,7 @@ class CallersSessions:
         verify, cert = self._find_trust(session, url, ours)
         options: dict[str, Any] = {"allow_redirects": False, "timeout": timeouts(self._config)}
         if not hop.trusted:
-            request = _prepare_abroad(session, hop)
+            request = _prepare_for_other_origin(session, hop)
             options.update(session.merge_environment_settings(url, proxies, True, verify, cert))
             return self._by(ours, lambda: session.send(request, **options))
         options.update(proxies=proxies, verify=verify, cert=cert, stream=True, auth=hop.auth, headers=dict(hop.headers))
@@ -158,11 +158,11 @@ class _Borrowed:
         return no_redirects()
 
     def prepare_request(self, request: Any) -> Any:
-        request.auth = _UrlAsSpelt(request.url, request.auth or self._given.auth, self.trust_env)
+        request.auth = _UrlAsGiven(request.url, request.auth or self._given.auth, self.trust_env)
         return super().prepare_request(request)  # type: ignore[misc]
 
 
-class _UrlAsSpelt(AuthBase):
+class _UrlAsGiven(AuthBase):
     """Restores the spelling of a URL that requests normalizes, for the request and an auth object that may sign it.
 
     Args:
@@ -189,7 +189,7 @@ class _UrlAsSpelt(AuthBase):
         return request
 
 
-def _prepare_abroad(session: Any, hop: Hop) -> requests.PreparedRequest:
+def _prepare_for_other_origin(session: Any, hop: Hop) -> requests.PreparedRequest:
     """A request to another origin: without auth, params, headers or cookies of the session not made for it."""
     request = requests.PreparedRequest()
     request.method, request.url = "GET", hop.url
@@ -201,7 +201,7 @@ def _prepare_abroad(session: Any, hop: Hop) -> requests.PreparedRequest:
             jar.set_cookie(cookie)
     request.prepare_hooks(None)
     request.prepare_cookies(jar)
-    request.prepare_auth(_UrlAsSpelt(hop.url, hop.auth, hop.netrc and session.trust_env))
+    request.prepare_auth(_UrlAsGiven(hop.url, hop.auth, hop.netrc and session.trust_env))
     request.prepare_hooks(session.hooks)
     return request
 

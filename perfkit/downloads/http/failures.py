@@ -42,8 +42,8 @@ def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -
         return CancelledError(url, "cancelled")
     if exchange.expired:
         return TransferTimeoutError(url, "the response headers did not arrive in time", transient=True)
-    causes = _chain(error)
-    root = _telling(causes)
+    causes = _causes_of(error)
+    root = _root_cause(causes)
     by_proxy = next((each for each in causes if isinstance(each, ProxyError)), None)
     reason = f"the proxy cannot be used: {_text(root)}" if by_proxy is not None else _text(root)
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in causes):
@@ -54,10 +54,10 @@ def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -
         return TransferTimeoutError(url, reason if "timed out" in reason else f"timed out: {reason}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead) for each in causes):
         return TransferError(url, "the connection closed before the response was complete", transient=True)
-    return TransferError(url, reason, transient=_may_pass(error, causes))
+    return TransferError(url, reason, transient=_is_transient(error, causes))
 
 
-def _may_pass(error: Exception, causes: Sequence[BaseException]) -> bool:
+def _is_transient(error: Exception, causes: Sequence[BaseException]) -> bool:
     """Whether another try may help."""
     if any(isinstance(each, http.client.LineTooLong) for each in causes):
         return False
@@ -80,10 +80,10 @@ def answer_in(error: Exception) -> requests.Response | None:
 
 def is_stale(error: Exception) -> bool:
     """Whether the peer closed a kept connection before it sent anything."""
-    return any(isinstance(each, BrokenPipeError | ConnectionResetError) for each in _chain(error))
+    return any(isinstance(each, BrokenPipeError | ConnectionResetError) for each in _causes_of(error))
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _causes_of(error: BaseException) -> list[BaseException]:
     """The error, what caused it, and what urllib3 and requests keep in `reason` and `args`, outermost first."""
     chain: list[BaseException] = []
     queue: list[object] = [error]
@@ -95,7 +95,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _telling(causes: Sequence[BaseException]) -> BaseException:
+def _root_cause(causes: Sequence[BaseException]) -> BaseException:
     """The error to quote. Those of requests and urllib3 around it quote memory addresses, and secrets in the URL."""
     for each in causes:
         if isinstance(each, requests.exceptions.InvalidHeader):

@@ -207,7 +207,7 @@ def parse_date(text: str | None) -> datetime.datetime | None:
     """A date as RFC 9110 section 5.6.7 writes it; None if absent or unreadable."""
     if not text or len(text) > _DATE_MOST:
         return None
-    from email.utils import parsedate_to_datetime  # seldom needed, and slow: a tenth of a short command's time
+    from email.utils import parsedate_to_datetime  # rarely needed, and slow: a tenth of a short command's time
 
     try:
         date = parsedate_to_datetime(text)

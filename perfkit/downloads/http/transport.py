@@ -78,12 +78,10 @@ class Response(Protocol):
     @property
     def headers(self) -> Mapping[str, str]:
         """By name in lower case; repeated ones are joined with commas (RFC 9110 section 5.3)."""
-        ...
 
     @property
     def url(self) -> str:
         """Where the response came from, after redirects."""
-        ...
 
     def read1(self, most: int) -> bytes | memoryview:
         """What has arrived, up to `most` bytes, waiting for at least one; nothing at the end of the body. A memoryview
@@ -94,15 +92,12 @@ class Response(Protocol):
             TransferTimeoutError: the peer was silent for too long.
             CancelledError: the transfer was cancelled.
         """
-        ...
 
     def path(self) -> Path | None:
         """The network path that it takes; None if unknown."""
-        ...
 
     def end_after(self, count: int) -> None:
         """Announce that at most `count` more bytes will be read, so the server need not send more."""
-        ...
 
     def __enter__(self) -> Response: ...
     def __exit__(
@@ -124,15 +119,12 @@ class Transport(Protocol):
             ConfigError: the URL is not an unambiguous http or https URL.
             CancelledError: cancelled.
         """
-        ...
 
     def expire(self) -> None:
         """End requests whose response is overdue. Called a few times a second while work is under way."""
-        ...
 
     def path(self) -> Path | None:
         """The shortest path of the responses being read; None if unknown."""
-        ...
 
     def close(self) -> None: ...
 

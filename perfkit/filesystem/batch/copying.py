@@ -51,24 +51,24 @@ def copy_tree(
     if not fresh and not (os.path.isdir(target) and (merge or not os.listdir(target))):
         why = "is not empty" if os.path.isdir(target) else "is not a directory"
         raise FileExistsError(errno.EEXIST, f"the destination {why}", target)
-    stage = temporary_path(target) if fresh else target
+    place = temporary_path(target) if fresh else target
     if fresh:
-        os.mkdir(stage, 0o700)
+        os.mkdir(place, 0o700)
     run = BatchRun(on_error, progress, "linking" if link else "copying")
     try:
         if progress is not None:
             run.expect(*totals(source))
-        copier = _Copier(source, stage, link=link, replace=not fresh)
+        copier = _Copier(source, place, link=link, replace=not fresh)
         run.execute(copier.batch, copier.batches(run))
         if not (run.failed and on_error == "stop"):
             copier.finish(run)
-            _set_metadata(stage, top.st_mode, top.st_mtime_ns)
+            _set_metadata(place, top.st_mode, top.st_mtime_ns)
             if fresh:
-                os.rename(stage, target)
+                os.rename(place, target)
                 fresh = False
     finally:
         if fresh:
-            shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
     run.close()
     return CopyResult(run.files, copier.made, run.bytes, run.how.get("reflink", 0), run.how.get("link", 0))
 

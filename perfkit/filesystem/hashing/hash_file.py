@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable
 from itertools import count
-from types import TracebackType
 from typing import NamedTuple
 
 from perfkit.errors import ConfigError, FileChangedError
@@ -97,16 +96,11 @@ class _Source:
     def __enter__(self) -> _Source:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)  # this ends the lease
 
     def feed(self, update: Callable[[memoryview], object], start: int, end: int, buffer: memoryview) -> None:
-        """Pass the bytes from `start` to `end` to `update`, in pieces.
-
-        Raises:
-            FileChangedError: the file is shorter.
-            OSError: it can't be read.
-        """
+        """Pass the bytes from `start` to `end` to `update`, in pieces."""
         while start < end:
             mappable = self._leased and self.size >= _MAP_FROM_BYTES and end - start >= _MAP_MIN_BYTES
             window = self._map(start, min(end, start + _WINDOW_BYTES)) if mappable else None

@@ -115,7 +115,7 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
             for start in range(0, run.length, MAX_GROUP_BYTES):
                 length = min(MAX_GROUP_BYTES, run.length - start)
                 source = Span(run.old_entry, run.old_offset + start, length)
-                yield functools.partial(_as_it_was, source, Span(entry, run.offset + start, length))
+                yield functools.partial(_unchanged_group, source, Span(entry, run.offset + start, length))
             at = run.offset + run.length
     kinds: tuple[list[Span], list[Span]] = ([], [])
     for entry in between.wanted:
@@ -153,7 +153,8 @@ def exact_runs(old: BlobReader, new: Manifest, pieces: FrameTable, entries: Iter
     return {entry: runs for entry, runs in long.items() if runs}
 
 
-def _as_it_was(source: Span, output: Span) -> tuple[Group, bytes]:
+def _unchanged_group(source: Span, output: Span) -> tuple[Group, bytes]:
+    """The group of a range that is the same in both releases."""
     frame, differences = no_differences()
     return Group((source,), (output,), len(frame), differences, (0,)), frame
 

@@ -106,7 +106,7 @@ def expiry(expires_s: float | None) -> int:
     """The Unix time in so many seconds; 0 for None.
 
     Raises:
-        ConfigError: it is no time within the next 100 years.
+        ConfigError: it is not a time within the next 100 years.
     """
     if expires_s is None:
         return 0
@@ -206,7 +206,7 @@ def check_places(src: str, site: str) -> None:
     """Check that `src` is a directory, and that `site` is not in it.
 
     Raises:
-        ConfigError: `src` is no directory, or `site` is in it.
+        ConfigError: `src` is not a directory, or `site` is in it.
     """
     if not os.path.isdir(src):
         raise ConfigError(f"{src} is not a directory; give the directory to publish")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from perfkit.errors import FileChangedError, UnsafePathError
-from perfkit.filesystem.paths import name_errors, name_matcher
+from perfkit.filesystem.paths import name_errors, name_matcher, parents
 from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -130,17 +130,17 @@ class SourceTree:
         Raises:
             UnsafePathError, OSError: as `read_all`; the entries are then as they were.
         """
-        names = {name for name in names if not any(parent in names for parent in _parents(name))}
+        names = {name for name in names if not any(parent in names for parent in parents(name))}
         with Stage(None, "") as shown:
             places = (each for name in sorted(names) for each in self._at(name))
             found = {entry.name: entry for name, status in places for entry in self._entry(name, status.st_mode, shown)}
-        gone = [name for name in self.entries if name in names or any(parent in names for parent in _parents(name))]
+        gone = [name for name in self.entries if name in names or any(parent in names for parent in parents(name))]
         for name in gone:
             del self.entries[name]
         self.entries.update(found)
 
     def _at(self, name: str) -> Iterator[tuple[str, os.stat_result]]:
-        if any(self._excluded(each) for each in (name, *_parents(name))):
+        if any(self._excluded(each) for each in (name, *parents(name))):
             return
         try:
             status = self._status(name)
@@ -261,8 +261,3 @@ def _type_error(name: str, mode: int, links: Links) -> UnsafePathError | None:
     else:
         reason = "it is a symbolic link; exclude it, or skip or follow links (--links)"
     return UnsafePathError(name, reason)
-
-
-def _parents(name: str) -> Iterator[str]:
-    while name := name.rpartition("/")[0]:
-        yield name

@@ -86,7 +86,7 @@ def check_site(path: str, progress: Progress | None = None) -> SiteReport:
 def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
     """Remove the objects that no release has needed for a day. See `Toolkit.prune`."""
     site = Site(path, wait_s=wait_s)
-    _pointer(site)  # raises before a lock is created in a directory that is no site
+    _pointer(site)  # raises before a lock is created in a directory that is not a site
     with contextlib.nullcontext() if dry_run else site:
         pointer = _pointer(site)
         history = History.parse(site.get(pointer.history))
@@ -106,7 +106,7 @@ def promote(
 ) -> Pointer:
     """Make a channel offer a release of a site. See `Toolkit.promote`."""
     name, expires = channel_name(channel), expiry(expires_s)
-    _pointer(Site(path))  # raises before a lock is created in a directory that is no site
+    _pointer(Site(path))  # raises before a lock is created in a directory that is not a site
     with Site(path, wait_s=wait_s) as site:
         current = _pointer(site)
         if not sign_keys and site.is_signed():
@@ -125,5 +125,5 @@ def promote(
 def _pointer(site: Site) -> Pointer:
     pointer = site.pointer() if os.path.isdir(site.objects) else None
     if pointer is None:
-        raise ConfigError(f"{site.root} is no directory of a site: it lacks perfkit.json or objects; publish to it")
+        raise ConfigError(f"{site.root} is not a site: it lacks perfkit.json or objects; publish to it first")
     return pointer

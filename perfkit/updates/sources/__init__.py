@@ -39,26 +39,21 @@ class Source(Protocol):
     @property
     def url(self) -> str:
         """As recorded in the tree; the absolute path of a local list."""
-        ...
 
     @property
     def version(self) -> str:
         """What to call this version: that of a release, or else a name with a validator or a date."""
-        ...
 
     @property
     def serial(self) -> int:
         """Increases with each release; one below the highest ever installed is refused. 0: the source has none."""
-        ...
 
     @property
     def keep_staged(self) -> frozenset[str]:
         """Names in the staging area that the next sync revalidates; all others are removed after a sync."""
-        ...
 
     def unchanged(self) -> bool:
         """Whether the origin still has what is installed, by the conditional request that opened the source."""
-        ...
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         """The wanted files, each with its SHA-256; not called if the source is `unchanged`.
@@ -67,22 +62,18 @@ class Source(Protocol):
             local: the files of the tree. Looking up an unmanaged file hashes it; iterating over the names does not.
             staging: takes what has to be fetched to get the digests.
         """
-        ...
 
     def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
         """The routes that `fetch` would take for these blobs, in order; for a dry run."""
-        ...
 
     def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
         """Fetch these blobs into the staging area; returns the names of the routes taken.
 
         The sync fails if a blob is still missing afterwards.
         """
-        ...
 
     def record(self) -> dict[str, object]:
         """JSON that is stored in the tree, and becomes `Installed.state`: validators, and what a repair needs.
 
         It is committed and rolled back with the files, so it always describes the files that are there.
         """
-        ...

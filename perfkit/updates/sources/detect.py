@@ -78,4 +78,4 @@ def _is_url_list(data: bytes, *, whole: bool) -> bool:
     except (UnicodeDecodeError, ConfigError):
         return False
     urls = [line[0] for line in lines if line is not None]
-    return bool(urls) and all(re.match(r"https?://[^\s<>\0]+$", url) for url in urls)
+    return bool(urls) and all(re.match(r"https?://[^\s<>\0]+$", url, re.IGNORECASE) for url in urls)

@@ -30,13 +30,9 @@ class OfferedRelease:
     current: bool
 
 
-def list_releases(downloads: DownloadManager, url: str, stage: str) -> list[OfferedRelease]:
-    """The releases of a site that can be installed, newest first. See `Toolkit.releases`.
-
-    Args:
-        stage: a directory for temporary files.
-    """
-    site = SiteClient(Fetcher(downloads, stage, max_files=0), site_url(url))  # no list of files is read
+def list_releases(downloads: DownloadManager, url: str, directory: str) -> list[OfferedRelease]:
+    """The releases of a site that can be installed; `directory` is for temporary files. See `Toolkit.releases`."""
+    site = SiteClient(Fetcher(downloads, directory, max_files=0), site_url(url))  # no list of files is read
     current = Pointer.parse(site.pointer()[0])
     found = (OfferedRelease(each.version, each.serial, each.serial == current.serial) for each in _all(site, current))
     return sorted(found, key=lambda each: -each.serial)

@@ -12,6 +12,7 @@ from perfkit.archives.decompress import DecompressedStream
 from perfkit.archives.members import Limits
 from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, read_checksum_file
 from perfkit.downloads.checksums import Checksum, parse_checksum
+from perfkit.downloads.http.urls import is_url
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, ManifestError
@@ -135,7 +136,7 @@ class PromisedFile:
         self._mirrors = spec.mirrors
         self._checksum = checksum
         self.signers = signers
-        self._keys = () if is_url(spec.checksums) else signers.keys
+        self._keys = () if is_url(spec.checksums or "") else signers.keys  # else that file has to be signed
 
     @property
     def description(self) -> str:
@@ -168,11 +169,6 @@ class PromisedFile:
         (found,) = self._fetcher.get([request])
         self.signers.remember()
         return found.path
-
-
-def is_url(checksums: str | None) -> bool:
-    """Whether the checksum file is fetched; then it has to be signed instead of the file."""
-    return (checksums or "").lower().startswith(("http://", "https://"))
 
 
 def find_checksum(fetcher: Fetcher, spec: SourceSpec, signers: FileSigners) -> Checksum:

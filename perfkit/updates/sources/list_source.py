@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from perfkit.downloads.http.semantics import Version
+from perfkit.downloads.http.urls import is_url
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
 from perfkit.filesystem.hashing.hash_file import hash_file
@@ -38,14 +39,14 @@ def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Instal
     """
     base = None
     path = os.path.abspath(source)
-    if source.startswith(("http://", "https://")):
+    if is_url(source):
         base = source
         (found,) = fetcher.get([Request(source, _NAME, max_bytes=LIST_BYTES)], phase="reading the list")
         path = found.path
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigError(f"{source}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
+        raise ConfigError(f"{source}: {error.strerror}; a source is an http or https URL, or a list of URLs") from error
     with open(descriptor, "rb") as file:
         if os.fstat(file.fileno()).st_size > LIST_BYTES:
             raise ManifestError(f"{source}: the list is larger than {LIST_BYTES} bytes")
@@ -118,7 +119,7 @@ class ListSource:
         self._reopened = reopened
         self._record: dict[str, object] = dict(installed.state)
         self._fetched = False
-        self._home = url if url.startswith(("http://", "https://")) else None  # a local list is the caller's own
+        self._home = url if is_url(url) else None  # a local list is the caller's own
 
     def unchanged(self) -> bool:
         return self._reopened  # otherwise each file has to be revalidated

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from perfkit.downloads.checksums import parse_checksum
-from perfkit.downloads.http.urls import split_url
+from perfkit.downloads.http.urls import is_url, split_url
 from perfkit.downloads.probe import Probe
 from perfkit.errors import (
     CancelledError,
@@ -60,7 +60,7 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     """
     location, type, probed = spec.location, spec.type, None
     fetcher.use_mirrors(location, ())
-    if not location.startswith(("http://", "https://")):
+    if not is_url(location):
         type = _local_type(location, type)
     elif type is None:
         type = _installed_type(location, installed)
@@ -155,7 +155,7 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
             found = type or detect_type(path, file.read(FIRST_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         shown = path if path.startswith(("/", ".")) else masked(path)  # it may be a mistyped URL with a password
-        raise ConfigError(f"{shown}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
+        raise ConfigError(f"{shown}: {error.strerror}; a source is an http or https URL, or a list of URLs") from error
     if found is None or found not in _LISTS:
         what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"of type {found}, not a list"
         raise ConfigError(f"{path} is {what}; give sources other than lists by their URL")

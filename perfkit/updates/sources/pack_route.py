@@ -142,7 +142,7 @@ class PackRoute:
             decode_range(self._index, each, file, staging.writer(self._manifest), wanted=pieces, shared=shared)
 
     def _delete(self, ranges: Collection[PackRange]) -> None:
-        """Delete all of these ranges: there is no telling which of them is damaged."""
+        """Delete all of these ranges: it is not known which of them is damaged."""
         staged = self._site.staged_ranges()
         for each in ranges:
             if (found := staged.find(self._index, each)) is not None:

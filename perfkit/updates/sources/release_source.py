@@ -100,9 +100,9 @@ def _refuse_outdated(site: SiteClient, pointer: Pointer, trust: Trust, demands: 
     if 0 < pointer.expires_s < time.time() and not demands.allow_expired:
         until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pointer.expires_s))
         reason = (
-            f"its publisher vouched for version {pointer.version} until {until}: a cache or mirror may be behind, "
-            "somebody may be holding back a newer release, or the publisher is late, so try again later. To install "
-            "it all the same, allow expired releases (--allow-expired)"
+            f"version {pointer.version} was valid until {until}: a cache or mirror may be behind, somebody may be "
+            "holding back a newer release, or the publisher is late, so try again later. To install it anyway, allow "
+            "expired releases (--allow-expired)"
         )
         raise ExpiredError(site.url, reason, transient=True)
     if pointer.serial < trust.serial and not demands.allow_older:

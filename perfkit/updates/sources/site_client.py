@@ -45,7 +45,7 @@ def _segments(size: int) -> int | None:
 class StagedRanges:
     """The staged ranges of packs, by the pack's digest; an interrupted run may have left wider ones than wanted."""
 
-    stage: str
+    directory: str
     ranges: Mapping[str, list[tuple[int, int]]]
 
     def find(self, index: Index, wanted: PackRange) -> tuple[str, int] | None:
@@ -53,7 +53,7 @@ class StagedRanges:
         sha256 = index.packs[wanted.pack].object.sha256
         for start, end in self.ranges.get(sha256, ()):
             if start <= wanted.start and wanted.end <= end:
-                return os.path.join(self.stage, _range_name(sha256, start, end)), start
+                return os.path.join(self.directory, _range_name(sha256, start, end)), start
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -10,6 +9,7 @@ from urllib.parse import urljoin
 from xml.etree import ElementTree
 
 from perfkit.downloads.checksums import parse_checksum
+from perfkit.downloads.http.urls import is_url
 from perfkit.downloads.request import Request
 from perfkit.downloads.request_list import split_line
 from perfkit.errors import ConfigError, ManifestError
@@ -154,7 +154,7 @@ def _parse_file(element: ElementTree.Element) -> ListedFile:
     mirrors = []
     for tag in element.iterfind(f"{_NAMESPACE}url"):
         url = (tag.text or "").strip()
-        if re.match("https?://", url, re.IGNORECASE):  # others, such as ftp, are allowed and ignored
+        if is_url(url):  # others, such as ftp, are allowed and ignored
             priority = tag.get("priority", _LAST_PRIORITY)
             mirrors.append((_integer(priority, f"priority of a URL of {name!r}"), url))
     urls = [url for _, url in sorted(mirrors, key=lambda mirror: mirror[0])]

@@ -14,8 +14,9 @@ import pytest
 from perfkit import Download, Request, UpdateError
 from perfkit.contrib.dask.batch import cut_into_shards
 from perfkit.contrib.dask.checkpoint import Checkpoint
-from tests.support.dask_cluster import Cluster, wait_until
+from tests.support.dask_cluster import Cluster
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once

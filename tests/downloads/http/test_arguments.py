@@ -232,7 +232,8 @@ def test_headers_may_be_none(tmp_path: Path) -> None:
     with FakeOrigin() as origin, Toolkit(Config(headers=None), transport=origin) as kit:
         origin.add(URL, "hello")
         kit.download(URL, tmp_path / "f", headers=None)
-        kit.download(Request(URL, headers=None), tmp_path / "f")  # type: ignore[arg-type]
+        kit.download(Request(URL, headers=None), tmp_path / "g")  # type: ignore[arg-type]
+    assert (tmp_path / "f").read_text() == (tmp_path / "g").read_text() == "hello"
 
 
 def test_download_takes_what_a_request_takes(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:

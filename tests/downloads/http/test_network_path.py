@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from perfkit.downloads.http.network_path import measured, queued
-from tests.support.command import wait_until
+from tests.support.waiting import wait_until
 
 
 def test_what_has_come_and_was_not_read() -> None:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tests.support.fakes import Exchange, MisbehavingServer, Start
 from tests.support.kits import MakeKit, fetch
 from tests.support.network import Proxy, server_context
 from tests.support.tools import unavailable
+from tests.support.waiting import wait_until
 
 BODY = b"bytes" * 1000  # too small for segments
 
@@ -211,11 +211,7 @@ def real_proxy(tmp_path: Path) -> Iterator[str]:
     ]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         try:
-            deadline_s = time.monotonic() + 20
-            while not (port.exists() and port.read_text().strip()):
-                assert process.poll() is None
-                assert time.monotonic() < deadline_s
-                time.sleep(0.02)
+            wait_until(lambda: port.exists() and port.read_text().strip(), process)
             yield f"http://127.0.0.1:{port.read_text().split()[0]}"
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # its own children with it; asked to end, it takes ten seconds

@@ -14,9 +14,9 @@ from perfkit import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.connection import POOL_CLASSES
 from perfkit.downloads.http.transport import Get, HttpTransport
-from tests.support.command import wait_until
 from tests.support.fakes import MisbehavingServer, Start
 from tests.support.network import server_context
+from tests.support.waiting import wait_until
 
 
 def connections(server: MisbehavingServer) -> int:

@@ -95,11 +95,7 @@ _FIELDS = {"workers": ("workers", "connections_per_host"), "limit_rate": ("rate_
 
 @contextlib.contextmanager
 def as_command_errors() -> Iterator[None]:
-    """Turn errors of perfkit and of the disk into `CommandError`, which Django prints as a line.
-
-    Raises:
-        CommandError: for each of them.
-    """
+    """Turn errors of perfkit and of the disk into `CommandError`, which Django prints as a line."""
     try:
         yield
     except (PerfkitError, OSError) as error:
@@ -134,14 +130,10 @@ class Outcome(NamedTuple):
 
 
 class TreesCommand(BaseCommand):
-    """A command for trees, one after the other: the failure of one does not stop the others.
-
-    Attributes:
-        names: how many trees a command line may name: `1`, `+` (any number, or `--all`), or `*` (all by default).
-    """
+    """A command for trees, one after the other: the failure of one does not stop the others."""
 
     requires_system_checks = ("perfkit",)  # a broken URLconf must not stop an update
-    names = "+"
+    names = "+"  # how many trees a command line may name: `1`, `+` (any number, or `--all`), or `*` (all by default)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         """Do the work for one tree."""
