@@ -269,14 +269,11 @@ class StagingArea:
 
     def finish(self, digest: bytes) -> None:
         """Add the file of `create`, which is written and closed; its content has this SHA-256."""
-        self._rename(self._unnamed, digest)
+        self.adopt(self._unnamed, digest)
 
     def adopt(self, path: str, digest: bytes) -> None:
-        """Add a file of the directory `stage` whose content has this SHA-256."""
-        self._rename(os.path.join(self._directory, os.path.basename(path)), digest)
-
-    def _rename(self, name: str, digest: bytes) -> None:
-        self._rootdir.rename(name, self._name(digest))
+        """Add a file of this directory whose content has this SHA-256."""
+        self._rootdir.rename(os.path.join(self._directory, os.path.basename(path)), self._name(digest))
         self._add(digest)
         self._count(files=1)
 
@@ -337,7 +334,7 @@ class StagingArea:
         name = self._name(digest) + "~"
         found = bytes.fromhex(partial.sha256 or str(hash_file(self._path(name)).sha256))
         if self._accept(digest, found):
-            self._rename(name, found)
+            self.adopt(name, found)
         else:
             self._rootdir.unlink(name)  # it stays missing; another route may supply it
 
