@@ -33,9 +33,9 @@ _PYTHON = {
 }
 
 
-def write_tree(root: Path, count: int, release: int) -> None:
-    """Files whose content differs from file to file and from release to release."""
-    for number in range(count):
+def write_tree(root: Path, count: int, release: int, *, step: int = 1) -> None:
+    """Files whose content differs from file to file and from release to release; only every `step`-th is written."""
+    for number in range(0, count, step):
         path = root / f"part-{number // 10_000:03}" / f"d{number // _PER_DIRECTORY:05}" / f"file-{number:07}.txt"
         if number % _PER_DIRECTORY == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +70,9 @@ class Commands:
         yield "rollback --to 0", self._perfkit("rollback", self._dest, "--to", "0")
         yield "sync --release", self._sync("--release", "1")
         yield "sync --release, newer", self._sync("--release", "2")
+        write_tree(second, self._count, 3, step=100)
+        yield "publish, 1 % changed", self._perfkit("publish", second, self._site, "--version", "3")
+        yield "sync, 1 % changed", self._sync()
         for options in ("--dry-run", ""):
             yield f"prune {options}".strip(), self._perfkit("prune", self._dest, "--keep", "0", *options.split())
         for command, place in (("releases", f"{self._url}/site"), ("check", self._site), ("prune", self._site)):

@@ -116,7 +116,7 @@ class Config:
     # Concurrency
     workers: int | None = None  # most files and most requests at once; None is 8 files and up to 16 requests
     segments: int = 16  # the most connections for one file; 1 turns segments off
-    min_segment_bytes: int = 256 << 10  # a range shorter than twice this is split only if its connection is slow
+    min_segment_bytes: int = 256 << 10  # a range below twice this is split only if distant or slow
     connections_per_host: int = 16  # browsers make 6, or one for HTTP/2; aria2 at most 16
     adaptive: bool = True  # start with few connections and add more while that is faster
     buffer_bytes: int = 1 << 20  # per worker; more than four share the memory of four

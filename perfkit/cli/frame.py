@@ -139,7 +139,7 @@ def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argpa
     words = given.get("places") or given.get("dests") or ([arguments.dest] if "dest" in given else [])
     if bool(words) == given.get("all", False):
         what = "a SOURCE and a DEST, or names of trees" if "places" in given else "trees"
-        raise ConfigError(f"give {what}; or --all for all trees in {_SETTINGS_FILE}")
+        raise ConfigError(f"give either {what}, or --all for all trees in {_SETTINGS_FILE}")
     known = _known_trees(arguments, words[:1] if "places" in given else words)
     names = list(dict.fromkeys(words or known))
     if not names:

@@ -150,12 +150,10 @@ class DownloadManager:
         Raises:
             TransferError, ConfigError, OSError: as the download's `error`.
         """
-        if dest.endswith(os.sep) or os.path.isdir(dest):
-            name = request.name
-            path = safe_join(dest, name) if name is not None else _unnamed(dest, request)
-        else:
-            name = path = dest
-        with contextlib.closing(self._run([(request, os.path.abspath(path), name is not None)])) as running:
+        inside = dest.endswith(os.sep) or os.path.isdir(dest)
+        path = _path_in(dest, request) if inside else dest
+        named = not inside or request.name is not None
+        with contextlib.closing(self._run([(request, os.path.abspath(path), named)])) as running:
             for _, download in running:  # closed explicitly: a Ctrl-C while a generator is garbage-collected is lost
                 if download.error is not None:
                     download.error.download = replace(download, error=None)  # type: ignore[attr-defined]
@@ -268,9 +266,7 @@ class DownloadManager:
             else:
                 url, name = item
                 request = Request(url, name)
-            if request.name is None:
-                return request, _unnamed(directory, request), False
-            return request, safe_join(directory, request.name), True
+            return request, _path_in(directory, request), request.name is not None
         except (PerfkitError, TypeError, ValueError) as error:
             if not isinstance(error, PerfkitError):
                 error = ConfigError(f"a {type(item).__name__} is neither a URL, nor a (URL, name) pair, nor a Request")
@@ -290,9 +286,7 @@ class DownloadManager:
         source = iter(placed)
         with self._root.child() as cancel:
             batch = _Batch(cancel, self._make_context(), announced=sizes is not None)
-            batch.on_end = functools.partial(
-                self._ended, batch
-            )  # one for all files: one each would make reference cycles
+            batch.on_end = functools.partial(self._ended, batch)  # one each would make reference cycles
             batch.finished.extend(first)
             self._join(batch, phase)
             self._meter.expect(total, sizes or ())
@@ -478,7 +472,9 @@ class DownloadManager:
                 batch.wake()
 
 
-def _unnamed(directory: str, request: Request) -> str:
+def _path_in(directory: str, request: Request) -> str:
+    if request.name is not None:
+        return safe_join(directory, request.name)
     return os.path.join(directory, safe_basename(request.url_name) or _DEFAULT_NAME)
 
 

@@ -168,8 +168,9 @@ class PartialFile:
         """
         if size is not None and size >= _SPACE_CHECK_BYTES:
             space = os.statvfs(os.path.dirname(self.path) or ".")
-            if size > space.f_bavail * space.f_frsize:
-                raise OSError(errno.ENOSPC, f"{size} bytes needed, {space.f_bavail * space.f_frsize} free", self.dest)
+            if size > (free := space.f_bavail * space.f_frsize):
+                what = f"No space left on device: {size} bytes are needed, {free} are free"
+                raise OSError(errno.ENOSPC, what, self.dest)
         found = self._open()
         if found:
             self._has_journal = None

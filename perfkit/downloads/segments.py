@@ -14,9 +14,10 @@ Range = tuple[int, int]  # start, end (exclusive)
 
 _RANGE_S = 2.0  # a range is about what a connection fetches in this time,
 _RANGES = 32  # but at least what is missing divided by this: each costs a round trip
-_ROUND_TRIPS = 4  # a range that takes no longer than this many is not split
+_ROUND_TRIPS = 2  # a range that takes no longer than this many is not split, nor than two more to open a connection
 _FAR_S = 0.02
 _FIRST_BYTES, _MOST_DOUBLINGS = 14_600, 40  # a connection starts with ten packets (RFC 6928), and doubles that
+_BEHIND = 3  # round trips by which losses in a full queue delay a connection's slow start
 _SLOW_S = 2.0
 _LONG_S = 0.5  # a short range that takes longer is split anyway, if that is worth the round trips
 _YOUNG_S = 1.0
@@ -47,6 +48,7 @@ class Runner:
     came_s: float  # when bytes last arrived
     asked_end: int | None  # the segment's end when the runner began
     fresh: bool  # whether it has to open a connection
+    replaced: bool = False  # whether its connection was closed at the end
     first_s: float = 0.0  # when the first bytes arrived
     marks: list[tuple[float, int]] = field(default_factory=list)  # two earlier times and positions
 
@@ -64,12 +66,12 @@ class Runner:
         since_s, position = self.marks[0] if self.marks else (self.started_s, self.start)
         return (self.position - position) / max(1e-3, now - since_s)
 
-    def seconds_left(self, now: float, pace: float, round_trip_s: float) -> float:
+    def seconds_left(self, now: float, pace: float, round_trip_s: float, behind: int = _BEHIND) -> float:
         """Estimated time to the end. A connection in slow start doubles its speed each round trip (RFC 5681); another
         that has just begun counts as at least as fast as the others; a silent one, as staying silent for as long again.
         """
         left = self.remaining or 0
-        if self._in_slow_start(now, round_trip_s):
+        if self._in_slow_start(now, round_trip_s, behind):
             seconds = round_trip_s * log2(1 + left / (self.position - self.start + _FIRST_BYTES))
         else:
             begins = now - self.started_s < _YOUNG_S or self.position == self.start
@@ -77,12 +79,12 @@ class Runner:
         silent_s = now - self.came_s
         return max(seconds, silent_s) if silent_s > _LONG_S else seconds
 
-    def _in_slow_start(self, now: float, round_trip_s: float) -> bool:
-        """Whether it is no more than three round trips behind one that meets no loss, limit or full link."""
+    def _in_slow_start(self, now: float, round_trip_s: float, behind: int) -> bool:
+        """Whether it is no more than so many round trips behind one that meets no loss, limit or full link."""
         if not (self.fresh and round_trip_s):
             return False
         round_trips = (now - self.first_s) / round_trip_s
-        return not self.marks or self.position - self.start >= _slow_start_bytes(round_trips - 3)
+        return not self.marks or self.position - self.start >= _slow_start_bytes(round_trips - behind)
 
     @property
     def remaining(self) -> int | None:
@@ -113,6 +115,7 @@ class SegmentMap:
         self._ended_bytes = 0  # what runners that left have fetched, and how long they took
         self._ended_s = 0.0
         self._idle: list[float] = []  # speeds of connections that have read their responses, the latest last
+        self._behind = _BEHIND
         self._far_s = 0.0  # the round trip to the server; 0 if slow start is over at once, or it is unknown
         self._gaps = [_Gap(0, None, 0.0)] if size is None else [_Gap(*gap, 0.0) for gap in _complement(done, size)]
 
@@ -183,17 +186,20 @@ class SegmentMap:
     def _missing(self) -> int:
         return sum(map(_left, self._active)) + sum((gap.end or 0) - gap.start for gap in self._gaps)
 
-    def split(self, minimum: int, round_trip_s: float = 0.0) -> Runner | None:
+    def split(self, minimum: int, round_trip_s: float = 0.0, *, congested: bool = True) -> Runner | None:
         """Split off the end of the range that would take longest, so that both parts end together. The part is no more
         than is fetched in a short time, so that its runner is rarely cut short, and comes from a long range while there
         is one. None if no range would take longer than a few round trips.
 
         Args:
-            minimum: neither part gets fewer bytes, unless the range has a slow connection.
+            minimum: neither part gets fewer bytes, unless the server is distant or the range has a slow connection.
             round_trip_s: to the server and back; 0 if unknown.
+            congested: whether packets queue on the path, or may. Then a connection that has lost some may soon have all
+                that came later.
         """
-        worth_s = _ROUND_TRIPS * round_trip_s
         with self._lock:
+            self._behind = _BEHIND if congested else 1
+            worth_s = (_ROUND_TRIPS if self._idle else _ROUND_TRIPS + 2) * round_trip_s
             self._far_s = round_trip_s if round_trip_s >= _FAR_S else 0.0
             now = self._clock()
             pace, missing = max(1.0, self._pace(now)), self._missing()
@@ -207,14 +213,15 @@ class SegmentMap:
             if segment is None or segment.end is None:
                 return None
             left = _left(segment)
-            slow = seconds > max(_LONG_S, worth_s) and now - segment.runners[0].started_s >= _YOUNG_S
-            least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
-            together = left * seconds * own / (left + seconds * own)
-            if self._far_s and not self._idle:
+            together = left * (seconds - self._far_s) * own / (left + seconds * own)
+            if not self._far_s:
+                slow = seconds > _LONG_S and now - segment.runners[0].started_s >= _YOUNG_S
+                least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
+            elif self._idle:
+                least = min(minimum, max(_FIRST_BYTES, int(own * self._far_s)))  # what comes in a round trip
+            else:
                 least, together = _LEAST_BYTES, _slow_start_bytes(seconds / self._far_s - 2)  # two to connect and ask
-                if together < least:
-                    return None
-            if left < 2 * least:
+            if left < 2 * least or (self._far_s and together < least):
                 return None
             taken = max(least, min(int(together), usual, left - least))
             rest = Segment(segment.end - taken, segment.end)
@@ -251,7 +258,7 @@ class SegmentMap:
         slowest, most_s = None, least_s
         for segment in self._active:
             if _left(segment) >= least:
-                each_s = (runner.seconds_left(now, pace, self._far_s) for runner in segment.runners)
+                each_s = (runner.seconds_left(now, pace, self._far_s, self._behind) for runner in segment.runners)
                 seconds = min(each_s) / segment.tries
                 if seconds > most_s:
                     slowest, most_s = segment, seconds
@@ -314,7 +321,7 @@ class SegmentMap:
             segment.runners.remove(runner)
             self._ended_bytes += runner.position - runner.start
             self._ended_s += self._clock() - runner.started_s
-            if runner.position == runner.asked_end:
+            if runner.position == runner.asked_end and not runner.replaced:
                 self._idle.append(runner.speed(self._clock()))
             if segment in self._active and not segment.runners:
                 self._active.remove(segment)
@@ -332,9 +339,9 @@ class SegmentMap:
 
 
 def _slow_start_bytes(round_trips: float) -> float:
-    """What a new connection has brought after that many, if nothing slows it."""
+    """What a new connection has brought that many after its request was answered, if nothing slows it."""
     doubled: float = 2.0 ** min(_MOST_DOUBLINGS, round_trips)
-    return _FIRST_BYTES * doubled
+    return _FIRST_BYTES * doubled if round_trips >= 0 else 0.0
 
 
 def _left(segment: Segment) -> int:

@@ -208,8 +208,9 @@ class Transfer:
             partial = self._widenable()
             if partial is None:
                 return None
-            round_trip_s = self._context.network.controller.round_trip_s
-            runner = partial.map.split(self._config.min_segment_bytes, round_trip_s) or partial.map.hedge()
+            network = self._context.network.controller
+            least, trip_s = self._config.min_segment_bytes, network.round_trip_s
+            runner = partial.map.split(least, trip_s, congested=network.congested) or partial.map.hedge()
             return self._enter(partial, runner) if runner else None
 
     def _widenable(self) -> PartialFile | None:
@@ -343,6 +344,7 @@ class Transfer:
                 slower = task.partial.ranges_seen and task.partial.map.is_slower(task.runner)
                 if slower and self._lost_by_chance(response.path()):
                     response.end_after(0)  # a new connection starts with a wider window
+                    task.runner.replaced = True
 
     def _lost_by_chance(self, path: Path | None) -> bool:
         """Whether packets were lost at random, and not in a full queue."""
@@ -687,6 +689,8 @@ class Transfer:
             self._meter.done(unchanged=self._unchanged)
         else:
             forget_frames(self._error)
+            if isinstance(self._error, OSError) and self._error.strerror:
+                self._error.filename = self._error.filename or self.dest  # write(2) and fsync(2) name no file
             cancelled = isinstance(self._error, CancelledError)
             self._meter.failed(reason_of(self._error), kept=kept, cancelled=cancelled)
         requests, received = attempts.requests + proofs.requests, attempts.received + proofs.received_bytes

@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from struct import Struct
-from typing import Any, overload
+from typing import Any
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
 _DIGESTS = 1024  # in a block, for the same reason
@@ -19,6 +19,8 @@ _SORT_CHUNK = 4096  # numbers that are sorted at a time
 _BLOCK_ROWS = 256
 _READ_BYTES = 8 << 10
 _MAX_BLOCKS = 32  # of a file, in memory
+_IN_MEMORY = 4 << 20  # bytes that are kept in memory and not in a file
+_CHUNK_BYTES = 256 << 10
 
 
 class Names:
@@ -46,14 +48,8 @@ class Names:
         block += data[size:]
         self._ends.append(len(block))
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
     def __getitem__(self, at: int) -> str:
         return self.encoded(at).decode()
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self.__getitem__, range(len(self)))
 
     def encoded(self, at: int) -> bytes:
         """The UTF-8 bytes of a name, which sort as the names do."""
@@ -184,7 +180,7 @@ class FileBytes:
     """The bytes of an open file, which are read when they are needed, in little memory if in order.
 
     Args:
-        descriptor: of the file, which must not change; it is closed by `close`, or with this object.
+        descriptor: of the file, which must not change; it is closed with this object.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -192,25 +188,10 @@ class FileBytes:
         self._size = os.fstat(descriptor).st_size
         self._blocks: dict[int, bytes] = {}
 
-    @classmethod
-    def written(cls, parts: Iterable[bytes], descriptor: int) -> FileBytes:
-        """The bytes of all parts, which are written to this empty file."""
-        with open(descriptor, "r+b") as file:
-            file.writelines(parts)
-            file.flush()
-            return cls(os.dup(file.fileno()))
-
     def __len__(self) -> int:
         return self._size
 
-    @overload
-    def __getitem__(self, key: int) -> int: ...
-    @overload
-    def __getitem__(self, key: slice) -> bytes: ...
-    def __getitem__(self, key: int | slice) -> int | bytes:
-        if not isinstance(key, slice):
-            number, at = divmod(key, _READ_BYTES)
-            return (self._blocks.get(number) or self._read(number))[at]
+    def __getitem__(self, key: slice) -> bytes:
         start, stop = key.start or 0, self._size if key.stop is None else key.stop
         number, at = divmod(start, _READ_BYTES)
         if at + stop - start <= _READ_BYTES:
@@ -231,13 +212,43 @@ class FileBytes:
             raise OSError(errno.EIO, "a file became shorter while it was read")
         return found
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+    def __del__(self) -> None:
+        os.close(self._descriptor)
 
-    __del__ = close
+
+Bytes = bytes | FileBytes
+Keep = Callable[[Iterable[bytes]], Bytes]  # joins bytes, in memory or in a file
+
+
+def file_bytes(descriptor: int) -> Bytes:
+    """The bytes of an open file, which must not change; this, or `FileBytes` if there are megabytes, closes it."""
+    stored = FileBytes(descriptor)
+    return stored if len(stored) > _IN_MEMORY else stored[:]
+
+
+def keep_bytes(parts: Iterable[bytes], create_file: Callable[[], int]) -> Bytes:
+    """All of these bytes, joined.
+
+    Args:
+        create_file: returns a descriptor of an empty file without a name; called if there are megabytes.
+    """
+    found, left = bytearray(), iter(parts)
+    for part in left:
+        found += part
+        if len(found) > _IN_MEMORY:
+            with open(create_file(), "r+b") as file:
+                file.write(found)
+                del found
+                file.writelines(left)
+                file.flush()
+                return FileBytes(os.dup(file.fileno()))
+    return bytes(found)
+
+
+def chunks(data: Bytes, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """These bytes from `start` to `stop`, in chunks."""
+    end = len(data) if stop is None else stop
+    return (data[at : min(at + _CHUNK_BYTES, end)] for at in range(start, end, _CHUNK_BYTES))
 
 
 class FileRows:

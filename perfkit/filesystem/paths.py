@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from perfkit.errors import ConfigError, UnsafePathError
+from perfkit.redact import redacted
 
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
 _NAME_BYTES = 4096  # PATH_MAX of Linux
@@ -139,11 +140,13 @@ def local_path(path: str | os.PathLike[str]) -> str:
     """A path of this machine, as text.
 
     Raises:
-        ConfigError: it is empty, bytes or something else, or contains a NUL.
+        ConfigError: it is empty, bytes or something else, a URL, or contains a NUL.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"a path must be text or a pathlib.Path, not empty, and without NUL; got {path!r:.200}")
+    if text.startswith(("http://", "https://")):
+        raise ConfigError(f"{redacted(text)} is a URL; give the path of a file or directory on this machine here")
     return text
 
 

@@ -14,6 +14,7 @@ _REMEDIES = {
     errno.ELOOP: "remove the symbolic link",
     errno.EROFS: "mount it writable",
     errno.ENOSPC: "free some space",
+    errno.EFBIG: "its file system, or a limit (ulimit -f), allows no larger file",
     errno.EDQUOT: "free some space, or raise the quota",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.EIO: "the device may be failing: see the kernel's log",

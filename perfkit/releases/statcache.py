@@ -26,9 +26,10 @@ import stat
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import IO, NamedTuple, Protocol
+from typing import IO
 
 from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.scan import ScanEntry
 from perfkit.releases.format.manifest import Manifest, pair_entries
 from perfkit.transactions import layout
 from perfkit.transactions.records import Change, signature
@@ -37,21 +38,6 @@ _FORMAT = 2
 # What reading raises if the file is damaged.
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 _TICK_S = 0.025  # Linux sets file times to that of its last tick: every 1 to 10 ms
-
-
-class Stat(Protocol):
-    """The result of stat(2) for a regular file."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def mtime_ns(self) -> int: ...
-    @property
-    def ctime_ns(self) -> int: ...
-    @property
-    def inode(self) -> int: ...
-    @property
-    def mode(self) -> int: ...
 
 
 def clock_ns(clock: str) -> int:
@@ -84,28 +70,12 @@ def next_tick_ns(clock: str) -> int:
     return now
 
 
-class RowWriter(Protocol):
-    """Stores rows by file name."""
-
-    def record(self, name: str, status: Stat, sha256: str, *, content_ns: int, seen_ns: int) -> None:
-        """Store the content of a file, if any later change will show in its times.
-
-        Args:
-            content_ns: `clock_ns` when the content was known: before it was read, or, for a file that nobody else could
-                write to, before it was renamed into place. Later writes have this mtime or a later one.
-            seen_ns: `clock_ns` before `status` was taken. Later changes have this ctime or a later one.
-        """
-
-    def forget(self, name: str) -> None:
-        """Remove the row of a file that is gone, or whose content is not known."""
-
-
-def _is_stable(status: Stat, content_ns: int, seen_ns: int) -> bool:
+def _is_stable(status: ScanEntry, content_ns: int, seen_ns: int) -> bool:
     return status.mtime_ns < content_ns and status.ctime_ns < seen_ns
 
 
 @contextlib.contextmanager
-def appended_rows(path: str) -> Iterator[RowWriter]:
+def appended_rows(path: str) -> Iterator[AppendedRows]:
     """Append rows to the stored cache, whichever manifest it belongs to, without reading it.
 
     Raises:
@@ -113,21 +83,23 @@ def appended_rows(path: str) -> Iterator[RowWriter]:
     """
     with open(open_own(path, os.O_RDWR), "r+b") as log:
         log.seek(0, os.SEEK_END)
-        yield _Appender(log)
+        yield AppendedRows(log)
 
 
-class _Appender:
+class AppendedRows:
+    """Rows by file name, at the end of a stored cache."""
+
     def __init__(self, log: IO[bytes]) -> None:
         self._log = log
 
-    def record(self, name: str, status: Stat, sha256: str, *, content_ns: int, seen_ns: int) -> None:
-        """See `RowWriter`."""
+    def record(self, name: str, status: ScanEntry, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+        """As `StatCache.record`."""
         if _is_stable(status, content_ns, seen_ns):
             row = (sha256, status.mtime_ns, status.ctime_ns, status.inode, stat.S_IMODE(status.mode))
             self._log.write(json.dumps({"rows": {name: row}}, separators=(",", ":")).encode() + b"\n")
 
     def forget(self, name: str) -> None:
-        """See `RowWriter`: a file has no row yet."""
+        """As `StatCache.forget`: a file has no row yet."""
 
 
 class StatCache:
@@ -212,7 +184,7 @@ class StatCache:
                     new[there] = old[here]
         return fresh
 
-    def matches(self, at: int, status: Stat) -> bool:
+    def matches(self, at: int, status: ScanEntry) -> bool:
         """Whether a file with this stat is known to be as the manifest has the entry."""
         return (
             status.ctime_ns == self._ctimes[at] != 0
@@ -226,20 +198,26 @@ class StatCache:
         """The inode and the mtime in nanoseconds that the row has."""
         return self._inodes[at], self._mtimes[at]
 
-    def record_at(self, at: int, status: Stat, *, content_ns: int, seen_ns: int) -> None:
-        """As `RowWriter.record`, for a file that is as the manifest has this entry."""
+    def record_at(self, at: int, status: ScanEntry, *, content_ns: int, seen_ns: int) -> None:
+        """As `record`, for a file that is as the manifest has this entry."""
         if _is_stable(status, content_ns, seen_ns):
             self._set(at, status.mtime_ns, status.ctime_ns, status.inode, stat.S_IMODE(status.mode))
         else:
             self.forget_at(at)
 
     def forget_at(self, at: int) -> None:
-        """As `RowWriter.forget`."""
+        """As `forget`."""
         if self._ctimes[at]:
             self._set(at, 0, 0, 0, 0)
 
-    def record(self, name: str, status: Stat, sha256: str, *, content_ns: int, seen_ns: int) -> None:
-        """See `RowWriter`; a file that is not as the manifest has it gets no row."""
+    def record(self, name: str, status: ScanEntry, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+        """Store the row of a file, if it is as the manifest has it, and any later change will show in its times.
+
+        Args:
+            content_ns: `clock_ns` when the content was known: before it was read, or, for a file that nobody else could
+                write to, before it was renamed into place. Later writes have this mtime or a later one.
+            seen_ns: `clock_ns` before `status` was taken. Later changes have this ctime or a later one.
+        """
         at = self._found(name, sha256, status.mode)
         if at is not None:
             self.record_at(at, status, content_ns=content_ns, seen_ns=seen_ns)
@@ -247,7 +225,7 @@ class StatCache:
             self.forget(name)
 
     def forget(self, name: str) -> None:
-        """See `RowWriter`."""
+        """Remove the row of a file that is gone, or whose content is not known."""
         at = self.manifest.find(name)
         if at is not None:
             self.forget_at(at)
@@ -267,18 +245,8 @@ class StatCache:
         self.dirty = False
 
 
-class FileStat(NamedTuple):
-    """A `Stat` of plain numbers."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    mode: int
-
-
 def record_changes(
-    rows: RowWriter,
+    rows: StatCache | AppendedRows,
     root: str,
     changes: Collection[Change],
     *,
@@ -290,7 +258,7 @@ def record_changes(
 
     Args:
         skip: names of files that do not belong to the release.
-        certain_ns: returns the `content_ns` of `RowWriter.record` for a name: for files that we wrote, a time between
+        certain_ns: returns the `content_ns` of `StatCache.record` for a name: for files that we wrote, a time between
             the write and the commit; for files that were hashed, a time before that.
         clock: the file for `clock_ns`.
     """
@@ -306,7 +274,8 @@ def record_changes(
         if change.after is None or found is None or signature(found) != change.signature or change.name in skip:
             rows.forget(change.name)
         else:
-            status = FileStat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_mode)
+            times = found.st_mtime_ns, found.st_ctime_ns
+            status = ScanEntry(change.name, found.st_size, *times, found.st_ino, found.st_dev, found.st_mode)
             rows.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)
 
 

@@ -50,7 +50,8 @@ class Server:
         try:
             self._server = _ThreadingServer((host, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"can't listen on {host} port {port}: {error}; --port 0 selects a free one") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"can't listen on {host} port {port}: {reason}; --port 0 selects a free one") from error
         self._server.root = os.path.realpath(root)
         self._server.bytes_per_s = bytes_per_s
         self._thread = threading.Thread(

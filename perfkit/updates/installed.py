@@ -13,8 +13,8 @@ from perfkit.config import Config
 from perfkit.downloads.file_origin import digest_of
 from perfkit.downloads.http.urls import is_url, unsigned
 from perfkit.errors import UpdateError
-from perfkit.filesystem.compact import FileBytes
-from perfkit.filesystem.own_files import create_unnamed, open_own, read_record, write_record
+from perfkit.filesystem.compact import file_bytes
+from perfkit.filesystem.own_files import open_own, read_record, write_record
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from perfkit.updates.sources import Source
 
 _NOTHING = Manifest.of(())
-_MANY_FILES = 50_000  # from here on, a manifest is read from a file and not kept in memory
 
 
 @dataclass(frozen=True)
@@ -88,26 +87,13 @@ class Installed:
 
 
 def read_manifest(path: str, sha256: str) -> Manifest:
-    """A manifest that was installed before, with this digest in hexadecimal; one of many files stays in its file.
+    """A manifest that was installed before, with this digest in hexadecimal; one of megabytes stays in its file.
 
     Raises:
         ManifestError: it is damaged.
         OSError: it can't be read.
     """
-    with open(open_own(path), "rb") as file:
-        manifest = Manifest.parse(file.read(), sha256=bytes.fromhex(sha256), known=True)
-        return manifest if len(manifest) < _MANY_FILES else manifest.reading(FileBytes(os.dup(file.fileno())))
-
-
-def moved_to_file(manifest: Manifest, directory: str) -> Manifest:
-    """The same manifest; one of many files has its bytes in a file without a name in this directory, not in memory.
-
-    Raises:
-        OSError: the file can't be written.
-    """
-    if len(manifest) < _MANY_FILES:
-        return manifest
-    return manifest.reading(FileBytes.written([manifest.raw], create_unnamed(directory)))
+    return Manifest.parse(file_bytes(open_own(path)), sha256=bytes.fromhex(sha256), known=True)
 
 
 def _write_serials(root: str, serials: Mapping[str, int]) -> None:

@@ -208,6 +208,10 @@ class LocalTree(Mapping[str, ExistingFile]):
     def _blobs(self) -> BlobIndex:
         return BlobIndex(self._installed)
 
+    def free_index(self) -> None:
+        """Free the memory that finding files by their content has taken; it is built again if it is needed."""
+        vars(self).pop("_blobs", None)
+
     def name_of_blob(self, sha256: str) -> str | None:
         """The name of a file with this content (hexadecimal), among those that were read."""
         digest = bytes.fromhex(sha256)

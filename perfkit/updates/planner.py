@@ -48,7 +48,7 @@ class ExistingFiles(Mapping[str, FileInfo]):
         self._others = others
         self._other_names = tuple(others)
         self.names = LazySequence(self._name, range(len(self)))
-        self.files = LazySequence(self._file, range(len(self)))
+        self.entries = LazySequence(self._file, range(len(self)))
 
     def _name(self, at: int) -> str:
         return self._intact.names[at] if at < len(self._intact) else self._other_names[at - len(self._intact)]
@@ -77,10 +77,8 @@ class _Files(NamedTuple):
 
     @classmethod
     def of(cls, files: Mapping[str, FileInfo]) -> _Files:
-        if isinstance(files, EntrySubset):
+        if isinstance(files, (EntrySubset, ExistingFiles)):
             return cls(files.names, files.entries)
-        if isinstance(files, ExistingFiles):
-            return cls(files.names, files.files)
         return cls(tuple(files), tuple(files.values()))
 
     def names_at(self, places: Sequence[int]) -> Sequence[str]:

@@ -9,15 +9,16 @@ import re
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import BinaryIO, NamedTuple
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Download, Request
-from perfkit.filesystem.compact import DigestSet
+from perfkit.filesystem.compact import Bytes, DigestSet, keep_bytes
 from perfkit.filesystem.hashing.hash_file import hash_file
-from perfkit.filesystem.own_files import open_own
+from perfkit.filesystem.own_files import create_unnamed, open_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -86,6 +87,10 @@ class Fetcher:
     def path(self, name: str) -> str:
         """Where a request with this name writes its file."""
         return os.path.join(self.stage, name)
+
+    def keep(self, parts: Iterable[bytes]) -> Bytes:
+        """All of these bytes, joined; megabytes are kept in a file without a name in `stage`."""
+        return keep_bytes(parts, partial(create_unnamed, self.stage))
 
     def probe(self, url: str, *, most: int, known: Version | None = None, home: str | None = None) -> Probe:
         """The first `most` bytes of a file and its metadata, unless it is still the version `known`.

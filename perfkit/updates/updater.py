@@ -23,6 +23,7 @@ from perfkit.errors import (
     StaleSourceError,
     TransferError,
 )
+from perfkit.filesystem.compact import chunks
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
@@ -41,7 +42,6 @@ from perfkit.updates.installed import (
     as_recorded,
     encode_record,
     managed_tree,
-    moved_to_file,
     read_installed,
     read_manifest,
 )
@@ -291,7 +291,7 @@ class Sync:
         if self._source.unchanged():
             return self._installed.manifest
         self._expect(unpacking_s=_BRIEF_S, applying_s=_BRIEF_S)  # for a delta, which `resolve` fetches
-        manifest = moved_to_file(self._source.resolve(local, staging), self._fetcher.stage)
+        manifest = self._source.resolve(local, staging)
         if not manifest and (chosen := self._selection()):
             raise ConfigError(f"{self._source.url}: version {self._source.version} has no files that match {chosen}")
         return manifest
@@ -339,6 +339,7 @@ class Sync:
         found = f"{plan.unchanged} files unchanged, {len(plan.local) + len(plan.stored)} from the tree or its history"
         steps = f"{found}, {len(plan.fetch)} to fetch, {len(plan.remove)} to remove"
         _log.debug("%s: %s offers %s: %s", self._root, self._source.type, self._source.version, steps)
+        local.free_index()
         if not plan.empty:
             trim_heap()  # free what planning used before decoders need memory
         needed = BlobSet.of_files(manifest, chain(plan.stored, plan.fetch))
@@ -421,7 +422,7 @@ class Sync:
         known = Known(expected=installed_content(installed.manifest), seen=local.seen, copy_of=local.name_of_blob)
         transaction = tree.transaction(label, known=known)
         with Stage(self._progress, "applying", files=plan.steps) as shown, transaction as tx:
-            tx.write_private(layout.MANIFEST, manifest.raw)
+            tx.write_private(layout.MANIFEST, chunks(manifest.data))
             secret = "?" in source.url  # such as an account key
             tx.write_private(layout.RELEASE, encode_record(source, manifest), mode=0o600 if secret else 0o644)
             applier = PlanApplier(self._root, tx, manifest, staging, shown)

@@ -141,6 +141,7 @@ def test_a_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("code", "remedy"), [
     (errno.EACCES, "run it as the owner"), (errno.EROFS, "mount it writable"), (errno.ENOSPC, "free some space"),
+    (errno.EFBIG, "its file system, or a limit"),
     (errno.EEXIST, "remove or rename what is there"), (errno.ELOOP, "remove the symbolic link"),
 ])  # fmt: skip
 def test_what_to_do_about_a_system_error(code: int, remedy: str) -> None:

@@ -177,6 +177,12 @@ def test_a_transaction_of_the_caller(published: Site, receive: Callable[..., Non
     with connection.cursor() as cursor:
         cursor.execute("SELECT version FROM loaded")
         assert cursor.fetchall() == [("1",)]
+    transaction.set_autocommit(False)  # the other way to begin one
+    before = connection.connection
+    trees.rollback("rules", to=0)
+    assert connection.connection is before
+    transaction.set_autocommit(True)
+    with connection.cursor() as cursor:
         cursor.execute("DROP TABLE loaded")
 
 

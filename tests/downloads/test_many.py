@@ -8,6 +8,8 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,28 @@ def test_few_threads(
                     kit.download_many(urls, out)
         kit.close()
     assert sorted(os.listdir(out)) == (sorted(names) if threads else [])
+
+
+def test_a_server_with_room_for_one_connection(
+    kit: Toolkit, site: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It serves a kept connection until that is closed, and the other requests only then."""
+    monkeypatch.setattr("perfkit.downloads.http.transport._PATIENCE_S", 0.05)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "protocol_version", "HTTP/1.1")
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    for number in range(8):
+        (site / f"{number}").write_bytes(b"%d" % number)
+    with HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=site)) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            got = kit.download_many([f"http://127.0.0.1:{server.server_port}/{number}" for number in range(8)], out)
+        finally:
+            kit.close()  # ends the kept connection, which the server would serve for ever
+            server.shutdown()
+            serving.join()
+    assert [each.retries for each in got] == [0] * 8
+    assert [(out / f"{number}").read_bytes() for number in range(8)] == [b"%d" % number for number in range(8)]
 
 
 def test_an_empty_batch(kit: Toolkit, out: Path) -> None:

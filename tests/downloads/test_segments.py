@@ -191,7 +191,7 @@ def test_all_connections_end_together(slowest: float) -> None:
                     runner = None
             at_work[number] = runner
     assert clock.now < 16_000_000 / sum(speeds) + 0.5
-    assert requests < 80
+    assert requests < 90
     assert cut < 12
 
 
@@ -206,6 +206,22 @@ def test_a_connection_is_compared_with_the_mean() -> None:
     assert ranges.is_slower(second)
 
 
+def test_a_connection_that_was_closed_is_not_free() -> None:
+    """Its successor has to open another, and gets a range by the mean speed, not by that of the one before."""
+    for closed in (False, True):
+        clock = Clock()
+        ranges = SegmentMap(1_000_000, clock=clock)
+        first, second = claimed(ranges), shared(ranges)
+        clock.now = 1.0
+        ranges.advance(first, 300_000)
+        ranges.advance(second, second.remaining or 0)
+        second.replaced = closed
+        ranges.release(second)
+        third = shared(ranges)
+        assert third.fresh is closed
+        assert (third.remaining or 0) > 125_000 if closed else third.remaining == 62_500
+
+
 def test_at_the_end_both_parts_end_together() -> None:
     """What is left is shared by speed, and not at all where a request would take as long as the rest."""
     clock = Clock()
@@ -218,7 +234,7 @@ def test_at_the_end_both_parts_end_together() -> None:
     clock.now = 2.0
     ranges.release(fast)
     ranges.advance(slow, 1_000)  # 4,000 are left, at 500 bytes per second: 8 s; the mean is 2,000 bytes per second
-    assert ranges.split(100, 2.0) is None
+    assert ranges.split(100, 4.0) is None
     assert shared(ranges).remaining == 3_636  # which the free connection, ten times as fast, takes as long for
 
 
@@ -231,7 +247,7 @@ def test_a_new_connection_has_to_be_worth_it() -> None:
     claimed(ranges)  # which takes six round trips, if it doubles its speed in each
     taken = ranges.split(100_000, 0.1)
     assert taken is not None
-    assert 32 << 10 <= (taken.remaining or 0) <= 14_600 * 2**4
+    assert 14_600 <= (taken.remaining or 0) <= 14_600 * 2**4
     short = SegmentMap(200_000, clock=clock)
     claimed(short)  # four
     assert short.split(10_000, 0.1) is None
@@ -240,7 +256,7 @@ def test_a_new_connection_has_to_be_worth_it() -> None:
 def test_a_connection_in_slow_start_is_left_alone() -> None:
     """At its mean speed it would take 16 round trips; it doubles its speed in each, and needs two."""
     clock = Clock()
-    ranges = SegmentMap(2_000_000, clock=clock)
+    ranges = SegmentMap(1_900_000, clock=clock)
     first, second = claimed(ranges), shared(ranges, 1_000)
     ranges.advance(second, second.remaining or 0)
     ranges.release(second)  # its connection is open, and could be asked at once
@@ -249,7 +265,10 @@ def test_a_connection_in_slow_start_is_left_alone() -> None:
         ranges.advance(first, 14_600 << trips)
     assert (first.remaining or 0) > 3 * first.position
     assert ranges.split(10_000, 0.1) is None
-    clock.now += 0.4  # the server limits it, or the network loses its packets
+    clock.now += 0.25  # it has lost packets: in a full queue, whose recovery brings what came after them at once,
+    assert ranges.split(10_000, 0.1) is None
+    assert ranges.split(10_000, 0.1, congested=False) is not None  # or by chance
+    clock.now += 0.15  # the server limits it
     assert ranges.split(10_000, 0.1) is not None
 
 

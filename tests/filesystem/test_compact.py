@@ -18,7 +18,18 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from perfkit.filesystem.compact import DigestIndex, DigestSet, FileBytes, FileRows, Names, pack_numbers, sort_numbers
+from perfkit.filesystem import compact
+from perfkit.filesystem.compact import (
+    DigestIndex,
+    DigestSet,
+    FileBytes,
+    FileRows,
+    Names,
+    chunks,
+    keep_bytes,
+    pack_numbers,
+    sort_numbers,
+)
 from perfkit.filesystem.own_files import create_unnamed
 from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.transactions.changeset import ChangeSet, StagedFile
@@ -51,8 +62,7 @@ def test_packed_names_come_back_sorted(names: list[str]) -> None:
     kept = Names()
     for name in names:
         kept.append(name)
-    assert list(kept) == names
-    assert len(kept) == len(names)
+    assert [kept[at] for at in range(len(names))] == names
     assert [kept.encoded(at) for at in range(len(names))] == [name.encode() for name in names]
 
 
@@ -95,7 +105,20 @@ def test_bytes_of_a_file(size: int, slices: list[tuple[int, int]]) -> None:
         start, stop = min(start, size), min(start + length, size)
         assert stored[start:stop] == data[start:stop]
         if start < size:
-            assert (stored[start], stored[start:]) == (data[start], data[start:])
+            assert stored[start:] == data[start:]
+
+
+@given(st.integers(0, 2_000), st.integers(1, 900), st.integers(1, 900), st.integers(0, 2_000))
+def test_bytes_that_are_kept(size: int, in_memory: int, chunk: int, start: int) -> None:
+    """Few in memory, many in a file; in any case the same when they are read in chunks."""
+    data = Random(size).randbytes(size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compact, "_IN_MEMORY", in_memory)
+        patch.setattr(compact, "_CHUNK_BYTES", chunk)
+        kept = keep_bytes(chunks(data), unnamed_file)
+        assert isinstance(kept, bytes) == (size <= in_memory)
+        assert b"".join(chunks(kept, start)) == data[start:]
+        assert b"".join(chunks(kept, start, min(size, start + 300))) == data[start : start + 300]
 
 
 def test_a_file_that_becomes_shorter() -> None:

@@ -336,14 +336,14 @@ def test_drafts_that_lie_are_refused() -> None:
     frame, digest = compress(b"new"), hashlib.sha256(b"new").digest()
 
     def contents(*digests: bytes) -> dict[int, bytearray]:
-        draft = new.with_digests(enumerate(digests))
+        draft = b"".join(new.with_digests(enumerate(digests)))
         slices, groups = [Slice(len(draft), 0, 0, compress(draft))], [Group((), (Span(0, 0, 3),), len(frame))]
         file = io.BytesIO()
         write_delta(file.write, old, new, slices, groups, [frame])
         return apply(file.getvalue(), old, {"a": b"old"})
 
     first, second, beyond = (bytes(28) + number.to_bytes(4, "little") for number in (1, 2, 4))
-    assert draft_bytes(new, [0]) == new.with_digests(enumerate((bytes(32), first)))
+    assert draft_bytes(new, [0]) == b"".join(new.with_digests(enumerate((bytes(32), first))))
     for good in ((bytes(32), first), (first, first), (digest, digest)):
         assert contents(*good) == {0: b"new"}
     for bad in ((first, bytes(32)), (first, second), (first, beyond), (second, second), (beyond, beyond)):

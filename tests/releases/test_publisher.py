@@ -269,6 +269,18 @@ def test_names_that_collide_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
+def test_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
+    """The error names the directory, though write(2) does not; no half object stays, however it was buffered."""
+    for size in (4000, 3 << 20):
+        (small_disk / "ballast").write_bytes(bytes((2 << 20) - (16 << 10)) if size == 4000 else b"")
+        source = write_tree(tmp_path / f"{size}", {f"{number}": os.urandom(size) for number in range(4)})
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            publish(str(source), str(small_disk / f"site{size}"), version="1")
+        assert str(caught.value.filename).startswith(f"{small_disk}/site{size}")
+        assert not [*small_disk.rglob(".new-*")]
+
+
+@pytest.mark.once
 def test_a_publisher_killed_at_any_step_leaves_the_site_as_it_was(place: Path) -> None:
     """At each rename, fsync and removal: the old release or the new one is whole, and publishing again works."""
     site, src = place / "site", write_tree(place / "src", FIRST)

@@ -168,7 +168,7 @@ def test_files_as_the_updater_has_them() -> None:
     files = ExistingFiles(intact, others)
     assert dict(files) == {"a": manifest[0], "c": manifest[2], **others}
     assert [*files.names] == ["a", "c", "b", "z"]
-    assert [*files.files] == [manifest[0], manifest[2], *others.values()]
+    assert [*files.entries] == [manifest[0], manifest[2], *others.values()]
     assert (len(files), "b" in files, "d" in files) == (4, True, False)
     wanted = {name: manifest[at] for at, name in enumerate(digests)}
     found, same = decide(wanted, files, wanted), decide(wanted, dict(files), wanted)

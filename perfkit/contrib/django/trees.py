@@ -262,7 +262,7 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     for each in connections.all(initialized_only=True):
-        if not each.in_atomic_block:  # of the caller, for example of a view with ATOMIC_REQUESTS
+        if each.connection is not None and each.get_autocommit():  # else the caller has begun a transaction
             each.close_if_unusable_or_obsolete()  # the database may have closed it during a long download
     answers = tree_updated.send_robust(sender=TreeSettings, name=tree.name, dest=tree.dest, report=report)
     failures = [(receiver_name(receiver), answer) for receiver, answer in answers if isinstance(answer, Exception)]

@@ -7,6 +7,7 @@ pool makes a connection, and a connection its socket.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import queue
@@ -155,7 +156,23 @@ class _Pool:
     def urlopen(self, method: str, url: str, body: Any = None, headers: Any = None, *args: Any, **options: Any) -> Any:
         """As urllib3's, but with headers as a `dict`, since urllib3 iterates over them several times."""
         headers = None if headers is None else dict(headers.items())
+        if (exchange := exchange_here()) is not None:
+            exchange.pool = self
         return super().urlopen(method, url, body, headers, *args, **options)  # type: ignore[misc]
+
+    def close_idle(self: Any) -> None:
+        """Close the idle connections."""
+        closed: list[Any] = []
+        try:
+            while (connection := self.pool.get(block=False)) is not None:  # unused places lie below the connections
+                connection.close()
+                closed.append(connection)
+            closed.append(None)
+        except (AttributeError, queue.Empty):  # the pool is closed, or as many are in use as it keeps
+            pass
+        for connection in reversed(closed):
+            with contextlib.suppress(AttributeError, queue.Full):
+                self.pool.put(connection, block=False)
 
     def warm(self: Any, timeout_s: float) -> None:
         """Open a connection for a later request, if none is idle.

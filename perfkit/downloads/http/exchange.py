@@ -91,6 +91,8 @@ class Exchange:
         self.aborted = False
         self.target: str | None = None  # the request target, spelt as in the URL; None: as urllib3 spells it
         self.incoming: Incoming | None = None  # what its last response is read from, if one of our connections was used
+        self.began_s = time.monotonic()
+        self.pool: Any = None  # where its connection came from, if that is one of ours
         # the thread that sends it and reads its response, if its connection is not ours and cannot be aborted
         self.helper: HelperThread | None = None
         self._handles: list[AbortHandle] = []

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep the connection
 _DRAIN_S = 2.0  # if it comes within this time
 _FOREIGN_READ_BYTES = 16 << 10
+_PATIENCE_S = 1.0  # when a response takes longer, idle connections to its host are closed
 
 _MOST_KEPT = 1024  # connections for each origin: urllib3 makes room for all of them at once
 SessionSource = Any  # a requests.Session, or a callable that makes one (requests is loaded when it is used)
@@ -157,6 +158,10 @@ class HttpTransport:
             if exchange.deadline_s < now_s:
                 exchange.expired = True
                 exchange.abort()
+            elif exchange.pool is not None and exchange.began_s < now_s - _PATIENCE_S:
+                # A server that serves only so many connections at once may serve idle ones until their keep-alive ends,
+                # and only then that of this request (findings/haproxy-keeps-idle-connections-while-others-wait.sh).
+                exchange.pool.close_idle()
         self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
 
     def path(self) -> Path | None:

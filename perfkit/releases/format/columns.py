@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import FileBytes
+from perfkit.filesystem.compact import Bytes
 
 _CODES = {1: "B", 4: "I", 8: "Q"}
 
@@ -26,7 +26,7 @@ class Reader:
         ManifestError: the record is too short or, in `end`, too long.
     """
 
-    def __init__(self, data: bytes | FileBytes, what: str, magic: bytes) -> None:
+    def __init__(self, data: Bytes, what: str, magic: bytes) -> None:
         self._data = data
         self._what = what
         self.position = 0

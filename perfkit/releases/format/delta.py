@@ -9,11 +9,11 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import islice
 from typing import BinaryIO, NoReturn
 
 from perfkit.errors import ManifestError
+from perfkit.filesystem.compact import Keep
 from perfkit.releases.format import most_compressed, most_content
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.differences import restore
@@ -102,33 +102,35 @@ class Delta:
             _refuse("its table exceeds the limit")
         return cls(target, end, file, _Table(decompress(_exactly(file, packed), size)))
 
-    def new_manifest(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES, known: bool = False) -> Manifest:
+    def new_manifest(
+        self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES, keep: Keep = b"".join, known: bool = False
+    ) -> Manifest:
         """The manifest that a delta without groups produces; call it once.
 
         Args:
             old: the manifest that it applies to.
             most_bytes: maximum size of the new manifest.
+            keep: joins parts of its bytes.
             known: the new manifest was read before; its names are not checked again.
 
         Raises:
             ManifestError: `old` is another manifest, or the delta is damaged.
             UnsafePathError: an unsafe name in the new manifest, or in what is made from another `old`.
         """
-        return Manifest.parse(self._new_bytes(old, most_bytes), sha256=self.target_sha256, known=known)
+        return Manifest.parse(keep(self._new_bytes(old, most_bytes)), sha256=self.target_sha256, known=known)
 
-    def draft(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES) -> Manifest:
+    def draft(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES, keep: Keep = b"".join) -> Manifest:
         """As `new_manifest`, but without the digests of what the groups make; call it once, before `groups`."""
-        return parse_draft(self._new_bytes(old, most_bytes))
+        return parse_draft(self._new_bytes(old, most_bytes), keep)
 
-    def _new_bytes(self, old: Manifest, most_bytes: int) -> bytes:
-        made, raw = BytesIO(), memoryview(old.raw)
+    def _new_bytes(self, old: Manifest, most_bytes: int) -> Iterator[bytes]:
+        raw = old.data
         if sum(self._table.slices[0]) > min(most_bytes, most_content(self._bytes) + 2 * len(raw)):
             _refuse("its manifest exceeds the limit")
         for length, start, source, size in zip(*self._table.slices, strict=True):
             if start + source > len(raw):
                 _refuse("it refers beyond the end of the old manifest")
-            made.write(decompress(_exactly(self._file, size), length, prefix=raw[start : start + source]))
-        return made.getvalue()
+            yield decompress(_exactly(self._file, size), length, prefix=raw[start : start + source])
 
     def groups(self, old: Manifest, new: Manifest) -> Groups:
         """The groups of the delta, in order; can be iterated repeatedly. They are checked against both manifests.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 
 from perfkit.archives.decompress import Decoder, decode_frame
@@ -27,12 +28,13 @@ except ImportError:  # CPython was built without these libraries
 AVAILABLE = lzma is not None
 
 _DICT_BYTES = 4 << 20
-_CHUNK_BYTES = 128 << 10
+_CHUNK_BYTES = 64 << 10  # numbers of this size are added fastest
 _NEGATED = bytes(-byte & 0xFF for byte in range(256))
 _RUN = re.compile(rb"[^\0]+(?:\0{1,3}[^\0]+)*")  # of differences; a few zeros cost less than another run
 _BZIP2, _ZSTD = b"BZh", b"\x28\xb5\x2f\xfd"  # start a frame; no frame of LZMA2 starts with either
 _PLANES = 8  # the width of a number; narrower ones repeat in it
 _PLANES_LEVEL = 6  # higher ones save half a percent
+_PLANES_COST = 1.01  # times the bytes of the others, for what is decoded a hundred times as fast
 
 
 def encode_differences(content: bytes, sources: Sequence[bytes], gaps: Sequence[int]) -> tuple[bytes, int]:
@@ -56,8 +58,8 @@ def encode_differences(content: bytes, sources: Sequence[bytes], gaps: Sequence[
     frame, form = min(((bz2.compress(form), form) for form in forms), key=lambda each: len(each[0]))
     planes = compress(_planes(forms[0]), level=_PLANES_LEVEL)
     # LZMA takes 15 times as long as bzip2, so it is tried only on the form that bzip2 makes smaller.
-    found = (_lzma(form), len(form)), (frame, len(form)), (planes, len(forms[0]))
-    return min(found, key=lambda each: len(each[0]))
+    smaller = min(((_lzma(form), len(form)), (frame, len(form))), key=lambda each: len(each[0]))
+    return (planes, len(forms[0])) if len(planes) <= _PLANES_COST * len(smaller[0]) else smaller
 
 
 def no_differences() -> tuple[bytes, int]:
@@ -114,6 +116,8 @@ def restore(
         here = slice(start, start + _CHUNK_BYTES)
         sources[here] = _sums(data[here], sources[here])
     del data
+    if not extra:
+        return sources
     content = bytearray()
     literal = place = 0
     for gap, length in pieces:
@@ -169,8 +173,14 @@ def _spread(runs: bytes | bytearray, size: int) -> bytearray:
 def _sums(left: bytes | bytearray, right: bytes | bytearray) -> bytes:
     """The sum of each pair of bytes, modulo 256: the low seven bits are added, and the eighth without carry."""
     size = len(left)
-    if left.count(0) == size:
+    if left == bytes(size):
         return bytes(right)
-    low = int.from_bytes(b"\x7f" * size, "little")
     a, b = int.from_bytes(left, "little"), int.from_bytes(right, "little")
-    return (((a & low) + (b & low)) ^ ((a ^ b) & ~low)).to_bytes(size, "little")
+    low, high = _every(0x7F, size), _every(0x80, size)
+    return (((a & low) + (b & low)) ^ ((a ^ b) & high)).to_bytes(size, "little")
+
+
+@lru_cache(4)
+def _every(byte: int, size: int) -> int:
+    """A number of `size` bytes that are all the same."""
+    return int.from_bytes(bytes((byte,)) * size, "little")

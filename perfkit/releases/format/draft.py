@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from perfkit.errors import ManifestError
+from perfkit.filesystem.compact import Keep
 from perfkit.releases.format.manifest import Manifest
 
 DIGEST_BYTES = 32
@@ -19,30 +20,36 @@ def draft_bytes(manifest: Manifest, made: Iterable[int]) -> bytes:
     """A manifest's bytes without the digests of these entries, whose contents all differ."""
     first = {manifest.digest(entry): entry for entry in made}
     places = ((entry, first.get(digest)) for entry, digest in enumerate(manifest.digests()))
-    return manifest.with_digests(
-        (entry, bytes(DIGEST_BYTES) if entry == maker else _reference(maker))
-        for entry, maker in places
-        if maker is not None
+    return b"".join(
+        manifest.with_digests(
+            (entry, bytes(DIGEST_BYTES) if entry == maker else _reference(maker))
+            for entry, maker in places
+            if maker is not None
+        )
     )
 
 
-def parse_draft(raw: bytes) -> Manifest:
+def parse_draft(parts: Iterable[bytes], keep: Keep) -> Manifest:
     """Read what `draft_bytes` wrote, with references instead of the zeros, so that no two contents have one digest.
+
+    Args:
+        keep: joins parts of bytes.
 
     Raises:
         ManifestError, UnsafePathError: as `Manifest.parse`.
     """
-    draft, unknown = Manifest.parse(raw), bytes(DIGEST_BYTES)
+    draft, unknown = Manifest.parse(keep(parts)), bytes(DIGEST_BYTES)
     own = (entry for entry, digest in enumerate(draft.digests()) if digest == unknown)
-    return draft.reading(draft.with_digests((entry, _reference(entry)) for entry in own))
+    return draft.reading(keep(draft.with_digests((entry, _reference(entry)) for entry in own)))
 
 
-def complete(draft: Manifest, made: bytes | bytearray, sha256: bytes) -> Manifest:
+def complete(draft: Manifest, made: bytes | bytearray, sha256: bytes, keep: Keep = b"".join) -> Manifest:
     """The manifest of a draft.
 
     Args:
         made: 32 bytes for each entry: the SHA-256 of those that were made; the others are ignored.
         sha256: the digest of the manifest.
+        keep: joins parts of bytes.
 
     Raises:
         ManifestError: the digest differs: the draft is damaged, or a content was not made, or from other old content.
@@ -52,7 +59,7 @@ def complete(draft: Manifest, made: bytes | bytearray, sha256: bytes) -> Manifes
         (entry, made[DIGEST_BYTES * maker : DIGEST_BYTES * (maker + 1)]) for entry, maker in makers if maker is not None
     )
     try:
-        return Manifest.parse(draft.with_digests(found), sha256=sha256, known=True)
+        return Manifest.parse(keep(draft.with_digests(found)), sha256=sha256, known=True)
     except ManifestError as error:
         raise ManifestError("delta: it is damaged, or files that it needs have changed meanwhile") from error
 

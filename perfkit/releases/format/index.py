@@ -15,7 +15,7 @@ from itertools import accumulate, islice
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import FileBytes, pack_numbers
+from perfkit.filesystem.compact import Bytes, pack_numbers
 from perfkit.releases.format import most_compressed
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.manifest import Manifest
@@ -140,7 +140,7 @@ class Index:
         return ranges
 
     @classmethod
-    def without_pieces(cls, raw: bytes | FileBytes) -> Index:
+    def without_pieces(cls, raw: Bytes) -> Index:
         """Read where the frames are, before the manifest is there; each frame counts as one piece.
 
         Raises:
@@ -151,7 +151,7 @@ class Index:
         return cls(of, packs, packs_of, at, sizes, none, range(len(at) + 1), none, none, none, none, none)
 
     @classmethod
-    def parse(cls, raw: bytes | FileBytes, manifest: Manifest, *, known: bool = False) -> Index:
+    def parse(cls, raw: Bytes, manifest: Manifest, *, known: bool = False) -> Index:
         """Read an index, and check that it covers all content of this manifest exactly once.
 
         Args:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError, UnsafePathError
-from perfkit.filesystem.compact import FileBytes, sort_numbers
+from perfkit.filesystem.compact import Bytes, chunks, sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name, most_directories
 from perfkit.releases.format.columns import Reader, pack_column
 
@@ -52,8 +52,8 @@ class Entry(NamedTuple):
 class Manifest:
     """The entries of a tree, sorted by the UTF-8 bytes of their names; a sequence of `Entry`."""
 
-    _data: bytes | FileBytes = field(repr=False, compare=False)
-    sha256: bytes  # the digest of its canonical bytes, 32 bytes. Two manifests are equal if these are.
+    data: Bytes = field(repr=False, compare=False)  # the canonical bytes
+    sha256: bytes  # their digest, 32 bytes. Two manifests are equal if these are.
     _sizes: array[int] = field(repr=False, compare=False)
     _flags_at: int = field(repr=False, compare=False)
     _name_ends: array[int] = field(repr=False, compare=False)  # offsets in raw; the first is where the names begin
@@ -86,14 +86,14 @@ class Manifest:
                     names,
                 )
             )
-            same = before is not None and names == before._data[before._name_ends[0] :]
+            same = before is not None and names == before.data[before._name_ends[0] :]
             return cls.parse(raw, sha256=hashlib.sha256(raw).digest() if same else None, known=same)
         except (ManifestError, UnsafePathError, UnicodeEncodeError):
             check_names(entry.name for entry in listed)  # says which name it is
             raise
 
     @classmethod
-    def parse(cls, raw: bytes, *, sha256: bytes | None = None, known: bool = False) -> Manifest:
+    def parse(cls, raw: Bytes, *, sha256: bytes | None = None, known: bool = False) -> Manifest:
         """Read canonical bytes.
 
         Args:
@@ -106,7 +106,10 @@ class Manifest:
         """
         if len(raw) > MAX_MANIFEST_BYTES:
             raise ManifestError(f"manifest: larger than {MAX_MANIFEST_BYTES} bytes")
-        digest = hashlib.sha256(raw).digest()
+        hashed = hashlib.sha256()
+        for chunk in chunks(raw):
+            hashed.update(chunk)
+        digest = hashed.digest()
         if sha256 is not None and digest != sha256:
             raise ManifestError(f"manifest: its digest is {digest.hex()}, not {sha256.hex()}")
         reader = Reader(raw, _WHAT, _MAGIC)
@@ -127,7 +130,7 @@ class Manifest:
         reader.skip(name_bytes)
         reader.end()
         ends = array("I", (names_at,))
-        ends.extend(itertools.islice((found.end() for found in _LINE_FEED.finditer(raw, names_at)), count + 1))
+        ends.extend(itertools.islice(_line_ends(raw, names_at), count + 1))
         if len(ends) != count + 1 or ends[-1] != len(raw):
             raise ManifestError("manifest: the number of names differs from that of entries")
         manifest = cls(raw, digest, sizes, flags_at, ends, array("I", (0,)))
@@ -137,12 +140,12 @@ class Manifest:
 
     @property
     def raw(self) -> bytes:
-        """The canonical bytes."""
-        return self._data[:]
+        """The canonical bytes, in memory."""
+        return self.data[:]
 
-    def reading(self, data: bytes | FileBytes) -> Manifest:
+    def reading(self, data: Bytes) -> Manifest:
         """The same manifest, with these bytes instead of its own."""
-        return replace(self, _data=data)
+        return replace(self, data=data)
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -150,7 +153,7 @@ class Manifest:
     def __getitem__(self, index: int) -> Entry:
         if not 0 <= index < len(self._sizes):
             raise IndexError(index)
-        return Entry(self.name(index), self._sizes[index], self.digest(index), self._data[self._flags_at + index] == 1)
+        return Entry(self.name(index), self._sizes[index], self.digest(index), self.executable(index))
 
     def __iter__(self) -> Iterator[Entry]:
         return map(self.__getitem__, range(len(self)))
@@ -168,13 +171,14 @@ class Manifest:
     def _text(self, start: int, stop: int) -> str:
         """The names of these entries, with line feeds between."""
         try:
-            return self._data[self._name_ends[start] : self._name_ends[stop] - 1].decode()
+            return self.data[self._name_ends[start] : self._name_ends[stop] - 1].decode()
         except UnicodeDecodeError as error:
             raise ManifestError(f"manifest: a name is not UTF-8: {error}") from error
 
     def executable(self, index: int) -> bool:
         """Whether one entry is executable."""
-        return self._data[self._flags_at + index] == 1
+        at = self._flags_at + index
+        return self.data[at : at + 1] == b"\1"
 
     def size(self, index: int) -> int:
         """The size of one entry."""
@@ -183,19 +187,21 @@ class Manifest:
     def digest(self, index: int) -> bytes:
         """The SHA-256 of one entry."""
         at = self._flags_at + len(self) + 32 * index
-        return self._data[at : at + 32]
+        return self.data[at : at + 32]
 
     def digests(self) -> Iterator[bytes]:
         """The SHA-256 of each entry, in order."""
         start = self._flags_at + len(self)
-        return (self._data[at : at + 32] for at in range(start, start + 32 * len(self), 32))
+        return (self.data[at : at + 32] for at in range(start, start + 32 * len(self), 32))
 
-    def with_digests(self, changes: Iterable[tuple[int, bytes | bytearray]]) -> bytes:
-        """The canonical bytes, with other digests for some entries."""
-        raw, start = bytearray(self._data[:]), self._flags_at + len(self)
+    def with_digests(self, changes: Iterable[tuple[int, bytes | bytearray]]) -> Iterator[bytes]:
+        """The canonical bytes, in parts, with other digests for some entries, which are given in order."""
+        start, done = self._flags_at + len(self), 0
         for index, digest in changes:
-            raw[start + 32 * index : start + 32 * (index + 1)] = digest
-        return bytes(raw)
+            yield from chunks(self.data, done, start + 32 * index)
+            yield bytes(digest)
+            done = start + 32 * (index + 1)
+        yield from chunks(self.data, done)
 
     def same(self, index: int, other: Manifest, there: int) -> bool:
         """Whether an entry has the same content and mode as an entry of another manifest."""
@@ -221,7 +227,7 @@ class Manifest:
         return index
 
     def _encoded(self, index: int) -> bytes:
-        return self._data[self._name_ends[index] : self._name_ends[index + 1] - 1]
+        return self.data[self._name_ends[index] : self._name_ends[index + 1] - 1]
 
     def _check_names(self) -> None:
         """Check that names are sorted, safe, and differ in more than case or normalisation; in little memory."""
@@ -230,7 +236,7 @@ class Manifest:
         last = b""
         for start in range(0, len(self), _BATCH):
             stop = min(start + _BATCH, len(self))
-            block = self._data[self._name_ends[start] : self._name_ends[stop]]
+            block = self.data[self._name_ends[start] : self._name_ends[stop]]
             lines = block.split(b"\n")[:-1]
             if not (all(map(operator.lt, lines, lines[1:])) and last < lines[0]):
                 raise ManifestError("manifest: names out of order")
@@ -342,6 +348,13 @@ class LazySequence(Sequence[T]):
 
     def __repr__(self) -> str:
         return f"LazySequence({list(self)!r})"
+
+
+def _line_ends(data: Bytes, start: int) -> Iterator[int]:
+    """The offsets after each line feed."""
+    for chunk in chunks(data, start):
+        yield from (start + found.end() for found in _LINE_FEED.finditer(chunk))
+        start += len(chunk)
 
 
 def pair_entries(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:

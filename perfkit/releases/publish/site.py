@@ -43,6 +43,16 @@ def _new_file(directory: str) -> tuple[int, str]:
     return descriptor, path
 
 
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Name the file in errors of write(2) and fsync(2), which do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+
+
 class ObjectWriter:
     """Writes a new object, which joins the site with `finish`."""
 
@@ -56,13 +66,14 @@ class ObjectWriter:
     def write(self, data: bytes) -> None:
         """Append bytes."""
         self._digest.update(data)
-        self._file.write(data)
+        with _named(self._directory):
+            self._file.write(data)
         self.bytes += len(data)
 
     def finish(self) -> ObjectRef:
         """Rename the object to its digest. Durable."""
         ref = ObjectRef(self._digest.hexdigest(), self.bytes)
-        with self._file:
+        with _named(self._directory), self._file:
             self._file.flush()
             sync_file(self._file.fileno())
         os.replace(self._path, os.path.join(self._directory, ref.sha256))
@@ -70,7 +81,8 @@ class ObjectWriter:
 
     def discard(self) -> None:
         """Delete the object, unless it is finished."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is buffered may not fit on the disk
+            self._file.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
@@ -176,7 +188,7 @@ class Site:
         directory = os.path.dirname(path)
         descriptor, fresh = _new_file(directory)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with _named(path), os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 _date_after(file.fileno(), path)

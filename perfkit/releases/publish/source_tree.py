@@ -14,11 +14,12 @@ from typing import BinaryIO, Literal
 
 from perfkit.errors import FileChangedError, UnsafePathError
 from perfkit.filesystem.paths import name_errors, name_matcher, parents
+from perfkit.filesystem.scan import ScanEntry
 from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry
-from perfkit.releases.statcache import FileStat, StatCache
+from perfkit.releases.statcache import StatCache
 from perfkit.transactions.layout import PRIVATE_DIR
 
 Links = Literal["refuse", "skip", "follow"]
@@ -240,8 +241,8 @@ class _Found:
             *(array(column.typecode, map(column.__getitem__, order)) for column in columns),
         )
 
-    def status(self, at: int) -> FileStat:
-        return FileStat(self.sizes[at], self.mtimes[at], self.ctimes[at], self.inodes[at], self.modes[at])
+    def status(self, at: int) -> ScanEntry:
+        return ScanEntry("", self.sizes[at], self.mtimes[at], self.ctimes[at], self.inodes[at], 0, self.modes[at])
 
 
 def _known(rows: StatCache, found: _Found, at: int) -> int:

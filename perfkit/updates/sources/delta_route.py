@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 
 from perfkit.errors import ManifestError
+from perfkit.filesystem.compact import Keep
 from perfkit.libc import trim_heap
 from perfkit.releases.format.delta import Delta, Span
 from perfkit.releases.format.draft import DIGEST_BYTES, complete
@@ -18,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def apply_deltas(
-    paths: Iterable[str], old: Manifest, local: LocalTree, staging: StagingArea, *, most_bytes: int
+    paths: Iterable[str], old: Manifest, local: LocalTree, staging: StagingArea, *, most_bytes: int, keep: Keep
 ) -> Manifest | None:
     """Apply deltas, and return the manifest that they lead to; None: some old content is missing.
 
@@ -26,6 +27,7 @@ def apply_deltas(
         paths: the paths of the deltas, which are verified.
         old: the manifest that the first one applies to.
         most_bytes: maximum size of each manifest that they lead to.
+        keep: joins parts of a manifest's bytes.
 
     Raises:
         ManifestError: a delta is damaged, or old content is not what the tree's record says.
@@ -37,11 +39,11 @@ def apply_deltas(
         phase = "unpacking" if len(chain) == 1 else f"unpacking change {number} of {len(chain)}"
         with open(path, "rb") as file:
             delta = Delta.open(file)
-            draft = delta.draft(old, most_bytes=most_bytes)
+            draft = delta.draft(old, most_bytes=most_bytes, keep=keep)
             made = _apply(delta, old, draft, local, staging, phase=phase)
         if made is None:
             return None
-        old = complete(draft, made, delta.target_sha256)
+        old = complete(draft, made, delta.target_sha256, keep)
     return old
 
 

@@ -20,6 +20,7 @@ from perfkit.updates.routes import Offer
 from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import StagingArea
 
+_INDEX = "the index"  # what progress displays call it
 _RANGE_BYTES = 1 << 20  # minimum of a request, if there is that much to fetch: a connection starts slowly
 _MAX_RANGES = 24  # of that size; if there is more to fetch, the ranges are larger
 # Unused bytes that are fetched to save a request: what arrives in the time of one, but a small part of the total.
@@ -47,8 +48,7 @@ class PackRoute:
         self._local = local
         self._seeds: Seeds | None = None
         self._manifest = manifest
-        with contextlib.closing(site.get_index(index)) as raw:
-            self._index = Index.parse(raw, manifest)
+        self._index = Index.parse(site.get_packed(index, _INDEX), manifest)
         self._variant = variant
 
     def offer(self, missing: Set[bytes]) -> Offer:
@@ -100,7 +100,7 @@ class PackRoute:
 
         @cache
         def dictionary_of(pack: int) -> bytes | None:
-            return self._site.get_packed(dictionaries[pack], "a dictionary") if pack in dictionaries else None
+            return self._site.get_packed(dictionaries[pack], "a dictionary")[:] if pack in dictionaries else None
 
         try:
             with contextlib.closing(fetched):
@@ -163,8 +163,7 @@ def begin_packs(site: SiteClient, packed: PackedRef) -> None:
     Raises:
         ManifestError, TransferError, OSError: the index can't be fetched, or is damaged.
     """
-    with contextlib.closing(site.get_index(packed)) as raw:
-        index = Index.without_pieces(raw)
+    index = Index.without_pieces(site.get_packed(packed, _INDEX))
     size = sum(index.packed)
     if len(index) <= _AHEAD_FRAMES and size <= _AHEAD_BYTES and size * _AHEAD_SPACE <= site.free_space():
         site.begin_ranges(index, _ranges(index, range(len(index))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -20,13 +21,15 @@ from perfkit.errors import (
     TransferError,
     UpdateError,
 )
-from perfkit.filesystem.compact import DigestSet, pack_numbers
+from perfkit.filesystem.compact import DigestSet, file_bytes, pack_numbers
+from perfkit.filesystem.own_files import open_own
 from perfkit.libc import mmap_large_allocations
 from perfkit.progress.text import printable
 from perfkit.redact import redacted
 from perfkit.releases.format import MAX_AHEAD_MS, POINTER_NAME
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import BaseManifest, PackedRef, Pointer
+from perfkit.transactions import layout
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Link, Offer, choose_routes
@@ -221,7 +224,7 @@ class ReleaseSource:
         self._selection = self._recorded if selection is None else selection if str(selection) else None
         chain = pointer.chain(installed.manifest_sha256) if self._selection is None else ()
         self._deltas = [delta.object for delta in chain]
-        self._pack_routes: dict[str, PackRoute] = {}
+        self._pack_route: tuple[str, PackRoute] | None = None  # the last one: each takes megabytes for many files
         self._exhausted: set[tuple[str, str]] = set()  # routes and variants that supplied what they can, or failed
         self._error: PerfkitError | None = None  # the last failure
         self._taken: list[str] = []
@@ -276,9 +279,9 @@ class ReleaseSource:
     def _read_manifest(self, local: LocalTree, staging: StagingArea | None) -> Manifest:
         mmap_large_allocations()
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
-        if (recorded := local.open_blob(sha256)) is not None:  # after a rollback the history has it
-            with contextlib.suppress(OSError, ManifestError), recorded as file:
-                return Manifest.parse(file.read(), sha256=sha256)
+        with contextlib.suppress(OSError, ManifestError):  # after a rollback the history has it
+            stored = os.path.join(self._installed.root, layout.object_path(sha256.hex()))
+            return Manifest.parse(file_bytes(open_own(stored)), sha256=sha256)
         if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
                 if (made := self._apply_deltas(local, staging)) is not None:
@@ -315,7 +318,7 @@ class ReleaseSource:
             old = Manifest.parse(raw, sha256=bytes.fromhex(base.sha256))
         (path,) = self._site.get([changes], _LIST, phase=f"reading {_LIST}")
         with open(path, "rb") as file:
-            manifest = Delta.open(file).new_manifest(old, most_bytes=self._most_bytes)
+            manifest = Delta.open(file).new_manifest(old, most_bytes=self._most_bytes, keep=self._site.keep)
         if manifest.sha256.hex() != self._pointer.manifest_sha256:
             raise ManifestError("delta: it does not lead to this release")
         return manifest
@@ -340,7 +343,9 @@ class ReleaseSource:
 
         paths = self._site.get(self._deltas, label)
         self._taken.append("delta")
-        manifest = apply_deltas(paths, self._installed.manifest, local, staging, most_bytes=self._most_bytes)
+        manifest = apply_deltas(
+            paths, self._installed.manifest, local, staging, most_bytes=self._most_bytes, keep=self._site.keep
+        )
         if manifest is not None and manifest.sha256.hex() != self._pointer.manifest_sha256:
             raise ManifestError("delta: it does not lead to this release")
         return manifest
@@ -369,8 +374,8 @@ class ReleaseSource:
         while left := staging.missing(missing):
             offer = self._best_offer(left, manifest, local)
             with self._trying(offer.route, offer.variant):
-                self._take(offer, local, staging)
-        self._pack_routes.clear()  # frees megabytes if there are many files
+                self._take(offer, manifest, local, staging)
+        self._pack_route = None
         return tuple(dict.fromkeys(self._taken))
 
     def _best_offer(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Offer:
@@ -398,11 +403,11 @@ class ReleaseSource:
             self._error = error
             _log.warning("%s: the route %s failed: %s", redacted(self.url), variant or route, error)
 
-    def _take(self, offer: Offer, local: LocalTree, staging: StagingArea) -> None:
+    def _take(self, offer: Offer, manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
         if offer.route == "delta":
             self._apply_deltas(local, staging)
             return
-        self._pack_routes[offer.variant].fetch(offer.blobs, staging)
+        self._open_packs(offer.variant, self._indexed(manifest, local), local).fetch(offer.blobs, staging)
         self._taken.append(offer.route)
         if missing := staging.missing(offer.blobs):
             raise ManifestError(f"{len(missing)} file contents do not have the digest in the manifest")
@@ -414,25 +419,33 @@ class ReleaseSource:
             yield delta
             if delta.blobs == missing and delta.bytes <= self._pointer.fine.object.bytes:
                 return  # the index alone would cost more
-        for variant, packed in self._indexes(missing, manifest, local):
-            if variant not in self._pack_routes:
-                from perfkit.updates.sources.pack_route import PackRoute
+        for variant in self._indexes(missing, manifest, local):
+            with self._trying("blocks", variant):
+                yield self._open_packs(variant, manifest, local).offer(missing)
 
-                with self._trying("blocks", variant):
-                    self._pack_routes[variant] = PackRoute(self._site, packed, manifest, local, variant=variant)
-            if variant in self._pack_routes:
-                yield self._pack_routes[variant].offer(missing)
+    def _open_packs(self, variant: str, manifest: Manifest, local: LocalTree) -> PackRoute:
+        """The route of one index, which is fetched if necessary."""
+        if self._pack_route is None or self._pack_route[0] != variant:
+            from perfkit.updates.sources.pack_route import PackRoute
+
+            self._pack_route = None
+            route = PackRoute(self._site, self._packed(variant), manifest, local, variant=variant)
+            self._pack_route = variant, route
+        return self._pack_route[1]
+
+    def _packed(self, variant: str) -> PackedRef:
+        return self._pointer.fine if variant == _FINE else self._pointer.solid
 
     def _delta_offer(self, missing: Set[bytes]) -> Offer | None:
         """The offer of the deltas, which supply all blobs that the installed release does not have."""
         if not self._deltas or ("delta", "") in self._exhausted:
             return None
-        blobs = missing - DigestSet(self._installed.manifest.digests())
+        blobs = missing - DigestSet(filter(missing.__contains__, self._installed.manifest.digests()))
         deltas = self._site.not_staged(self._deltas)
         size = sum(delta.bytes for delta in deltas)
         return Offer("delta", blobs, bytes=size, requests=len(deltas)) if blobs else None
 
-    def _indexes(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Iterator[tuple[str, PackedRef]]:
+    def _indexes(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Iterator[str]:
         """The indexes that are worth fetching for what is missing, and those that are staged already.
 
         A file that the tree has in another version may need only some small frames.
@@ -443,7 +456,6 @@ class ReleaseSource:
         new_share, share = new_bytes / total, sum(map(manifest.size, entries)) / total
         left = [variant for variant in (_FINE, _SOLID) if ("blocks", variant) not in self._exhausted]
         for variant in left:
-            packed = self._pointer.fine if variant == _FINE else self._pointer.solid
             suits = new_share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
-            if suits or len(left) == 1 or not self._site.not_staged([packed.object]):
-                yield variant, packed
+            if suits or len(left) == 1 or not self._site.not_staged([self._packed(variant).object]):
+                yield variant

@@ -6,16 +6,14 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
 
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, HTTPStatusError
-from perfkit.filesystem.compact import FileBytes
-from perfkit.filesystem.own_files import create_unnamed
+from perfkit.filesystem.compact import Bytes
 from perfkit.minisign.public_keys import MAX_FILE_BYTES
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME, channel_name
@@ -63,6 +61,7 @@ class SiteClient:
     def __init__(self, fetcher: Fetcher, url: str, channel: str | None = None) -> None:
         self.url = url  # the site's URL, with a trailing slash
         self.max_files = fetcher.max_files  # how many files a release may have
+        self.keep = fetcher.keep
         self.channel = channel  # the channel whose release is offered; None: the current release is
         self._pointer_name = POINTER_NAME if channel is None else channel_name(channel)
         self.latency_s = 0.05  # how long the pointer took to fetch; a guess before that
@@ -76,7 +75,13 @@ class SiteClient:
         """
         known = before[1] if before else None
         request = Request(self.url + self._pointer_name, POINTER_NAME, max_bytes=MAX_POINTER_BYTES, known=known)
-        (found,) = self._fetcher.get([request], phase="reading the release")
+        try:
+            (found,) = self._fetcher.get([request], phase="reading the release")
+        except HTTPStatusError as error:
+            if error.status in (404, 410):
+                what = "no site of releases" if self.channel is None else f"no site with a channel {self.channel!r}"
+                error.reason += f": there is {what} at {redacted(self.url)}"
+            raise
         self.latency_s = found.seconds
         if before is not None and found.unchanged and found.version == known:
             return before
@@ -130,20 +135,11 @@ class SiteClient:
             label=label,
         )
 
-    def get_packed(self, packed: PackedRef, label: str) -> bytes:
+    def get_packed(self, packed: PackedRef, label: str) -> Bytes:
         """The decompressed bytes of an object, such as `a dictionary`."""
-        whole = BytesIO()
-        whole.writelines(self._unpack(packed, label))
-        return whole.getvalue()
-
-    def get_index(self, packed: PackedRef) -> FileBytes:
-        """The decompressed bytes of an index, which may be megabytes, in a file without a name; close it."""
-        return FileBytes.written(self._unpack(packed, "the index"), create_unnamed(self._fetcher.stage))
-
-    def _unpack(self, packed: PackedRef, label: str) -> Iterator[bytes]:
         (path,) = self.get([packed.object], label, phase=f"reading {label}")
         with open(path, "rb") as file:
-            yield from decompress_stream(iter(partial(file.read, _READ_BYTES), b""), packed.size)
+            return self.keep(decompress_stream(iter(partial(file.read, _READ_BYTES), b""), packed.size))
 
     def not_staged(self, refs: Iterable[ObjectRef]) -> list[ObjectRef]:
         """Those of the objects that have to be fetched."""
