@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Item = str | tuple[str, str] | Request
 
+_LARGE_BYTES = 64 << 10  # the caller gets a result of this size at once, smaller ones with the next tick
 _TICK_S = 0.1  # how often the calling thread shows progress and adjusts the workers
 _QUEUED_PER_WORKER = 8
 _DEFAULT_NAME = "download"
@@ -467,7 +468,7 @@ class DownloadManager:
                 if self._paths.get(path) is transfer:
                     del self._paths[path]
             batch.finished.append((batch.open.pop(transfer), download))
-            if not batch.open:
+            if not batch.open or download.bytes >= _LARGE_BYTES:
                 batch.wake()
 
 

@@ -76,18 +76,18 @@ class Lookup:
             at = (at + 1) & mask
         return None
 
-    def add(self, row: int) -> None:
-        """Add a row."""
+    def add(self, row: int, key: int) -> None:
+        """Add a row, which has this hash."""
         self._used += 1
         if 3 * self._used > 2 * len(self._slots):
             old, self._slots = self._slots, array("I", bytes(8 * len(self._slots)))
             for each in filter(None, old):
-                self._insert(each)
-        self._insert(row + 1)
+                self._insert(each, self._hash_of(each - 1))
+        self._insert(row + 1, key)
 
-    def _insert(self, entry: int) -> None:
+    def _insert(self, entry: int, key: int) -> None:
         mask = len(self._slots) - 1
-        at = self._hash_of(entry - 1) & mask
+        at = key & mask
         while self._slots[at]:
             at = (at + 1) & mask
         self._slots[at] = entry
@@ -132,7 +132,7 @@ class DigestSet(Set[bytes]):
         if digest in self:
             return False
         self._digests.append(digest)
-        self._rows.add(len(self) - 1)
+        self._rows.add(len(self) - 1, hash(digest))
         return True
 
     def __contains__(self, digest: object) -> bool:

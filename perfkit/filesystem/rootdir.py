@@ -145,11 +145,11 @@ class RootDir:
     @contextlib.contextmanager
     def remember_missing(self) -> Iterator[None]:
         """Inside this block, `lstat` does not look again for a directory that did not exist."""
-        self._missing = "/"  # of no name
+        before, self._missing = self._missing, "/"  # of no name
         try:
             yield
         finally:
-            self._missing = None
+            self._missing = before
 
     def lstat(self, name: str) -> os.stat_result | None:
         """lstat(2) of a name; None if it does not exist."""

@@ -57,12 +57,12 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
 
     def row(self, name: str) -> int:
         """The row of a name, added if necessary."""
-        row = self._rows.find(hash(name), lambda row: self.name(row) == name)
+        row = self._rows.find(hash(name), lambda row: self._names[row] == name)
         if row is None:
             row = len(self._flags)
             self._names.append(name)
             self._flags.append(0)
-            self._rows.add(row)
+            self._rows.add(row, hash(name))
         return row
 
     def _set(self, name: str, flag: int) -> int:
@@ -83,11 +83,11 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     def set_source(self, row: int, source: str) -> None:
         """Set the staged file of a row that is written."""
         staged, fetched = self._prefixes
-        number = source.removeprefix(staged)
-        if number != source:
-            self._sources[row] = int(number)
-        elif source == fetched + self._sha256(row):
-            self._fetched.add(row)
+        sha256 = self._sha256(row)
+        if source == fetched + sha256:
+            self._fetched.add(row, hash(sha256))
+        elif source.startswith(staged):
+            self._sources[row] = int(source.removeprefix(staged))
         else:
             self._other_sources[row] = source
             self._used.add(source)

@@ -21,11 +21,8 @@ from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, Content, 
 _RESTORED = f"{OBJECTS}/restored~"  # a restored file, until it is renamed
 
 
-def check_conflicts(rootdir: RootDir, change_set: Mapping[str, object | None]) -> None:
+def check_conflicts(rootdir: RootDir, change_set: ChangeSet) -> None:
     """Check, before anything is changed, that nothing is in the way of a new file.
-
-    Args:
-        change_set: None for each name that is deleted, anything else for each that is written.
 
     Raises:
         UnsafePathError: a symbolic link is where a directory is needed.
@@ -33,9 +30,7 @@ def check_conflicts(rootdir: RootDir, change_set: Mapping[str, object | None]) -
             remove it; or two names of the change are in each other's way.
     """
     checked: set[str] = set()
-    for name in change_set:
-        if change_set[name] is None:
-            continue
+    for name in map(change_set.name, filter(change_set.is_written, change_set.rows())):
         found = rootdir.lstat(name)
         if found is not None and stat.S_ISDIR(found.st_mode):
             _check_all_deleted(rootdir, name, change_set)

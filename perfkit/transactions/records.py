@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 from perfkit.errors import UnsafePathError
 
 FORMAT = 1
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 # What reading a malformed file raises.
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, UnsafePathError)
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -93,7 +94,7 @@ def with_checksum(rows: Iterable[object]) -> Iterator[bytes]:
     for row in rows:
         line = row
         if not isinstance(line, bytes):
-            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            line = _ENCODER.encode(row).encode() + b"\n"
         digest.update(line)
         yield line
     yield digest.hexdigest().encode() + b"\n"
@@ -128,7 +129,7 @@ def read_line(line: bytes) -> Any:
         ValueError: it is not JSON.
     """
     try:
-        return json.loads(line)
+        return json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError("truncated or damaged") from error
 

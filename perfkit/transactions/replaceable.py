@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 
 from perfkit.errors import UpdateError
@@ -30,8 +31,9 @@ def check_replaceable(rootdir: RootDir, replaced: Iterable[str], changed: Iterab
     """
     directories = _Directories(rootdir)
     directories.check_same_file_system(PRIVATE_DIR)
-    for name in changed:
-        directories.check(name.rpartition("/")[0])
+    with rootdir.remember_missing():
+        for name in changed:
+            directories.check(name.rpartition("/")[0])
     for name in replaced:
         if rootdir.lstat(name) is not None:
             fd, leaf = rootdir.parent(name)
@@ -58,11 +60,11 @@ class _Directories:
         """Check the directory, or where it does not exist, the one that it will be created in."""
         while name not in self._writable:
             self._writable.add(name)
-            try:
-                self.check_same_file_system(name)
-            except (FileNotFoundError, NotADirectoryError):
+            found = self._rootdir.lstat(name) if name else None
+            if name and (found is None or stat.S_IFMT(found.st_mode) not in (stat.S_IFDIR, stat.S_IFLNK)):
                 name = name.rpartition("/")[0]
                 continue
+            self.check_same_file_system(name)
             fd = self._rootdir.directory(name)
             _check_attributes(name, file_attributes(fd) & ~MOUNT_POINT)
             if not _is_writable(fd):

@@ -169,14 +169,19 @@ class Transaction:
         """
         check_name(name)
         self._check_open()
-        source = os.path.relpath(os.path.abspath(os.fspath(path)), self._rootdir.root)
+        source = os.path.abspath(path).removeprefix(os.path.join(self._rootdir.root, ""))
         if not source.startswith(f"{FETCH}/") or self._change_set.uses_fetched(source):
             raise UpdateError(f"{os.fspath(path)}: only a file in {FETCH} can be adopted, and only once")
-        fd = open_regular(self._rootdir, source)
-        try:
-            found = os.fstat(fd)
+        found = self._rootdir.lstat(source)
+        if found is not None and stat.S_ISREG(found.st_mode):
             if found.st_nlink != 1:
                 raise UpdateError(f"{os.fspath(path)}: it has other hard links, through which it could be modified")
+            if sha256 and stat.S_IMODE(found.st_mode) == mode and self._rootdir.owner is None:
+                content = Content(sha256, found.st_size, mode)
+                self._change_set[name] = StagedFile(source, content)
+                return content
+        fd = open_regular(self._rootdir, source)
+        try:
             return self._set_staged(name, source, fd, mode, sha256)
         finally:
             os.close(fd)

@@ -113,11 +113,11 @@ class PlanApplier:
                 self._tx.write(name, b"", mode=_mode(entry))
                 self._shown.count(files=1)
             elif self._staging.expected.index.first(entry.sha256) == at:
-                path = self._staging.blobs[entry.sha256]
+                path = self._staging.path(entry.sha256)
                 self._tx.adopt(name, path, sha256=entry.sha256.hex(), mode=_mode(entry))
                 self._count(entry)
             else:
-                self._copy(name, self._staging.blobs[entry.sha256])
+                self._copy(name, self._staging.path(entry.sha256))
 
     def _find(self, name: str) -> tuple[int, Entry]:
         at = self._manifest.find(name)

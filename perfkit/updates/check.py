@@ -118,7 +118,7 @@ def _changed_names(root: str, plan: Plan, manifest: Manifest, staging: StagingAr
     def staged(name: str) -> str:
         at = manifest.find(name)
         assert at is not None, name
-        return staging.blobs[manifest.digest(at)] if manifest.size(at) else ""
+        return staging.path(manifest.digest(at)) if manifest.size(at) else ""
 
     found: dict[str, str | None] = dict.fromkeys(plan.remove)
     found.update(dict.fromkeys(each.source for each in plan.local if each.move))

@@ -30,7 +30,10 @@ class BlobIndex:
 
     def first(self, digest: bytes) -> int | None:
         """The index of the first entry with this SHA-256."""
-        return next(self.find(digest), None)
+        for place in self._index.candidates(digest):
+            if self.manifest.digest(at := self.places[place]) == digest:
+                return at
+        return None
 
     def bytes_of(self, digests: Iterable[bytes]) -> int:
         """The total size of these blobs."""

@@ -10,6 +10,7 @@ from typing import cast
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import UpdateError
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.operation import OperationProgress
 from perfkit.transactions import layout
 from perfkit.updates.digest_index import BlobSet
@@ -43,11 +44,13 @@ def plan(
         if spec.release is None:
             dry_run.refuse_downgrade(allow_older=False)
         local = dry_run.scan(now_ns=0)
-        staging = StagingArea(stage, progress=progress)
+        staging = StagingArea(stack.enter_context(contextlib.closing(RootDir(stage))), progress=progress)
         manifest = dry_run.resolve(local, staging)
         plan = dry_run.plan(local, manifest)
-        missing = staging.missing(BlobSet.of_files(manifest, plan.fetch))
-        return plan.with_offers(source.offers(missing, manifest, local))
+        needed = BlobSet.of_files(manifest, plan.fetch)
+        staging.expect(needed)
+        missing = staging.missing(needed)
+        return plan.with_offers(source.offers(missing, manifest, local), needed.index.bytes_of(needed))
 
 
 def _temporary_directory(root: str) -> contextlib.AbstractContextManager[str]:

@@ -113,7 +113,7 @@ class Plan:
         overwritten: locally edited files that are not saved.
         added, changed: names.
         offers: the routes to take, in order.
-        missing_bytes: total size of the blobs in `fetch`.
+        missing_bytes: total size of the blobs in `fetch`, each counted once; set with the routes.
         bytes, requests: expected network use.
         seconds: expected duration.
     """
@@ -139,14 +139,15 @@ class Plan:
     requests: int = 0
     seconds: float = 0.0
 
-    def with_offers(self, offers: tuple[Offer, ...], link: Link | None = None) -> Plan:
+    def with_offers(self, offers: tuple[Offer, ...], missing_bytes: int) -> Plan:
         """The plan with the routes to take, and their cost."""
         return replace(
             self,
             offers=offers,
+            missing_bytes=missing_bytes,
             bytes=sum(offer.bytes for offer in offers),
             requests=sum(offer.requests for offer in offers),
-            seconds=route_seconds(offers, link or Link()),
+            seconds=route_seconds(offers, Link()),
         )
 
     @property
@@ -227,7 +228,6 @@ def decide(
         overwritten=tuple(tree.edited) if local_changes == "overwrite" else (),
         added=files.names_at(added),
         changed=files.names_at(changed),
-        missing_bytes=_blob_bytes(LazySequence(files.files.__getitem__, fetch)),
     )
 
 
@@ -276,17 +276,6 @@ class _Tree:
                 return names[at], True
         matches = (at for at in self._index.candidates(wanted.sha256) if files[at].sha256 == wanted.sha256)
         return next(((names[at], False) for at in matches), None)
-
-
-def _blob_bytes(files: Sequence[FileInfo]) -> int:
-    """The total size of these files, each content counted once."""
-    index = DigestIndex(each.sha256 for each in files)
-    total = 0
-    for at, each in enumerate(files):
-        once = index.count(each.sha256) == 1
-        if once or at == next(at for at in index.candidates(each.sha256) if files[at].sha256 == each.sha256):
-            total += each.size
-    return total
 
 
 def _same(found: FileInfo, entry: FileInfo) -> bool:

@@ -18,13 +18,14 @@ from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.compact import Bytes, DigestSet, keep_bytes
 from perfkit.filesystem.hashing.hash_file import hash_file
-from perfkit.filesystem.own_files import create_own, create_unnamed, open_own
+from perfkit.filesystem.own_files import create_unnamed, open_own
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.draft import DIGEST_BYTES, made_for
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
-from perfkit.transactions.object_store import copy_into
+from perfkit.transactions.object_store import copy_into, write_all
 from perfkit.updates.digest_index import BlobIndex, BlobSet
 
 _RETRIES_OF_ONE = 2  # of each site where there are mirrors
@@ -170,46 +171,18 @@ class Fetcher:
                 yield batch.sent[index].name, download
 
 
-class StagedBlobs:
-    """The blobs that are complete, and their paths in the directory `stage`, which are built on access."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-        self._expected: BlobSet | None = None
-        self._others = DigestSet()
-
-    def expect(self, index: BlobIndex) -> None:
-        """Use this index, which has most of the blobs to come, to take less memory."""
-        self._expected = BlobSet(index)
-        self._others = DigestSet(digest for digest in self._others if not self._expected.add(digest))
-
-    def add(self, digest: bytes) -> None:
-        """Record that a blob is complete."""
-        if self._expected is None or not self._expected.add(digest):
-            self._others.add(digest)
-
-    def __getitem__(self, digest: bytes) -> str:
-        if digest not in self:
-            raise KeyError(digest)
-        return _blob_path(self._stage, digest)
-
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._others or (self._expected is not None and digest in self._expected)
-
-    def missing(self, wanted: Set[bytes]) -> Set[bytes]:
-        """Those of the wanted blobs that are not complete yet."""
-        return wanted - (self._others if self._expected is None else self._expected)
-
-
 class StagingArea:
-    """Blobs in the directory `stage`. One may be written in parts, in any order; it counts once its SHA-256 matches."""
+    """Blobs in a directory of `rootdir`. One may be written in parts, in any order; it counts if its digest matches."""
 
-    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
-        self._stage = stage
+    def __init__(self, rootdir: RootDir, directory: str = "", *, progress: Progress | None = None) -> None:
+        self._rootdir = rootdir
+        self._directory = directory
+        self._prefix = os.path.join(directory, _PREFIX)
+        self._unnamed = os.path.join(directory, "content~")  # the file of `create`
         self._progress = progress
         self._shown: Stage | None = None
-        self.blobs = StagedBlobs(stage)  # those that are complete
         self.expected = BlobSet(BlobIndex(Manifest.of(())))  # those that the update needs
+        self._complete, self._others = BlobSet(self.expected.index), DigestSet()  # complete ones: expected, and not
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
         self._made = bytearray()  # see `writer`
         self._writing: _PartialBlob | None = None
@@ -237,40 +210,51 @@ class StagingArea:
     def expect(self, needed: BlobSet) -> None:
         """Set which blobs the update needs: use those that an earlier run completed, and delete its other blobs."""
         self.expected = needed
-        self.blobs.expect(needed.index)
-        with os.scandir(self._stage) as found:
-            for each in found:
-                if _BLOB.fullmatch(each.name):
-                    self._take_over(bytes.fromhex(each.name.removeprefix(_PREFIX)))
+        self._complete = BlobSet(needed.index)
+        self._others = DigestSet(digest for digest in self._others if not self._complete.add(digest))
+        for name in self._rootdir.iterdir(self._directory):
+            if _BLOB.fullmatch(name):
+                self._take_over(bytes.fromhex(name.removeprefix(_PREFIX)))
 
     def _take_over(self, digest: bytes) -> None:
         """Use what an earlier run left of a blob, or delete it."""
-        if digest in self.blobs:
+        if digest in self:
             return
-        path = self._path(digest)
-        status = os.lstat(path)
+        name = self._name(digest)
+        status = self._rootdir.lstat(name)
+        assert status is not None
         # Any other was fetched for another version by a sync that failed, or planted by others.
         own = digest in self.expected and stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-        if own and hash_file(path).sha256 == digest.hex():
-            self.blobs.add(digest)
+        if own and hash_file(self._path(name)).sha256 == digest.hex():  # a crash may have left a part of it
+            self._add(digest)
         else:
-            os.unlink(path)
+            self._rootdir.unlink(name)
+
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether a blob is complete."""
+        return digest in self._complete or digest in self._others
+
+    def _add(self, digest: bytes) -> None:
+        if not self._complete.add(digest):
+            self._others.add(digest)
 
     def missing(self, wanted: Set[bytes]) -> Set[bytes]:
-        """Those of the wanted blobs that are not complete yet."""
-        return self.blobs.missing(wanted)
+        """Those of these expected blobs that are not complete yet."""
+        return wanted - self._complete
+
+    def path(self, digest: bytes) -> str:
+        """The path of a complete blob."""
+        return self._path(self._name(digest))
 
     def copy(self, digest: bytes, path: str) -> None:
         """Copy the blob from another file, if that still has it; using a reflink where supported."""
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            partial = self._path(digest) + "~"
-            with open(_create(partial), "r+b", buffering=0) as copy:
+            with open(self._create(self._name(digest)), "r+b", buffering=0) as copy:
                 found = copy_into(file.fileno(), copy.fileno())
             if found == digest.hex():
-                os.rename(partial, self._path(digest))
-                self.blobs.add(digest)
+                self._add(digest)
             else:
-                os.unlink(partial)
+                self._rootdir.unlink(self._name(digest))
 
     def add(self, chunks: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
         """Write a blob whose digest isn't known beforehand; returns its SHA-256 and its size."""
@@ -286,21 +270,17 @@ class StagingArea:
 
     def create(self) -> BinaryIO:
         """A new file for a blob whose digest isn't known beforehand; one at a time. `finish` adds it."""
-        return open(_create(self._unnamed), "wb")
+        return open(self._create(self._unnamed), "wb")
 
     def finish(self, digest: bytes) -> None:
         """Add the file of `create`, which is written and closed; its content has this SHA-256."""
         self.adopt(self._unnamed, digest)
 
     def adopt(self, path: str, digest: bytes) -> None:
-        """Add a file of the directory `stage` whose content has this SHA-256."""
-        os.rename(path, self._path(digest))
-        self.blobs.add(digest)
+        """Add a file of this directory whose content has this SHA-256."""
+        self._rootdir.rename(os.path.join(self._directory, os.path.basename(path)), self._name(digest))
+        self._add(digest)
         self._count(files=1)
-
-    @property
-    def _unnamed(self) -> str:
-        return os.path.join(self._stage, "content~")
 
     def writer(self, manifest: Manifest, made: bytearray | None = None) -> Callable[[int, int, memoryview], None]:
         """A function that writes parts of this manifest's files: index of the entry, offset in the file, bytes.
@@ -311,19 +291,40 @@ class StagingArea:
         self._made = bytearray() if made is None else made
 
         def write(entry: int, offset: int, data: memoryview) -> None:
-            digest = manifest.digest(entry)
-            if digest not in self.blobs:
-                self._write(digest, manifest.size(entry), offset, data)
+            digest, size = manifest.digest(entry), manifest.size(entry)
+            if len(data) == size:
+                self._write_whole(digest, data)
+            else:
+                self._write_part(digest, size, offset, data)
 
         return write
 
-    def _write(self, digest: bytes, size: int, offset: int, data: memoryview) -> None:
+    def _write_whole(self, digest: bytes, data: memoryview) -> None:
+        found = hashlib.sha256(data).digest()
+        if self._accept(digest, found):
+            descriptor = self._create(self._name(found))
+            try:
+                write_all(descriptor, data)
+            finally:
+                os.close(descriptor)
+            self._add(found)
+            self._count(files=1, count_bytes=len(data))
+
+    def _accept(self, digest: bytes, found: bytes) -> bool:
+        """Whether `found` is the SHA-256 that a written blob has to have; for a draft, which lacks it, note it."""
+        if (entry := made_for(digest)) is None:
+            return found == digest
+        self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)] = found
+        return True
+
+    def _write_part(self, digest: bytes, size: int, offset: int, data: memoryview) -> None:
         partial = self._writing
         if partial is None or partial.digest != digest:
             self._close()
             begun = digest in self._left
             self._left.setdefault(digest, size)
-            descriptor = _create(self._path(digest) + "~", empty=not begun)
+            name = self._name(digest) + "~"
+            descriptor = open_own(self._path(name), os.O_RDWR) if begun else self._create(name)
             partial = self._writing = _PartialBlob(digest, descriptor, begun=begun)
         partial.write(offset, data)
         self._left[digest] -= len(data)
@@ -335,14 +336,12 @@ class StagingArea:
     def _finish(self, partial: _PartialBlob) -> None:
         digest = partial.digest
         del self._left[digest]
-        path = self._path(digest)
-        found = bytes.fromhex(partial.sha256 or str(hash_file(path + "~").sha256))
-        if (entry := made_for(digest)) is not None:
-            self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)] = found
-        elif found != digest:
-            os.unlink(path + "~")
-            return  # it stays missing; another route may supply it
-        self.adopt(path + "~", found)
+        name = self._name(digest) + "~"
+        found = bytes.fromhex(partial.sha256 or str(hash_file(self._path(name)).sha256))
+        if self._accept(digest, found):
+            self.adopt(name, found)
+        else:
+            self._rootdir.unlink(name)  # it stays missing; another route may supply it
 
     def _close(self) -> None:
         if self._writing is not None:
@@ -351,13 +350,13 @@ class StagingArea:
 
     def open_so_far(self, digest: bytes) -> BinaryIO | None:
         """A blob that `writer` has begun to write, or has written; None: it has not."""
-        path = self._path(digest) + "~"
+        name = self._name(digest) + "~"
         if digest not in self._left:
             if (entry := made_for(digest)) is not None:
                 digest = bytes(self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)])
-            path = self._path(digest)
+            name = self._name(digest)
         try:
-            return open(path, "rb", buffering=0)
+            return open(self._path(name), "rb", buffering=0)
         except FileNotFoundError:
             return None
 
@@ -365,19 +364,21 @@ class StagingArea:
         """Discard incomplete blobs at the end of a route: the next one writes them from the start."""
         self._close()
         self._left.clear()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._unnamed)
+        self._rootdir.unlink(self._unnamed)
 
-    def _path(self, digest: bytes) -> str:
-        return _blob_path(self._stage, digest)
+    def _create(self, name: str) -> int:
+        """A descriptor of a new file, which replaces whatever has this name."""
+        try:
+            return self._rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            self._rootdir.unlink(name)
+            return self._create(name)
 
+    def _name(self, digest: bytes) -> str:
+        return self._prefix + digest.hex()
 
-def _blob_path(stage: str, digest: bytes) -> str:
-    return os.path.join(stage, f"{_PREFIX}{digest.hex()}")
-
-
-def _create(path: str, *, empty: bool = True) -> int:
-    return create_own(path, 0o666) if empty else open_own(path, os.O_RDWR)
+    def _path(self, name: str) -> str:
+        return os.path.join(self._rootdir.root, name)
 
 
 class _PartialBlob:

@@ -224,7 +224,7 @@ class Sync:
             RecoveryError: as `Tree.transaction`.
         """
         local = self.scan(now_ns=clock_ns(self._clock))
-        staging = StagingArea(tree.fetch_directory, progress=self._progress)
+        staging = StagingArea(tree.rootdir, layout.FETCH, progress=self._progress)
         manifest = self.resolve(local, staging)
         if passes_over(self._source):
             return _passed_over(tree, self._installed, self._fetcher, self._source.version)
@@ -315,11 +315,12 @@ class Sync:
         if manifest.sha256 == installed.manifest.sha256 and local.all_intact:
             return Plan(version=version, installed_version=installed.version, unchanged=len(manifest))
         before, after = _differing(installed.manifest, manifest, local)
+        history = os.path.exists(os.path.join(self._root, layout.OBJECTS))
         plan = decide(
             after,
             local.existing(before, after),
             before,
-            stored=lambda digest: os.path.exists(self._object(digest.hex())),
+            stored=lambda digest: history and os.path.exists(self._object(digest.hex())),
             taken=lambda name: os.path.lexists(os.path.join(self._root, name)),
             local_changes=self._options.local_changes,
         )

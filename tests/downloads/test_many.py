@@ -22,6 +22,7 @@ from perfkit import (
     TransferError,
     UnsafePathError,
 )
+from perfkit.downloads import manager
 from perfkit.downloads.transfer import Transfer
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, Start
@@ -124,6 +125,27 @@ def test_a_source_that_has_nothing_just_now(kit: Toolkit, site: Path, out: Path)
         [(index, result)] = kit.iter_downloads(urls(server.url), out)
     assert (index, result.error) == (0, None)
     assert asked < 10
+
+
+def test_a_large_result_comes_at_once(
+    kit: Toolkit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another file is under way, and no tick is due."""
+    monkeypatch.setattr(manager, "_TICK_S", 600)
+    come = threading.Event()
+
+    def handler(x: Exchange) -> None:
+        if x.asked.path == "/large":
+            x.serve(bytes(100_000))
+        else:
+            x.respond("200 OK", b"in time" if come.wait(30) else b"too late")
+
+    server = misbehaving(handler)
+    results = kit.iter_downloads([f"{server.url}/large", f"{server.url}/other"], out)
+    assert next(results)[1].bytes == 100_000
+    come.set()
+    assert [result.error for _, result in results] == [None]
+    assert (out / "other").read_bytes() == b"in time"
 
 
 def test_the_same_destination_twice(kit: Toolkit, site: Path, out: Path) -> None:

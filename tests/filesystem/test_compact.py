@@ -36,7 +36,6 @@ from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import check_ops, read_ops, write_ops
 from perfkit.transactions.records import Change, Content, JournalOp, Previous
 from perfkit.updates.digest_index import BlobIndex, BlobSet
-from perfkit.updates.staging import StagingArea
 
 pytestmark = pytest.mark.once
 
@@ -346,8 +345,8 @@ def test_a_part_of_a_manifest_is_a_mapping(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     "make",
-    [DigestSet, change_set, lambda: StagingArea("stage").blobs],
-    ids=["digests", "changes", "staging"],
+    [DigestSet, change_set],
+    ids=["digests", "changes"],
 )
 def test_freed_at_once(make: Callable[[], object]) -> None:
     """Nothing waits until cycles are looked for, which is seldom where there are many objects."""

@@ -71,7 +71,6 @@ def test_changed_added_and_removed() -> None:
     assert found.fetch == ("b", "d")
     assert found.remove == ("c",)
     assert (found.added, found.changed) == (("d",), ("b",))
-    assert found.missing_bytes == len("new") + len("4")
 
 
 def test_a_moved_file_costs_no_bytes() -> None:
@@ -99,13 +98,6 @@ def test_content_in_the_history_costs_no_bytes() -> None:
     """Going forward again after a rollback takes what the history still has."""
     found = plan(tree(a="1"), tree(a="2"), stored=lambda digest: digest == b"2")
     assert found.stored == ("a",)
-
-
-def test_equal_contents_are_counted_once() -> None:
-    """Two new names with the same content: one transfer."""
-    found = plan({}, tree(a="same", b="same"))
-    assert found.fetch == ("a", "b")
-    assert found.missing_bytes == 4
 
 
 def test_an_executable_bit_costs_no_bytes() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,11 @@ import pytest
 from perfkit import StaleSourceError, SyncReport, Toolkit
 from perfkit.downloads import manager
 from perfkit.downloads.http.transport import HttpTransport
+from perfkit.downloads.request import Request
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.pointer import Pointer
 from perfkit.transactions import layout
+from perfkit.updates.staging import Fetcher
 from tests.support.kits import MakeKit
 from tests.support.sites import Origin
 from tests.support.trees import Tree, lines, noise, tree_of
@@ -110,6 +112,26 @@ def test_a_first_install_takes_three(kit: Toolkit, tmp_path: Path, origin: Origi
     report = RoundTrips(1, 2, 2).of(origin, lambda: kit.sync(f"{origin.url}/", tmp_path / "tree"))
     assert report.route == "blocks"
     assert tree_of(tmp_path / "tree") == NEW
+
+
+def test_a_dictionary_of_two_packs_is_asked_for_once(
+    kit: Toolkit, tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second download to the same file would fail, and its failure be taken for that of the first."""
+    small = {f"small-{number}.py": lines(number, 200) for number in range(60)}
+    for number in range(3):
+        small[f"small-{number}.py"] = lines(100 + number, 200)
+        origin.publish(small, f"{number}")
+    begun: list[str | None] = []
+    begin = Fetcher.begin
+
+    def noted(self: Fetcher, requests: Sequence[Request]) -> None:
+        begun.extend(request.name for request in requests)
+        begin(self, requests)
+
+    monkeypatch.setattr(Fetcher, "begin", noted)
+    kit.sync(f"{origin.url}/", tmp_path / "tree")
+    assert len(begun) == len(set(begun)) == 6, "the list of files, the index, three packs and the dictionary"
 
 
 def read_pointer(origin: Origin) -> Pointer:

@@ -281,7 +281,9 @@ def test_verify_and_repair(kit: Toolkit, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("manifests")
 def test_a_dry_run_writes_nothing(kit: Toolkit, tmp_path: Path) -> None:
-    """Not even the directory."""
+    """Not even the directory. A content that two files have counts once."""
     with Server(publish(kit, tmp_path, FIRST, "1")) as server:
-        assert set(kit.plan(server.url, tmp_path / "tree").added) == set(FIRST)
+        plan = kit.plan(server.url, tmp_path / "tree")
+    assert set(plan.added) == set(FIRST)
+    assert plan.missing_bytes == sum(map(len, set(FIRST.values())))
     assert not (tmp_path / "tree").exists()

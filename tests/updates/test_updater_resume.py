@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -51,3 +52,14 @@ def test_killed_while_fetching(
         assert cost <= whole - sum(have.values())
         assert not {path.removeprefix("objects/") for path, _ in origin.sent[asked:]} & have.keys()
     assert most >= 3
+
+
+def test_contents_cut_off_by_a_crash(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """They have the names of whole contents, and are not taken for such."""
+    origin.publish(LARGE, "1")
+    fetch = tmp_path / "tree/.perfkit/fetch"
+    fetch.mkdir(parents=True)
+    for content in LARGE.values():
+        (fetch / f"content-{hashlib.sha256(content).hexdigest()}").write_bytes(content[:-1])
+    kit.sync(origin.url, tmp_path / "tree")
+    assert tree_of(tmp_path / "tree") == LARGE

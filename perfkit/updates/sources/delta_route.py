@@ -55,7 +55,7 @@ def _apply(
     def read(span: Span) -> bytes | None:
         if span.entry < len(old):
             digest = old.digest(span.entry)
-            source = staging.open_so_far(digest) if digest in staging.blobs else local.open_blob(digest)
+            source = staging.open_so_far(digest) if digest in staging else local.open_blob(digest)
         else:
             source = staging.open_so_far(new.digest(span.entry - len(old)))
         if source is None:

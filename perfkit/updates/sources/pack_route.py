@@ -187,7 +187,7 @@ class Seeds:
         self._found: dict[int, tuple[str, int]] = {}  # piece: the path of a file, and its offset there
         wanted: dict[tuple[int, int], list[int]] = {}
         names: dict[str, None] = {}
-        for number in pieces:
+        for number in pieces if index.tags else ():
             piece = index.piece(number)
             if piece.tag:
                 wanted.setdefault((piece.tag, piece.length), []).append(number)

@@ -27,7 +27,6 @@ from perfkit.libc import mmap_large_allocations
 from perfkit.progress.text import printable
 from perfkit.redact import redacted
 from perfkit.releases.format import MAX_AHEAD_MS, POINTER_NAME
-from perfkit.releases.format.delta import Delta
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import BaseManifest, PackedRef, Pointer
 from perfkit.transactions import layout
@@ -36,13 +35,12 @@ from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Link, Offer, choose_routes
 from perfkit.updates.signers import Demands, Signers, Trust
 from perfkit.updates.source_types import SourceSpec, SourceType, site_url
-from perfkit.updates.sources.delta_route import apply_deltas
-from perfkit.updates.sources.pack_route import PackRoute, begin_packs
 from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import Fetcher, StagingArea
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
+    from perfkit.updates.sources.pack_route import PackRoute
 
 _log = logging.getLogger(__name__)
 
@@ -305,11 +303,15 @@ class ReleaseSource:
         likely = self._pointer.fine if len(local) else self._pointer.solid
         self._site.begin([likely.object], "the index")
         if not (len(local) or self._installed.files or self._selection or self._dry_run):
+            from perfkit.updates.sources.pack_route import begin_packs  # loaded while the index comes
+
             with self._trying("blocks", _SOLID):
                 begin_packs(self._site, likely)
 
     def _changed_manifest(self, base: BaseManifest) -> Manifest:
         """The manifest that is made from another one, which the tree may have."""
+        from perfkit.releases.format.delta import Delta  # loaded while its objects come
+
         changes, old = self._pointer.manifest.object, self._installed.manifest
         if old.sha256.hex() != base.sha256:
             raw = self._site.get_packed(base.packed, _LIST)
@@ -334,8 +336,12 @@ class ReleaseSource:
 
     def _apply_deltas(self, local: LocalTree, staging: StagingArea) -> Manifest | None:
         """Make new blobs with the deltas from the installed release; returns the new manifest if all were made."""
+        label = f"changes since {self._installed.version}"
         self._exhausted.add(("delta", ""))
-        paths = self._site.get(self._deltas, f"changes since {self._installed.version}")
+        self._site.begin(self._deltas, label)
+        from perfkit.updates.sources.delta_route import apply_deltas  # loaded while they come
+
+        paths = self._site.get(self._deltas, label)
         self._taken.append("delta")
         manifest = apply_deltas(
             paths, self._installed.manifest, local, staging, most_bytes=self._most_bytes, keep=self._site.keep
@@ -420,6 +426,8 @@ class ReleaseSource:
     def _open_packs(self, variant: str, manifest: Manifest, local: LocalTree) -> PackRoute:
         """The route of one index, which is fetched if necessary."""
         if self._pack_route is None or self._pack_route[0] != variant:
+            from perfkit.updates.sources.pack_route import PackRoute
+
             self._pack_route = None
             route = PackRoute(self._site, self._packed(variant), manifest, local, variant=variant)
             self._pack_route = variant, route

@@ -167,12 +167,14 @@ class SiteClient:
         return self.staged_ranges().find(index, wanted)
 
     def begin_ranges(self, index: Index, ranges: Iterable[PackRange]) -> None:
-        """Begin to fetch these ranges, and the dictionaries of their packs, for which `fetch_ranges` then waits."""
-        staged, wanted = self.staged_ranges(), list(ranges)
-        packs = [index.packs[number] for number in dict.fromkeys(each.pack for each in wanted)]
-        shared = self.not_staged(pack.dictionary.object for pack in packs if pack.dictionary is not None)
+        """Begin to fetch these ranges, the largest first (ADR 5), and the dictionaries of their packs, for which
+        `fetch_ranges` then waits.
+        """
+        staged, wanted = self.staged_ranges(), sorted(ranges, key=lambda each: each.start - each.end)
+        packs = [index.packs[each.pack] for each in wanted]
+        shared = dict.fromkeys(pack.dictionary.object for pack in packs if pack.dictionary is not None)
         parts = (self._part(index, each, "files of the release") for each in wanted if not staged.find(index, each))
-        self._fetcher.begin([*(self._request(ref, "a dictionary") for ref in shared), *parts])
+        self._fetcher.begin([*parts, *(self._request(ref, "a dictionary") for ref in self.not_staged(shared))])
 
     def fetch_ranges(
         self,
