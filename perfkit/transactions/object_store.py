@@ -193,7 +193,7 @@ def link_or_copy(rootdir: RootDir, name: str, fd: int, target: str) -> None:
 
 def shares_content(rootdir: RootDir, name: str, unused: str) -> tuple[bool, bool]:
     """Whether the file system has hard links, and whether it has reflinks, as tried on a file and an unused name."""
-    links = clones = True
+    links = True
     fd = rootdir.open(name)
     try:
         rootdir.unlink(unused)
@@ -204,9 +204,7 @@ def shares_content(rootdir: RootDir, name: str, unused: str) -> tuple[bool, bool
         rootdir.unlink(unused)
         copy = rootdir.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            fcntl.ioctl(copy, _FICLONE, fd)
-        except OSError:
-            clones = False
+            clones = _clone(fd, copy)
         finally:
             os.close(copy)
             rootdir.unlink(unused)
@@ -219,7 +217,8 @@ def copy_file(rootdir: RootDir, fd: int, target: str, *, mode: int, mtime_ns: in
     """Copy an open file to a new one, with this mode and modification time; returns a descriptor of the copy."""
     copy = rootdir.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     try:
-        copy_into(fd, copy)
+        if not _clone(fd, copy):
+            copy_into(fd, copy)
         set_mode(copy, mode)
         with contextlib.suppress(OSError):
             os.utime(copy, ns=(mtime_ns, mtime_ns))
@@ -232,11 +231,7 @@ def copy_file(rootdir: RootDir, fd: int, target: str, *, mode: int, mtime_ns: in
 def copy_into(source: int, target: int) -> str:
     """Copy one open file to another, empty one, using reflinks where supported; returns its SHA-256."""
     digest = hashlib.sha256()
-    cloned = True
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        cloned = False
+    cloned = _clone(source, target)
     offset = 0
     while chunk := os.pread(target if cloned else source, _CHUNK, offset):
         if not cloned:
@@ -244,6 +239,15 @@ def copy_into(source: int, target: int) -> str:
         digest.update(chunk)
         offset += len(chunk)
     return digest.hexdigest()
+
+
+def _clone(source: int, target: int) -> bool:
+    """Whether the file system has reflinks: then an empty file now shares the content of another (ioctl_ficlone(2))."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:

@@ -29,8 +29,8 @@ def plan(
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
     root = os.path.abspath(dest)
     with damage_named(spec.location), contextlib.ExitStack() as stack:
-        stage = stack.enter_context(_temporary_directory(root))
-        fetcher = stack.enter_context(contextlib.closing(Fetcher(downloads, stage, max_files=config.max_files)))
+        directory = stack.enter_context(_temporary_directory(root))
+        fetcher = stack.enter_context(contextlib.closing(Fetcher(downloads, directory, max_files=config.max_files)))
         installed = read_installed(root)
         source = open_source(fetcher, spec, installed, dry_run=True)
         if spec.release is None and is_held(read_holds(root), source, retry_rejected=False):
@@ -44,7 +44,7 @@ def plan(
         if spec.release is None:
             dry_run.refuse_downgrade(allow_older=False)
         local = dry_run.scan(now_ns=0)
-        staging = StagingArea(stack.enter_context(contextlib.closing(RootDir(stage))), progress=progress)
+        staging = StagingArea(stack.enter_context(contextlib.closing(RootDir(directory))), progress=progress)
         manifest = dry_run.resolve(local, staging)
         plan = dry_run.plan(local, manifest)
         needed = BlobSet.of_files(manifest, plan.fetch)

@@ -42,16 +42,16 @@ class _Batch(NamedTuple):
 
 
 class Fetcher:
-    """Downloads into the directory `stage`, and counts requests and bytes.
+    """Downloads into a directory, and counts requests and bytes.
 
     Attributes:
-        stage: the directory; a crash leaves its files there.
+        directory: a crash leaves its files there.
         max_files: how many files a release may have.
         requests, bytes_received: totals so far.
     """
 
-    def __init__(self, downloads: DownloadManager, stage: str, *, max_files: int) -> None:
-        self.stage = stage
+    def __init__(self, downloads: DownloadManager, directory: str, *, max_files: int) -> None:
+        self.directory = directory
         self.max_files = max_files
         self._downloads = downloads
         self._home, self._sites, self._failed = "", list[str](), set[str]()
@@ -86,11 +86,11 @@ class Fetcher:
 
     def path(self, name: str) -> str:
         """Where a request with this name writes its file."""
-        return os.path.join(self.stage, name)
+        return os.path.join(self.directory, name)
 
     def keep(self, parts: Iterable[bytes]) -> Bytes:
-        """All of these bytes, joined; megabytes are kept in a file without a name in `stage`."""
-        return keep_bytes(parts, partial(create_unnamed, self.stage))
+        """All of these bytes, joined; megabytes are kept in a file without a name in `directory`."""
+        return keep_bytes(parts, partial(create_unnamed, self.directory))
 
     def probe(self, url: str, *, most: int, known: Version | None = None, home: str | None = None) -> Probe:
         """The first `most` bytes of a file and its metadata, unless it is still the version `known`.
@@ -158,7 +158,7 @@ class Fetcher:
             sent.append(self._spread(request))
             return sent[-1]
 
-        running = self._downloads.run(requests, self.stage, phase=phase, prepare=prepare, at_once=True)
+        running = self._downloads.run(requests, self.directory, phase=phase, prepare=prepare, at_once=True)
         return _Batch(frozenset(request.name for request in requests), sent, running)
 
     def _results(self, batch: _Batch) -> Iterator[tuple[str | None, Download]]:

@@ -128,7 +128,7 @@ def _sync(
         keep_holds(tree.root, holds, source, newest=spec.release is None)
         return report
 
-    before = os.listdir(fetcher.stage)  # left by an earlier sync that failed
+    before = os.listdir(fetcher.directory)  # left by an earlier sync that failed
     source = open_source(fetcher, spec, installed)
     signed = spec.demands.signers is not None or Trust.read(tree.root).signers is not None
     if not signed and not installed.is_from(source.url):
@@ -144,7 +144,7 @@ def _sync(
             raise
         _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
     except OSError as error:
-        if error.errno != errno.ENOSPC or not _remove_staged(fetcher.stage, before, keep=source.keep_staged):
+        if error.errno != errno.ENOSPC or not _remove_staged(fetcher.directory, before, keep=source.keep_staged):
             raise
         newer = open_source(fetcher, spec, installed)
         _log.info("%s: the disk is full; starting over without what an earlier sync has fetched", tree.root)

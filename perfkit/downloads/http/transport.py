@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep the connection
 _DRAIN_S = 2.0  # if it comes within this time
 _FOREIGN_READ_BYTES = 16 << 10
-_PATIENCE_S = 1.0  # when a response takes longer, idle connections to its host are closed
+_PATIENCE_S = 2.0  # when a response takes longer, idle connections to its host are closed; far ones need 1.5 s with TLS
 
 _MOST_KEPT = 1024  # connections for each origin: urllib3 makes room for all of them at once
 SessionSource = Any  # a requests.Session, or a callable that makes one (requests is loaded when it is used)

@@ -147,17 +147,17 @@ class SiteClient:
 
     def free_space(self) -> int:
         """How many bytes are free in the staging area."""
-        found = os.statvfs(self._fetcher.stage)
+        found = os.statvfs(self._fetcher.directory)
         return found.f_bavail * found.f_frsize
 
     def staged_ranges(self) -> StagedRanges:
         """The ranges that are staged now."""
         found: dict[str, list[tuple[int, int]]] = {}
-        for name in os.listdir(self._fetcher.stage):
+        for name in os.listdir(self._fetcher.directory):
             match = _RANGE.fullmatch(name)
             if match and self._size(name) == int(match[3]) - int(match[2]):
                 found.setdefault(match[1], []).append((int(match[2]), int(match[3])))
-        return StagedRanges(self._fetcher.stage, found)
+        return StagedRanges(self._fetcher.directory, found)
 
     def find_range(self, index: Index, wanted: PackRange) -> tuple[str, int] | None:
         """A staged file with the bytes of this range, and the offset in the pack of its first byte."""
