@@ -8,7 +8,6 @@ interrupted. Results go to standard output, everything else to standard error, w
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -60,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: the arguments can't be parsed (code 2), or are `--help` or `--version` (code 0).
     """
     try:
-        words = sys.argv[1:] if argv is None else argv
-        arguments = command_parser(words[:1]).parse_args(words)
+        arguments = command_parser().parse_args(argv)
         with log_shown(arguments):
             code: int = arguments.run(arguments)
         return code
@@ -72,15 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return interrupted()
 
 
-def command_parser(first: Sequence[str] = ()) -> Parser:
-    """The parser of the whole command line, or only of the command that is the first word: making all takes 3 ms. A
-    command's options are added when it is selected.
-    """
+def command_parser() -> Parser:
+    """The parser of the whole command line; a command's options are added when it is selected."""
     parser = Parser(prog="perfkit", description=_ABOUT, epilog=_EXAMPLES)
     parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, module, about in [each for each in _COMMANDS if each[0] in first] or _COMMANDS:
+    for name, module, about in _COMMANDS:
         commands.add_parser(name, help=about).fill = partial(_fill, name, module)
     return parser
 
