@@ -136,13 +136,12 @@ def digest_of(fd: int, name: str) -> str:
         FileChangedError: it was written to while it was read.
     """
     before = os.fstat(fd)
-    digest = hashlib.sha256()
-    offset = 0
-    while chunk := os.pread(fd, _CHUNK, offset):
+    digest, size = hashlib.sha256(), 0
+    for chunk in _chunks(fd):
         digest.update(chunk)
-        offset += len(chunk)
+        size += len(chunk)
     after = os.fstat(fd)
-    if offset != before.st_size or (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+    if size != before.st_size or (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
         raise FileChangedError(name, "the file was modified while it was read; retry when its writer has finished")
     return digest.hexdigest()
 
@@ -218,7 +217,8 @@ def copy_file(rootdir: RootDir, fd: int, target: str, *, mode: int, mtime_ns: in
     copy = rootdir.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     try:
         if not _clone(fd, copy):
-            copy_into(fd, copy)
+            for chunk in _chunks(fd):
+                write_all(copy, chunk)
         set_mode(copy, mode)
         with contextlib.suppress(OSError):
             os.utime(copy, ns=(mtime_ns, mtime_ns))
@@ -232,13 +232,19 @@ def copy_into(source: int, target: int) -> str:
     """Copy one open file to another, empty one, using reflinks where supported; returns its SHA-256."""
     digest = hashlib.sha256()
     cloned = _clone(source, target)
-    offset = 0
-    while chunk := os.pread(target if cloned else source, _CHUNK, offset):
+    for chunk in _chunks(target if cloned else source):
         if not cloned:
             write_all(target, chunk)
         digest.update(chunk)
-        offset += len(chunk)
     return digest.hexdigest()
+
+
+def _chunks(fd: int) -> Iterator[bytes]:
+    """The bytes of an open file from its beginning, wherever its offset is."""
+    offset = 0
+    while chunk := os.pread(fd, _CHUNK, offset):
+        yield chunk
+        offset += len(chunk)
 
 
 def _clone(source: int, target: int) -> bool:
