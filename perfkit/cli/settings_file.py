@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from perfkit.cli.parser import Parser
 from perfkit.config import Config, convert
-from perfkit.downloads.http.urls import is_url
 from perfkit.errors import ConfigError
-from perfkit.filesystem.paths import overlapping
+from perfkit.filesystem.paths import is_url, overlapping
 from perfkit.minisign.public_keys import is_key
 
 _SETTINGS = {item.name for item in dataclasses.fields(Config)}

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from perfkit.downloads.checksums import Checksum, parse_checksum
-from perfkit.downloads.http.urls import is_url, origin_of, split_url
+from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError
+from perfkit.filesystem.paths import is_url
 from perfkit.minisign.public_keys import AnyKey
 from perfkit.redact import masked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from urllib.parse import unquote
@@ -12,11 +11,11 @@ from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.http.semantics import NO_VERSION, Validator, Version
 from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.errors import ConfigError
+from perfkit.filesystem.paths import is_url
 from perfkit.minisign.public_keys import AnyKey, read_public_keys
 from perfkit.redact import masked
 
 _LEAST = {"rate_limit": 1, "max_bytes": 0, "segments": 1, "retries": 0, "size": 0}
-_IS_URL = re.compile("https?://", re.IGNORECASE)
 
 
 class _WithoutSecrets:
@@ -110,7 +109,7 @@ class Request(_WithoutSecrets):
     @property
     def checksum_url(self) -> str | None:
         """The URL of the checksum file, if `checksum` is one."""
-        return self.checksum if self.checksum is not None and _IS_URL.match(self.checksum) else None
+        return self.checksum if self.checksum is not None and is_url(self.checksum) else None
 
     @property
     def promised(self) -> Checksum | None:

@@ -136,6 +136,11 @@ def parents(name: str) -> Iterator[str]:
         yield name
 
 
+def is_url(text: str) -> bool:
+    """Whether a text is an http or https URL, not a path. Schemes ignore case (RFC 3986 section 3.1)."""
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
 def local_path(path: str | os.PathLike[str]) -> str:
     """A path of this machine, as text.
 
@@ -145,7 +150,7 @@ def local_path(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"a path must be text or a pathlib.Path, not empty, and without NUL; got {path!r:.200}")
-    if text.startswith(("http://", "https://")):
+    if is_url(text):
         raise ConfigError(f"{redacted(text)} is a URL; give the path of a file or directory on this machine here")
     return text
 

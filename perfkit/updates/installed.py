@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config
 from perfkit.downloads.file_origin import digest_of
-from perfkit.downloads.http.urls import is_url, unsigned
+from perfkit.downloads.http.urls import unsigned
 from perfkit.errors import UpdateError
 from perfkit.filesystem.compact import file_bytes
 from perfkit.filesystem.own_files import open_own, read_record, write_record
+from perfkit.filesystem.paths import is_url
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout

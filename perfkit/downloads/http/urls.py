@@ -28,11 +28,6 @@ _INVALID = re.compile(r"[^!$&'()*+,;=:@/?A-Za-z0-9._~%-]|%(?![0-9A-Fa-f]{2})")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def is_url(text: str) -> bool:
-    """Whether a text is an http or https URL, not a path. Schemes ignore case (RFC 3986 section 3.1)."""
-    return text[:8].lower().startswith(("http://", "https://"))
-
-
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 

@@ -12,12 +12,11 @@ from perfkit.archives.decompress import DecompressedStream
 from perfkit.archives.members import Limits
 from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, read_checksum_file
 from perfkit.downloads.checksums import Checksum, parse_checksum
-from perfkit.downloads.http.urls import is_url
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.filesystem.hashing.hash_file import hash_file
-from perfkit.filesystem.paths import safe_basename
+from perfkit.filesystem.paths import is_url, safe_basename
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.local_tree import LocalTree

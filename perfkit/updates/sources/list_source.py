@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from perfkit.downloads.http.semantics import Version
-from perfkit.downloads.http.urls import is_url
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
 from perfkit.filesystem.hashing.hash_file import hash_file
+from perfkit.filesystem.paths import is_url
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed, as_recorded
 from perfkit.updates.local_tree import LocalTree

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from perfkit.downloads.checksums import parse_checksum
-from perfkit.downloads.http.urls import is_url, split_url
+from perfkit.downloads.http.urls import split_url
 from perfkit.downloads.probe import Probe
 from perfkit.errors import (
     CancelledError,
@@ -23,6 +23,7 @@ from perfkit.errors import (
     TransferError,
     UpdateError,
 )
+from perfkit.filesystem.paths import is_url
 from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
