@@ -83,7 +83,7 @@ def _get(arguments: argparse.Namespace) -> int:
         options = {"resume": not arguments.no_resume, "public_keys": read_public_keys(arguments.public_keys)}
         config = config_for(arguments)
         connect_early(next(iter(arguments.urls), ""), config)
-        from perfkit.toolkit import Toolkit  # meanwhile
+        from perfkit.toolkit import Toolkit  # while it connects
 
         with (
             _listed(arguments, options) as listed,
