@@ -362,7 +362,7 @@ class Toolkit:
         Raises:
             LockedError: another process or thread is still changing the tree.
             UpdateError, FileChangedError, OSError: the change failed; nothing was changed.
-            RecoveryError: a commit could not be completed; the next use of the tree tries again.
+            RecoveryError: a commit could not be completed; the next change of the tree tries again.
         """
         from perfkit.transactions.tree import Tree
 
@@ -658,7 +658,7 @@ class Toolkit:
             ExpiredError: what the source offers has expired; the tree is as it was.
             FileChangedError: a file of the release was edited during the update; the tree is as it was.
             LockedError: another process or thread is changing the tree.
-            RecoveryError: a commit could not be completed; the next use of the tree tries again.
+            RecoveryError: a commit could not be completed; the next change of the tree tries again.
             OSError: the local disk failed, for example for lack of space; the tree is as it was.
         """
         from perfkit.updates.signers import Demands, Signers

@@ -139,7 +139,7 @@ def _rows(found: TreeStatus) -> list[tuple[str, str]]:
         said = f": {held.message}" if held.message else ""
         rows.append(("held", f"{held.version}, {held.reason}, since {_local(held.since_s)}{said}"))
     if found.interrupted:
-        rows.append(("interrupted", "a change; the next use of the tree completes it"))
+        rows.append(("interrupted", "a change; the next sync or rollback completes it"))
     return rows
 
 
@@ -205,5 +205,8 @@ def add_unhold(unhold: Parser) -> None:
 
 def _unhold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     held = kit.unhold(arguments.dest, wait_s=parse_seconds(arguments.wait))
-    note = f"version {held.version} is no longer on hold" if held else "nothing was on hold"
+    note = "nothing was on hold"
+    if held:
+        pinned = held.reason == "pin"
+        note = f"{arguments.dest} is no longer pinned" if pinned else f"version {held.version} is no longer on hold"
     return Outcome({"released": held.version if held else None}, note)

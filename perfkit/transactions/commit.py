@@ -280,7 +280,7 @@ class Committer:
             undone = "" if failure is None else f"{failure}; and it could not be undone: "
             raise RecoveryError(
                 f"{self.rootdir.root}: the change could not be completed: {undone}{error}; "
-                "fix the cause, and the next use of the tree will complete it"
+                "fix the cause, and the next change of the tree will complete it first"
             ) from error
         self.history.delete_unreachable()
         if failure is None:

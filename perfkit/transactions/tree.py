@@ -214,7 +214,7 @@ class Tree:
             FileChangedError: a file that is to be replaced was modified during the change.
             LockedError: another process took over the tree.
             OSError: such as a full disk. After any of these, the tree is as it was.
-            RecoveryError: the commit could not be completed; the next use of the tree tries again.
+            RecoveryError: the commit could not be completed; the next change of the tree tries again.
         """
         self._begin()
         self._transaction = Transaction(

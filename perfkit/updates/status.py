@@ -47,7 +47,7 @@ class TreeStatus:
         not_before_s: until when the source asks to wait (`Retry-After`), at most a day after the failure.
         held: the release on hold; the latest, if there are several.
         holds: all releases on hold, the latest last.
-        interrupted: whether a crash has left an unfinished change that the next use of the tree completes.
+        interrupted: whether a crash has left an unfinished change that the next command to change the tree completes.
     """
 
     version: str | None = None

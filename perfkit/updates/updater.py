@@ -27,6 +27,7 @@ from perfkit.filesystem.compact import chunks
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
+from perfkit.progress.text import counted
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
 from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns
@@ -351,7 +352,7 @@ class Sync:
         self._expect(unpacking_s=size / _UNPACKED_BYTES_PER_S, applying_s=plan.steps / _APPLIED_FILES_PER_S)
         self._check_space(tree, local, manifest, plan, missing, fetched=size)
         routes = self._source.fetch(missing, manifest, local, staging)
-        cost = f"{self._fetcher.bytes_received} bytes received in {self._fetcher.requests} requests"
+        cost = f"{self._fetcher.bytes_received} bytes received in {counted(self._fetcher.requests, 'request')}"
         _log.debug("%s: %s; route: %s", self._root, cost, "+".join(routes) or "none")
         return routes
 

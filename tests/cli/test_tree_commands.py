@@ -83,6 +83,7 @@ def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
     assert main(["status", "tree"]) == 0
     assert "1, pin, since" in capsys.readouterr().out
     assert main(["unhold", "tree"]) == 0
+    assert capsys.readouterr().err == "perfkit: tree is no longer pinned\n"
     assert main(["unhold", "tree"]) == 0
     assert "nothing was on hold" in capsys.readouterr().err
     assert main(["sync", cli_origin.url, "tree", "--json"]) == 0

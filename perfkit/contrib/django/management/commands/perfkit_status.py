@@ -46,7 +46,7 @@ class Command(TreesCommand):
         if status.not_before_s is not None:
             lines.append((0, f"  not before {_local(status.not_before_s)}, as the source asks"))
         if status.interrupted:
-            lines.append((0, warning("  a change was interrupted; the next use of the tree completes it")))
+            lines.append((0, warning("  a change was interrupted; the next sync or rollback completes it")))
         if status.held is not None:
             lines.append((0, warning(f"  on hold: {printable(status.held.version)} ({status.held.reason})")))
         lines.append((1, f"  from {printable(status.source)}\n  in   {status.dest}"))
