@@ -772,7 +772,8 @@ class Toolkit:
 
         Raises:
             UpdateError: `dest` is not a managed tree.
-            RollbackError: a record is damaged.
+            RecoveryError: the record of its generations is damaged.
+            RollbackError: the record of one generation is damaged.
         """
         from perfkit.updates.restore import history
 
