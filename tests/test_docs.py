@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import perfkit
 from perfkit import Config, errors
 from tests.support.tools import first_everywhere, need
 from tests.support.waiting import wait_until
@@ -172,6 +173,12 @@ def test_every_error_is_explained() -> None:
     for name in errors.__all__:
         assert "**Why.**" in sections[name], name
         assert "**What to do.**" in sections[name], name
+
+
+def test_every_name_of_the_package_is_in_the_api_reference() -> None:
+    text = (DOCS / "reference/api.md").read_text(encoding="utf-8")
+    described = {*re.findall(r"auto(?:class|function):: \S+\.(\w+)$", text, re.MULTILINE), *errors.__all__}
+    assert set(perfkit.__all__) <= described
 
 
 def test_every_setting_is_explained() -> None:
