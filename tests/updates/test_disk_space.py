@@ -14,6 +14,7 @@ import pytest
 from perfkit import Toolkit
 from perfkit.errors import TransferError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.server.server import Server
 from perfkit.transactions.tree import Tree
 from tests.support.sites import Origin
 from tests.support.tools import mounted_image, need
@@ -161,3 +162,21 @@ def test_failing_first_changes_at_the_same_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(done) == 80
+
+
+def test_a_download_is_compressed_where_the_file_system_compresses(tmp_path: Path) -> None:
+    """btrfs does not compress what was preallocated (findings/btrfs-does-not-compress-preallocated-files.sh)."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/table").write_bytes(b"a line of a table that repeats itself\n" * (32 * MIB // 38))
+    with mounted_image("btrfs", tmp_path, size=128 * MIB) as disk:
+        subprocess.run(["mount", "-o", "remount,compress=zstd", disk], check=True)
+        before = _used(disk)
+        with Server(tmp_path / "site") as server, Toolkit() as kit:
+            kit.download(f"{server.url}table", disk)
+        assert _used(disk) - before < 8 * MIB
+
+
+def _used(disk: Path) -> int:
+    os.sync()
+    found = os.statvfs(disk)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
