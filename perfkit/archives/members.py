@@ -26,13 +26,6 @@ class Readable(Protocol):
         """At most `size` bytes; none at the end."""
 
 
-class Writable(Protocol):
-    """A binary stream, written forwards."""
-
-    def write(self, data: bytes, /) -> object:
-        """Write all of it."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The limits of an archive. One that exceeds them is refused before the tree is touched."""

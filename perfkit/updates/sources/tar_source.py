@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-from collections.abc import Iterator, Set
+from collections.abc import Set
 
-from perfkit.archives.members import Limits, Member, Selection, stage_if_changed
+from perfkit.archives.members import Limits, Member, stage_if_changed
 from perfkit.archives.tar import Content, read_members
-from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.source_types import SourceType
-from perfkit.updates.sources.archive_source import ArchiveSource
-from perfkit.updates.sources.remote_file import RemoteFile
+from perfkit.updates.sources.single_file import ArchiveSource, refetched_if_damaged
 from perfkit.updates.staging import StagingArea
 
 _SMALL_BYTES = 1 << 20  # members up to this size are kept in memory until their digest is known
 
 
 class TarSource(ArchiveSource):
-    """One version of a tar archive. See `Source` for the methods."""
+    """One version of a tar archive."""
 
     type = SourceType.TAR
 
-    def __init__(self, archive: RemoteFile, selection: Selection) -> None:
-        super().__init__(archive, selection)
-        self._routes: tuple[str, ...] = ()
-
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         entries: dict[str, Entry] = {}
-        with self._members(staging) as members:
-            for member, content in members:
+        path = self._archive.whole()
+        self._routes = ["tar"]
+        with (
+            refetched_if_damaged(staging, [path]),
+            open(path, "rb", buffering=0) as source,
+            staging.show_progress(),
+        ):
+            for member, content in read_members(source, selection=self._selection):
                 if member.copy_of is not None:
                     entries[member.name] = entries[member.copy_of]._replace(name=member.name)
                     continue
@@ -41,28 +40,8 @@ class TarSource(ArchiveSource):
             Limits().check_ratio(sum(entry.size for entry in entries.values()), self._archive.size)
         return Manifest.of(entries.values())
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
-        names = {entry.name for entry in manifest if entry.sha256 in missing}
-        if names:
-            with self._members(staging) as members:
-                for member, content in members:
-                    if member.name in names and member.copy_of is None:
-                        staging.add(content)
-        return self._routes
-
-    @contextlib.contextmanager
-    def _members(self, staging: StagingArea) -> Iterator[Iterator[tuple[Member, Content]]]:
-        """The wanted members. A damaged archive is deleted, so that the next sync downloads it again."""
-        path = self._archive.whole()
-        self._routes = ("tar",)
-        try:
-            with open(path, "rb", buffering=0) as source, staging.show_progress():
-                yield read_members(source, selection=self._selection)
-        except (ManifestError, UnsafePathError):
-            staging.discard_partial()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            raise
+    def _stage(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
+        self.resolve(local, staging)  # stages whatever the tree has not under the same name
 
 
 def _digest(member: Member, content: Content, local: LocalTree, staging: StagingArea) -> bytes:
