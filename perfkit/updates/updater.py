@@ -381,7 +381,7 @@ class Sync:
             needed -= sum({each.sha256: each.size for each in staged}.values())
         if not links and not clones:
             gone = chain(plan.changed, plan.remove, (each.source for each in plan.local if each.move))
-            needed += sum(local[name].size for name in gone if name in local)
+            needed += sum(found.size for name in gone if (found := local.get(name)) is not None)
         if missing:
             needed += sum(offer.bytes for offer in self._source.offers(missing, manifest, local))
         tree.rootdir.check_free_space(needed)

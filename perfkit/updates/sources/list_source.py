@@ -17,7 +17,6 @@ from perfkit.filesystem.paths import is_url
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed, as_recorded
 from perfkit.updates.local_tree import LocalTree
-from perfkit.updates.planner import ExistingFile
 from perfkit.updates.routes import Offer
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.pieces import mend
@@ -163,7 +162,7 @@ class ListSource:
             self._stage(each, found, staging)
         return (str(self.type),) if self._fetched else ()
 
-    def _known(self, each: ListedFile, existing: ExistingFile | None) -> Version:
+    def _known(self, each: ListedFile, existing: Entry | None) -> Version:
         """The validators of the installed file, if neither it nor its line in the list has changed; else none."""
         if existing is None or not existing.sha256 or self._installed.type != self.type:
             return Version()

@@ -17,7 +17,6 @@ from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
-from perfkit.updates.planner import ExistingFile
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.remote_file import RemoteFile, version_label
 from perfkit.updates.sources.single_file import SingleFileSource, adopt_download, refetched_if_damaged
@@ -55,7 +54,7 @@ class ZsyncSource(SingleFileSource):
         name = control.filename
         entry = self._installed_entry(control)
         if entry is None:  # else only the control file is new, for the same file
-            seed = local[name] if name in local else self._renamed_seed(local)
+            seed = local.get(name) or self._renamed_seed(local)
             old = local.open_blob(seed.sha256) if seed is not None and seed.sha256 else None
             with old or contextlib.nullcontext():
                 digest, size = self._make(control, old, staging)
@@ -104,11 +103,10 @@ class ZsyncSource(SingleFileSource):
         entry = installed.manifest[0] if same and len(installed.manifest) == 1 else None
         return entry if entry is not None and entry.name == control.filename else None
 
-    def _renamed_seed(self, local: LocalTree) -> ExistingFile | None:
+    def _renamed_seed(self, local: LocalTree) -> Entry | None:
         """The file that was installed under another name, by an earlier control file."""
-        if self._installed.type is not SourceType.ZSYNC:
-            return None
-        return next((local[entry.name] for entry in self._installed.manifest if entry.name in local), None)
+        known = self._installed.manifest if self._installed.type is SourceType.ZSYNC else ()
+        return next(filter(None, (local.get(entry.name) for entry in known)), None)
 
     def _make(self, control: Control, old: BinaryIO | None, staging: StagingArea) -> tuple[bytes, int]:
         """Make the file in the staging area; returns its SHA-256 and its size."""
