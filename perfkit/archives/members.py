@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal, Protocol
 
+from perfkit.archives import limits
 from perfkit.archives.links import follow_links
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
@@ -24,31 +25,6 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The limits of an archive. One that exceeds them is refused before the tree is touched."""
-
-    members: int = 200_000
-    depth: int = 64  # components of a name
-    total_bytes: int = 1 << 40  # unpacked
-    ratio: int = 250  # unpacked to packed bytes of the whole archive
-    ratio_from_bytes: int = 256 << 20  # a smaller archive, unpacked, may have any ratio
-    window_bytes: int = 128 << 20  # memory of a decompressor; `xz -9` needs 65 MiB, `zstd --long` 128 MiB
-
-    def check_ratio(self, unpacked: int, packed: int) -> None:
-        """Check that an archive with this many packed bytes may have this many unpacked ones.
-
-        Raises:
-            ManifestError: it exceeds the limits.
-        """
-        if unpacked > self.total_bytes:
-            raise ManifestError(f"the archive unpacks to more than {self.total_bytes} bytes")
-        if unpacked > self.ratio_from_bytes and unpacked > self.ratio * packed:
-            raise ManifestError(
-                f"{packed} packed bytes unpack to {unpacked} or more, over {self.ratio} to 1: a decompression bomb"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +120,8 @@ class Member:
 class MemberNames:
     """Checks the names of an archive one by one, that they do not collide, and where links point to."""
 
-    def __init__(self, selection: Selection, limits: Limits) -> None:
+    def __init__(self, selection: Selection) -> None:
         self._selection = selection
-        self._limits = limits
         self._files: dict[str, str] = {}  # by name in the tree: path in the archive, the same object where it is equal
         self._directories: set[str] = set()
         self._links: dict[str, str] = {}  # by path in the archive
@@ -164,8 +139,8 @@ class MemberNames:
             ManifestError: it is of another kind, a duplicate, or too deep, or there are too many members.
         """
         self._count += 1
-        if self._count > self._limits.members:
-            raise ManifestError(f"the archive has more than {self._limits.members} members")
+        if self._count > limits.MEMBERS:
+            raise ManifestError(f"the archive has more than {limits.MEMBERS} members")
         name = self._selection.name(member)
         if name is None or (kind == SYMLINK and self._selection.links == "skip"):
             return None
@@ -198,8 +173,8 @@ class MemberNames:
 
     def _check(self, member: str, name: str) -> None:
         check_name(name)
-        if name.count("/") >= self._limits.depth:
-            raise ManifestError(f"member {member!r} is more than {self._limits.depth} directories deep")
+        if name.count("/") >= limits.DEPTH:
+            raise ManifestError(f"member {member!r} is more than {limits.DEPTH} directories deep")
 
     def _add(self, member: str, name: str) -> None:
         if name in self._files:
@@ -218,7 +193,7 @@ class MemberNames:
         copies = {}
         if self._links:
             names = {path: name for name, path in self._files.items()}
-            for path, file in follow_links(self._links, names, most=self._limits.members).items():
+            for path, file in follow_links(self._links, names, most=limits.MEMBERS).items():
                 if (name := self._selection.name(path)) is not None:
                     self._check(path, name)
                     self._add(path, name)

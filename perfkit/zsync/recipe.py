@@ -158,12 +158,11 @@ def unpack_whole(control: Control, gzip: Readable) -> Iterator[bytes]:
     Raises:
         ManifestError: its size or SHA-1 is wrong, or it is not gzip.
     """
-    from perfkit.archives.decompress import DecompressedStream
-    from perfkit.archives.members import Limits
+    from perfkit.archives.decompress import decompressed
 
     digest = hashlib.sha1(usedforsecurity=False)
     size = 0
-    for piece in iter(DecompressedStream(gzip, Limits()).read_chunk, b""):
+    for piece in decompressed(gzip):
         size += len(piece)
         if size > control.size:
             raise ManifestError(f"the file is larger than the {control.size} bytes in the control file")

@@ -7,8 +7,7 @@ import os
 import re
 from collections.abc import Set
 
-from perfkit.archives.decompress import DecompressedStream
-from perfkit.archives.members import Limits
+from perfkit.archives.decompress import MAGIC_BYTES, decompressed, detect_compression
 from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, read_checksum_file
 from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.probe import Probe
@@ -80,10 +79,10 @@ class FileSource(SingleFileSource):
         if not self._decompress:
             return adopt_download(path, staging)
         with refetched_if_damaged(staging, [path]), open(path, "rb", buffering=0) as packed, staging.show_progress():
-            content = DecompressedStream(packed, Limits())
-            if content.compression is None:
+            if detect_compression(packed.read(MAGIC_BYTES)) is None:
                 raise ManifestError(f"{redacted(self.url)} is not compressed; sync it without --decompress")
-            return staging.add(iter(content.read_chunk, b""))
+            packed.seek(0)
+            return staging.add(decompressed(packed))
 
 
 def find_checksum(fetcher: Fetcher, spec: SourceSpec, signers: FileSigners) -> Checksum:

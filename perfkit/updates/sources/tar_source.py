@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 from collections.abc import Set
 
-from perfkit.archives.members import Limits, Member, stage_if_changed
+from perfkit.archives.limits import check_ratio
+from perfkit.archives.members import Member, stage_if_changed
 from perfkit.archives.tar import Content, read_members
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.local_tree import LocalTree
@@ -37,7 +38,7 @@ class TarSource(ArchiveSource):
                     continue
                 digest = _digest(member, content, local, staging)
                 entries[member.name] = Entry(member.name, member.size, digest, member.executable)
-            Limits().check_ratio(sum(entry.size for entry in entries.values()), self._archive.size)
+            check_ratio(sum(entry.size for entry in entries.values()), self._archive.size)
         return Manifest.of(entries.values())
 
     def _stage(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
