@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from perfkit.archives import limits
 from perfkit.archives.links import follow_links
-from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
+from perfkit.errors import ConfigError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
 from perfkit.redact import value_shown
 
@@ -250,59 +248,3 @@ class Stream:
             self._chunk = memoryview(b"")
             self.position += len(chunk)
             yield chunk
-
-
-def stage_if_changed(
-    member: Member, content: Iterable[bytes | memoryview], old: BinaryIO | None, stage: Callable[[], BinaryIO]
-) -> tuple[bytes, bool]:
-    """Stage a member's content, unless the installed file already has it.
-
-    Content and file are compared chunk by chunk. At the first difference a staged file is opened, and what came before
-    is copied from the installed file.
-
-    Args:
-        old: the installed file, open for reading and unbuffered; None if there is no regular file.
-        stage: opens a new file for writing.
-
-    Returns:
-        The SHA-256 of the content, and whether it was staged.
-
-    Raises:
-        ManifestError: the archive is damaged (raised by `content`); discard what was staged.
-        FileChangedError: the installed file changed during the comparison.
-        OSError: the local disk failed.
-    """
-    digest = hashlib.sha256()
-    chunks = iter(content)
-    chunk: bytes | memoryview = b""
-    same = 0  # bytes
-    if old is not None and os.fstat(old.fileno()).st_size == member.size:
-        old.seek(0)
-        for chunk in chunks:
-            if old.read(len(chunk)) != chunk:
-                break
-            digest.update(chunk)
-            same += len(chunk)
-        else:
-            return digest.digest(), False
-    with stage() as out:
-        if old is not None and same:
-            _copy_verified(old, out, same, digest.digest())
-        digest.update(chunk)
-        out.write(chunk)
-        for chunk in chunks:
-            digest.update(chunk)
-            out.write(chunk)
-    return digest.digest(), True
-
-
-def _copy_verified(old: BinaryIO, out: BinaryIO, size: int, sha256: bytes) -> None:
-    """Copy the first bytes of a file, and check that nobody changed them."""
-    digest = hashlib.sha256()
-    old.seek(0)
-    while size and (chunk := old.read(min(size, CHUNK_BYTES))):
-        digest.update(chunk)
-        out.write(chunk)
-        size -= len(chunk)
-    if digest.digest() != sha256:
-        raise FileChangedError(str(old.name), "it changed while it was compared with the archive")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Set
+from collections.abc import Callable, Iterable, Iterator, Set
+from itertools import chain
+from typing import BinaryIO
 
 from perfkit.archives.limits import check_ratio
-from perfkit.archives.members import Member, stage_if_changed
+from perfkit.archives.members import CHUNK_BYTES, Member
 from perfkit.archives.tar import Content, read_members
+from perfkit.errors import FileChangedError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.source_types import SourceType
@@ -57,8 +59,45 @@ def _digest(member: Member, content: Content, local: LocalTree, staging: Staging
     old = None
     if existing is not None and existing.sha256 and existing.size == member.size:
         old = local.open_blob(existing.sha256)
-    with old or contextlib.nullcontext():
-        digest, staged = stage_if_changed(member, content, old, staging.create)
-    if staged:
-        staging.finish(digest)
-    return digest
+    if old is None:
+        return staging.add(content)[0]
+    with old:
+        return add_unless_equal(content, old, staging.add)
+
+
+def add_unless_equal(
+    content: Iterable[bytes | memoryview],
+    old: BinaryIO,
+    add: Callable[[Iterable[bytes | memoryview]], tuple[bytes, int]],
+) -> bytes:
+    """The SHA-256 of a member's content, which is added to the staging area unless the installed file has it. What
+    comes before the first difference is copied from that file.
+
+    Args:
+        old: the installed file, of the same size, open for reading and unbuffered.
+        add: as `StagingArea.add`.
+
+    Raises:
+        ManifestError: the archive is damaged (raised by `content`); discard what was staged.
+        FileChangedError: the installed file changed during the comparison.
+        OSError: the local disk failed.
+    """
+    digest, same, chunks = hashlib.sha256(), 0, iter(content)
+    for chunk in chunks:
+        if old.read(len(chunk)) != chunk:
+            return add(chain(_first_bytes(old, same, digest.digest()), (chunk,), chunks))[0]
+        digest.update(chunk)
+        same += len(chunk)
+    return digest.digest()
+
+
+def _first_bytes(old: BinaryIO, size: int, sha256: bytes) -> Iterator[bytes]:
+    """The first bytes of a file, which nobody must have changed."""
+    digest = hashlib.sha256()
+    old.seek(0)
+    while size and (chunk := old.read(min(size, CHUNK_BYTES))):
+        digest.update(chunk)
+        size -= len(chunk)
+        yield chunk
+    if digest.digest() != sha256:
+        raise FileChangedError(str(old.name), "it changed while it was compared with the archive")
