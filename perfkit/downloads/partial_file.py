@@ -9,6 +9,7 @@ to time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -22,8 +23,8 @@ from typing import Any
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, RunningDigest
-from perfkit.downloads.file_origin import Origin, digest_of, write_origin
-from perfkit.downloads.http.semantics import NO_VALIDATOR, NO_VERSION, Validator, Version
+from perfkit.downloads.file_origin import digest_of, write_origin
+from perfkit.downloads.http.semantics import NO_VERSION, Version
 from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 _BOOT = ""
 with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
     _BOOT = file.read().strip()
-_FORMAT = 3
+_FORMAT = 4
 _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
 _NAME_MAX = 255
@@ -70,7 +71,7 @@ class PartialFile:
         self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None, key: str | None = None
     ) -> None:
         self.dest = dest
-        self.url = url  # the origin that `validator` belongs to
+        self.url = url  # the origin that `version` belongs to
         self.source = digest_of(url, key)  # what identifies it on disk
         self._key = key
         self._checksum = checksum  # the caller's, which holds wherever the bytes come from
@@ -78,9 +79,6 @@ class PartialFile:
         self.map = SegmentMap(None if part is None else part[1] - part[0])
         self.total: int | None = None  # size of the whole resource
         self.version = NO_VERSION  # as the origin named it
-        self.lasting = NO_VERSION  # the part of `version` that a later run may remember
-        self.validator = NO_VALIDATOR  # the part of `version` that proves it
-        self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None
         self.settled = False  # an origin has confirmed version and size
         self.ranges = True  # the origin has not refused ranges
@@ -97,6 +95,11 @@ class PartialFile:
         self._has_journal: bool | None = None  # None: unknown
         self._durable: list[Range] = []
         self._saved_at_s = self._synced_at_s = time.monotonic()
+
+    @property
+    def lasting(self) -> Version:
+        """The version, as far as a later run may remember it; a part of a file has none."""
+        return self.version.lasting if self.part is None else NO_VERSION
 
     @property
     def expires(self) -> bool:
@@ -130,11 +133,8 @@ class PartialFile:
         if journal["part"] != (list(self.part) if self.part else None):
             raise ValueError(f"the journal is for bytes {journal['part']}")
         same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
-        validator = NO_VALIDATOR
-        if journal["source"] == self.source:
-            validator = Validator(journal["etag"], journal["last_modified"])
-            self.version = Version(*journal["version"])
-        if not (validator or same_sum):
+        version = Version(*journal["version"]) if journal["source"] == self.source else NO_VERSION
+        if not (version.proves or same_sum):
             raise ValueError("no validator or checksum tells whether the file at the origin is still the same")
         size = int(journal["size"])
         if self.part is not None and size != self.map.size:
@@ -151,7 +151,7 @@ class PartialFile:
             done[:1] = [(start, self._compared[0])] if self._compared[0] > start else []
         if _total(done) < _COMPARED_BYTES:
             raise ValueError("too little is left to be worth a comparison")
-        self.validator = validator
+        self.version = version
         self.map = SegmentMap(size, done)
         self.total = size if self.part is None else None
         self._durable = [(int(start), int(end)) for start, end in journal["durable"]]
@@ -247,12 +247,12 @@ class PartialFile:
     @property
     def resumable(self) -> bool:
         """Whether a later request could continue it."""
-        return bool(self.ranges and self.map.size and (self.validator or self._checksum))
+        return bool(self.ranges and self.map.size and (self.version.proves or self._checksum))
 
     def change_source(self, url: str) -> None:
         """Continue from another server, whose validators are unknown yet; only a checksum holds across servers."""
         self.url, self.source = url, digest_of(url)
-        self.version, self.validator, self.settled = NO_VERSION, NO_VALIDATOR, False
+        self.version, self.settled = NO_VERSION, False
         self.ranges_proven = self.ranges_seen = False
         self.mixed = self.descriptor >= 0
         self.total = self.total if self.mixed else None
@@ -279,9 +279,7 @@ class PartialFile:
         journal = {
             "format": _FORMAT,
             "source": self.source,
-            "version": [self.version.etag, self.version.last_modified],
-            "etag": self.validator.etag,
-            "last_modified": self.validator.last_modified,
+            "version": dataclasses.astuple(self.version),
             "size": self.map.size,
             "part": self.part,
             "checksum": str(self._checksum) if self._checksum else None,
@@ -350,8 +348,8 @@ class PartialFile:
             check_replaceable(before, path)
             if stat.S_ISREG(before.st_mode):
                 set_mode(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
-        if self.origin is not None:
-            write_origin(self.descriptor, self.origin)
+        if self.lasting:
+            write_origin(self.descriptor, self.source, self.lasting)
         if durable:
             sync_file(self.descriptor)
         try:

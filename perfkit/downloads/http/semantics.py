@@ -52,13 +52,42 @@ def parse_content_range(text: str | None) -> ContentRange | None:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An origin's names for one version of a file, as sent: enough to ask whether it changed, and nothing more."""
+    """An origin's names for one version of a file, as sent: enough to ask whether it changed.
 
-    etag: str | None = None  # may be weak, or not even quoted
+    Args:
+        etag: may be weak, or not even quoted.
+        etag_lasts, date_lasts: whether no later version can have the same. A file that changes again within the same
+            second may keep its date (RFC 9110 section 8.8.2.2), and its ETag where that is made of the date.
+    """
+
+    etag: str | None = None
     last_modified: str | None = None
+    etag_lasts: bool = field(default=True, compare=False)
+    date_lasts: bool = field(default=True, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.etag or self.last_modified)
+
+    @property
+    def lasting(self) -> Version:
+        """The part that may be remembered."""
+        etag = self.etag if self.etag_lasts else None
+        date = self.last_modified if etag or self.date_lasts else None
+        return Version(etag, date, self.etag_lasts, self.date_lasts)
+
+    @property
+    def proof(self) -> tuple[str | None, str | None]:
+        """The ETag and the date as far as they identify the version byte for byte: a weak ETag proves nothing, but a
+        different one still shows a change.
+        """
+        etag = self.etag or ""
+        strong = self.etag_lasts and len(etag) >= 2 and etag[0] == etag[-1] == '"'
+        return etag if strong else None, self.last_modified if self.date_lasts else None
+
+    @property
+    def proves(self) -> bool:
+        """Whether it has such a proof."""
+        return any(self.proof)
 
     @property
     def condition(self) -> Mapping[str, str]:
@@ -69,11 +98,28 @@ class Version:
             return {"If-Modified-Since": self.last_modified, "Cache-Control": "max-age=0"}
         return {}
 
+    @property
+    def if_range(self) -> Mapping[str, str]:
+        """RFC 9110 section 13.1.5: the range if unchanged, else the whole new file."""
+        etag, date = self.proof
+        return {"If-Range": value} if (value := etag or date) else {}
+
+    @property
+    def if_same(self) -> Mapping[str, str]:
+        """RFC 9110 sections 13.1.1 and 13.1.4: 412 if the file changed."""
+        etag, date = self.proof
+        if etag:
+            return {"If-Match": etag}
+        return {"If-Unmodified-Since": date} if date else {}
+
     def differs(self, headers: Headers) -> bool:
         """Whether these headers name another version. A difference in either field counts, whatever the other says:
         some servers keep an ETag for the life of their process. An absent field shows nothing.
         """
-        return _differ(self.etag, self.last_modified, headers)
+        etag, date = self.etag, self.last_modified
+        return (etag is not None and headers.get("etag", etag) != etag) or (
+            date is not None and headers.get("last-modified", date) != date
+        )
 
     def is_meant_by(self, headers: Headers) -> bool:
         """Whether a 304 with these headers means this version. One that names none, in response to a date, may mean a
@@ -81,8 +127,25 @@ class Version:
         """
         return not self.differs(headers) and bool(self.etag or "last-modified" in headers)
 
+    def is_proven_by(self, headers: Headers) -> bool:
+        """Whether these headers prove this version. Many servers ignore If-Range and If-Match, and some send fewer
+        fields with a range than with the whole file.
+        """
+        etag, date = self.proof
+        shown = (etag is not None and "etag" in headers) or (date is not None and "last-modified" in headers)
+        return shown and not self.differs(headers)
+
 
 NO_VERSION = Version()
+
+
+def version_of(headers: Headers) -> Version:
+    """The version that a response is of. One without a Date came just now (RFC 9110 section 6.6.1)."""
+    etag, date = headers.get("etag"), headers.get("last-modified")
+    modified, sent = parse_date(date), parse_date(headers.get("date")) or datetime.datetime.now(datetime.UTC)
+    dated = modified is not None and sent - modified >= datetime.timedelta(seconds=1)
+    timed = modified is not None and etag is not None and _spells(etag, int(modified.timestamp()))
+    return Version(etag, date, dated or not timed, dated)
 
 
 def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
@@ -100,98 +163,11 @@ def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
     return not (headers.get("age", "0").strip("0") or any(map(_CACHE_HIT.search, said)))  # else it is stored already
 
 
-def _differ(etag: str | None, last_modified: str | None, headers: Headers) -> bool:
-    return (etag is not None and headers.get("etag", etag) != etag) or (
-        last_modified is not None and headers.get("last-modified", last_modified) != last_modified
-    )
-
-
-def version_of(headers: Headers) -> Version:
-    """The version that a response is of."""
-    return Version(headers.get("etag"), headers.get("last-modified"))
-
-
-def lasting_version_of(headers: Headers, *, now: datetime.datetime) -> Version:
-    """The version that a response is of, if it may be remembered: a file that changes again within the same second may
-    keep its date, and its ETag where that is made of the date.
-    """
-    dated = _is_strong_date(headers, now)
-    etag = headers.get("etag") if dated or not _spells_its_second(headers) else None
-    return Version(etag, headers.get("last-modified") if etag or dated else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Validator:
-    """What identifies a version of a file byte for byte: a strong ETag, a strong date, or both. A weak ETag proves
-    nothing, but a different one still shows a change.
-    """
-
-    etag: str | None = None
-    last_modified: str | None = None
-    weak_etag: str | None = field(default=None, compare=False)
-
-    def __bool__(self) -> bool:
-        return bool(self.etag or self.last_modified)
-
-    @property
-    def if_range(self) -> Mapping[str, str]:
-        """RFC 9110 section 13.1.5: the range if unchanged, else the whole new file."""
-        value = self.etag or self.last_modified
-        return {"If-Range": value} if value else {}
-
-    @property
-    def if_same(self) -> Mapping[str, str]:
-        """RFC 9110 sections 13.1.1 and 13.1.4: 412 if the file changed."""
-        if self.etag:
-            return {"If-Match": self.etag}
-        return {"If-Unmodified-Since": self.last_modified} if self.last_modified else {}
-
-    def differs(self, headers: Headers) -> bool:
-        """Whether these headers show another version; an absent header shows nothing."""
-        return _differ(self.etag or self.weak_etag, self.last_modified, headers)
-
-    def is_shown_by(self, headers: Headers) -> bool:
-        """Whether these headers prove this version. Many servers ignore If-Range and If-Match, and some send fewer
-        fields with a range than with the whole file.
-        """
-        if self.differs(headers):
-            return False
-        shows_tag = self.etag is not None and "etag" in headers
-        return shows_tag or (self.last_modified is not None and "last-modified" in headers)
-
-
-NO_VALIDATOR = Validator()
-
-
-def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
-    """The strong validator of a response: never a weak ETag, and while the file may still change within the same
-    second, neither a date (RFC 9110 section 8.8.2.2) nor an ETag made of one.
-
-    Args:
-        now: when the response came, for one without a Date (section 6.6.1).
-    """
-    etag, dated = headers.get("etag", ""), _is_strong_date(headers, now)
-    quoted = len(etag) >= 2 and etag[0] == etag[-1] == '"'
-    strong = etag if quoted and (dated or not _spells_its_second(headers)) else None
-    return Validator(strong, headers.get("last-modified") if dated else None, None if strong else headers.get("etag"))
-
-
-def _is_strong_date(headers: Headers, now: datetime.datetime) -> bool:
-    modified = parse_date(headers.get("last-modified"))
-    sent = parse_date(headers.get("date")) or now
-    return modified is not None and sent - modified >= datetime.timedelta(seconds=1)
-
-
-def _spells_its_second(headers: Headers) -> bool:
-    """Whether the ETag is made of the second of last modification."""
-    modified = parse_date(headers.get("last-modified"))
-    if modified is None:
-        return False
-    second = int(modified.timestamp())
-    digits = headers.get("etag", "").strip('W/"').lower()
-    return any(
-        digits.startswith(form) or digits.endswith(form) for form in (f"{second:x}", str(second), _base36(second))
-    )
+def _spells(etag: str, second: int) -> bool:
+    """Whether an ETag is made of this second."""
+    digits = etag.strip('W/"').lower()
+    forms = (f"{second:x}", str(second), _base36(second))
+    return digits.startswith(forms) or digits.endswith(forms)
 
 
 def _base36(number: int) -> str:

@@ -56,7 +56,7 @@ class RemoteFile:
     def __init__(self, fetcher: Fetcher, probed: Probe, probe: Callable[[], Probe], signers: FileSigners) -> None:
         self.url = probed.url
         self.version = probed.version
-        self._lasting = probed.lasting
+        self._lasting = probed.version.lasting
         self.unchanged = probed.unchanged
         self._fetcher = fetcher
         self._probed = probed
@@ -92,7 +92,7 @@ class RemoteFile:
         probed = self.probe()
         return (
             probed.ranges
-            and bool(probed.validator)
+            and probed.version.proves
             and probed.size is not None
             and not self.signers.keys
             and not os.path.exists(self._whole_path)
@@ -139,7 +139,7 @@ class RemoteFile:
                 _write(paths[-1], probed.first[start:end])
             elif not staged:
                 part = (start, end)
-                requests.append(Request(self.url, name, byte_range=part, only=probed.validator, label=label))
+                requests.append(Request(self.url, name, byte_range=part, only=probed.version, label=label))
         self._fetcher.get(requests, phase=phase)
         return paths
 
@@ -189,7 +189,7 @@ class RemoteFile:
         request = Request(
             self.url,
             os.path.basename(path),
-            only=probed.validator,
+            only=probed.version,
             size=probed.size,
             label=self._label,
             public_keys=self.signers.keys,
