@@ -45,6 +45,14 @@ class CallersSessions:
 
     def send(self, hop: Hop) -> requests.Response:
         """As `OwnSessions.send`."""
+        try:
+            return self._send(hop)
+        except requests.HTTPError as error:
+            if error.response is None:
+                raise
+            return error.response  # that a hook refused, as `raise_for_status` does; perfkit judges it
+
+    def _send(self, hop: Hop) -> requests.Response:
         session, url = self._session(), hop.url
         proxies = dict(self._config.proxies)
         if session.trust_env and bypasses_proxy(url):
