@@ -92,7 +92,7 @@ class PartialFile:
         self.descriptor = -1
         self._journal_path = f"{self.path}.json"
         self._journal_lock = threading.Lock()
-        self._has_journal: bool | None = None  # None: unknown
+        self._may_have_journal = True
         self._durable: list[Range] = []
         self._saved_at_s = self._synced_at_s = time.monotonic()
 
@@ -115,11 +115,10 @@ class PartialFile:
             OSError: it cannot be opened.
         """
         if not os.access(self._journal_path, os.F_OK):  # an open that fails takes five times as long
-            self._has_journal = False
+            self._may_have_journal = False
             return False
         text = _read_own(self._journal_path)
         self._open()
-        self._has_journal = True
         try:
             self._load(json.loads(text))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -172,8 +171,7 @@ class PartialFile:
                 what = f"No space left on device: {size} bytes are needed, {free} are free"
                 raise OSError(errno.ENOSPC, what, self.dest)
         found = self._open()
-        if found:
-            self._has_journal = None
+        self._may_have_journal = self._may_have_journal or found > 0
         self._remove_journal()  # one that describes other bytes must not outlive them
         if found:
             os.ftruncate(self.descriptor, 0)
@@ -288,7 +286,7 @@ class PartialFile:
             "durable": self._durable,
         }
         fresh = f"{self._journal_path}~"
-        self._has_journal = True  # or a part of one, on a full disk
+        self._may_have_journal = True  # or a part of one, on a full disk
         with contextlib.suppress(FileNotFoundError):
             os.unlink(fresh)
         with open(fresh, "x", encoding="utf-8", opener=_open_private) as file:
@@ -361,9 +359,8 @@ class PartialFile:
             raise OSError(error.errno, text, path) from error
         if durable:
             sync_directory_at(os.path.dirname(path) or ".")
-        if self._has_journal is not False:
-            with contextlib.suppress(OSError):
-                self._remove_journal()
+        with contextlib.suppress(OSError):
+            self._remove_journal()
         self.close()
 
     def discard(self) -> None:
@@ -405,11 +402,11 @@ class PartialFile:
             self._remove_journal()
 
     def _remove_journal(self) -> None:
-        if self._has_journal is not False:
+        if self._may_have_journal:
             for path in (self._journal_path, f"{self._journal_path}~"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-            self._has_journal = False
+            self._may_have_journal = False
 
     def close(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
