@@ -12,6 +12,7 @@ from perfkit.downloads.http.redirects import may_have_secrets
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
+    ByteRange,
     Headers,
     Verdict,
     Version,
@@ -27,8 +28,6 @@ from perfkit.downloads.request import Request
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import HTTPStatusError, TransferError
-
-ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the resource; None: to its end
 
 
 class Step(enum.Enum):
@@ -122,10 +121,8 @@ def _conditions(partial: PartialFile, wanted: Wanted) -> Headers:
 
 def interpret(response: Response, url: str, partial: PartialFile, asked: ByteRange | None) -> Answer:
     """The verdict on a response, with positions in the partial file."""
-    start, end = asked or (0, None)
-    status, headers = response.status, as_stored(response.headers, url)
-    answer = judge(status, headers, start=start, end=end, total=partial.total, ranged=asked is not None)
-    return answer if partial.part is None else judge_part(answer, status, partial.part)
+    answer = judge(response.status, as_stored(response.headers, url), asked, partial.total)
+    return answer if partial.part is None else judge_part(answer, response.status, partial.part)
 
 
 def next_step(

@@ -70,9 +70,7 @@ def probe(
             get = Get(url=url, headers=headers, trusted=trusted, named=trusted)
             with network.transport.open(get, cancel) as response:
                 fields = as_stored(response.headers, url)
-                answer = judge(
-                    response.status, fields, start=0, end=most if ranged else None, total=None, ranged=ranged
-                )
+                answer = judge(response.status, fields, (0, most) if ranged else None, None)
                 if answer.verdict is Verdict.CURRENT and known and conditional:
                     if known.is_meant_by(fields):
                         return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
@@ -107,7 +105,7 @@ def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel:
     """
     with network.transport.open(get, cancel) as response:
         fields = as_stored(response.headers, get.url)
-        answer = judge(response.status, fields, start=0, end=None, total=None, ranged=False)
+        answer = judge(response.status, fields, None, None)
         if answer.verdict is Verdict.STATUS:
             refuse(get.url, response, answer.reason, host=host, network=network)
         return _first_bytes(get.url, response, answer, most, network.config)

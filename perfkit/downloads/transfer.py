@@ -19,6 +19,7 @@ from perfkit.downloads.http.network_path import Path, queued
 from perfkit.downloads.http.semantics import (
     NO_VERSION,
     Answer,
+    ByteRange,
     Version,
     content_disposition_names,
     may_be_filling_a_cache,
@@ -26,7 +27,6 @@ from perfkit.downloads.http.semantics import (
 from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.http.urls import is_loopback
 from perfkit.downloads.negotiation import (
-    ByteRange,
     Step,
     Wanted,
     adopt,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 Headers = Mapping[str, str]  # of a response: by name in lower case
+ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the resource; None: to its end
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _LIFETIME = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
@@ -281,9 +282,8 @@ class Verdict(enum.Enum):
     EMPTY = "empty"  # the file has no bytes
     CHANGED = "changed"  # this is not the requested version
     CODED = "coded"  # a content coding that was not requested: request again without a range
-    UNRANGED = "unranged"  # request again without a range
     NO_RANGE = "no range"  # the server cannot send the requested part of the file
-    INVALID = "invalid"  # it breaks the protocol
+    INVALID = "invalid"  # it breaks the protocol, or does not fit the range: request again without one
     STATUS = "status"  # an HTTP error status
 
 
@@ -297,21 +297,20 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
-def judge(status: int, headers: Headers, *, start: int, end: int | None, total: int | None, ranged: bool) -> Answer:
+def judge(status: int, headers: Headers, asked: ByteRange | None, total: int | None) -> Answer:
     """Decide what a response means (RFC 9110 sections 14 and 15.3.7).
 
     Args:
-        start, end: the requested range, end exclusive; None means to the end of the file.
+        asked: the requested range; None: the request had no Range.
         total: the file's size where known.
-        ranged: whether a Range header was sent.
     """
     if status == 304:
         return Answer(Verdict.CURRENT)
     if status == 412:
         return Answer(Verdict.CHANGED, reason="the origin says the file changed")
     if status == 416:
-        return _judge_416(headers, start=start, total=total, ranged=ranged)
-    if status == 204 and not ranged:
+        return _judge_416(headers, asked, total)
+    if status == 204 and asked is None:
         return Answer(Verdict.EMPTY, total=0)
     if status not in (200, 206):
         return Answer(Verdict.STATUS, reason=f"HTTP status {status}")
@@ -326,25 +325,23 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
         if sent and sent.start is not None and sent.end is not None and length == sent.end - sent.start != sent.total:
             return Answer(Verdict.INVALID, reason=f"status 200 with Content-Range {_shown(headers['content-range'])}")
         return Answer(Verdict.BODY, start=0, end=length, total=length)
-    return _judge_206(headers, length, start=start, end=end, total=total, ranged=ranged)
+    return _judge_206(headers, length, asked, total)
 
 
-def _judge_416(headers: Headers, *, start: int, total: int | None, ranged: bool) -> Answer:
+def _judge_416(headers: Headers, asked: ByteRange | None, total: int | None) -> Answer:
     stated = parse_content_range(headers.get("content-range"))
     size = stated.total if stated else None
-    if not ranged:
+    if asked is None:
         return Answer(Verdict.STATUS, reason="HTTP status 416 to a request without a range")
-    if size == 0 and start == 0 and not total:
+    if size == 0 and asked[0] == 0 and not total:
         return Answer(Verdict.EMPTY, total=0)
     if total is not None and size is not None and size != total:
         return Answer(Verdict.CHANGED, reason=f"the file has {size} bytes now, and had {total}")
-    return Answer(Verdict.UNRANGED, reason="HTTP status 416 to a range inside the file")
+    return Answer(Verdict.INVALID, reason="HTTP status 416 to a range inside the file")
 
 
-def _judge_206(
-    headers: Headers, length: int | None, *, start: int, end: int | None, total: int | None, ranged: bool
-) -> Answer:
-    if not ranged:
+def _judge_206(headers: Headers, length: int | None, asked: ByteRange | None, total: int | None) -> Answer:
+    if asked is None:
         return Answer(Verdict.INVALID, reason="206 to a request without a range")
     if headers.get("content-type", "").lower().startswith("multipart/byteranges"):
         return Answer(Verdict.INVALID, reason="multipart/byteranges to a single range")
@@ -356,6 +353,7 @@ def _judge_206(
         return Answer(Verdict.INVALID, reason=reason)
     if total is not None and sent.total is not None and sent.total != total:
         return Answer(Verdict.CHANGED, reason=f"the file has {sent.total} bytes now, and had {total}")
+    start, end = asked
     if sent.start > start or sent.end <= start:
         return Answer(Verdict.INVALID, reason=f"asked for bytes from {start}, got {_shown(headers['content-range'])}")
     if end is not None and sent.end > end:
@@ -370,9 +368,9 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
     """
     first, end = part
     wanted = f"bytes {first} to {end - 1} were requested"
-    if status == 416 and answer.verdict in (Verdict.EMPTY, Verdict.UNRANGED):
+    if status == 416 and answer.verdict in (Verdict.EMPTY, Verdict.INVALID):
         return Answer(Verdict.NO_RANGE, reason=f"HTTP status 416: the file has no such range; {wanted}")
-    if answer.verdict in (Verdict.CODED, Verdict.UNRANGED, Verdict.INVALID):
+    if answer.verdict in (Verdict.CODED, Verdict.INVALID):
         return Answer(Verdict.NO_RANGE, reason=f"{answer.reason}; {wanted}")
     if answer.verdict is not Verdict.BODY:
         return answer
