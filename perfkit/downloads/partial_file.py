@@ -140,7 +140,7 @@ class PartialFile:
             raise ValueError("the journal contradicts itself")
         done = [(int(start), int(end)) for start, end in journal["done" if journal["boot"] == _BOOT else "durable"]]
         present = os.fstat(self.descriptor).st_size
-        if not _are_ranges(done, min(size, present)):
+        if SegmentMap(size, done).done() != done or (done and done[-1][1] > present):
             raise ValueError("the journal does not fit the partial file")
         if done:
             # The end of the first range is fetched again and compared: another version may have the same size, date and
@@ -447,13 +447,3 @@ def _open_private(path: str, flags: int) -> int:
 
 def _total(ranges: Iterable[Range]) -> int:
     return sum(end - start for start, end in ranges)
-
-
-def _are_ranges(ranges: Iterable[Range], size: int) -> bool:
-    """Whether these are sorted, apart, not empty, and inside 0..size."""
-    position = -1
-    for start, end in ranges:
-        if not (position < start < end <= size) or start < 0:
-            return False
-        position = end
-    return True
