@@ -18,7 +18,7 @@ from perfkit.config import Auth, Config
 from perfkit.downloads.http.adapter import Adapter
 from perfkit.downloads.http.exchange import exchange_here
 from perfkit.downloads.http.redirects import Hop, without_secrets
-from perfkit.downloads.http.session import bypasses_proxy, configured_trust, encodable, no_redirects
+from perfkit.downloads.http.session import bypasses_proxy, configured_trust, encodable, no_redirects, prepare
 from perfkit.downloads.http.trust import environment_bundle
 from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
 from perfkit.downloads.http.urls import as_sent, credentials_in
@@ -199,17 +199,14 @@ class _UrlAsGiven(AuthBase):
 
 def _prepare_for_other_origin(session: Any, hop: Hop) -> requests.PreparedRequest:
     """A request to another origin: without auth, params, headers or cookies of the session not made for it."""
-    request = requests.PreparedRequest()
-    request.method, request.url = "GET", hop.url
-    request.headers = CaseInsensitiveDict(without_secrets(session.headers))
-    request.headers.update(hop.headers)
+    headers = CaseInsensitiveDict(without_secrets(session.headers))
+    headers.update(hop.headers)
     jar = RequestsCookieJar()
     for cookie in session.cookies:
         if cookie.domain:
             jar.set_cookie(cookie)
-    request.prepare_hooks(None)
-    request.prepare_cookies(jar)
-    request.prepare_auth(_UrlAsGiven(hop.url, hop.auth, hop.netrc and session.trust_env))
+    netrc = get_netrc_auth(hop.url) if hop.netrc and session.trust_env else None
+    request = prepare(hop.url, headers.items(), jar, credentials_in(hop.url) or netrc)
     request.prepare_hooks(session.hooks)
     return request
 

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.cookiejar import Cookie, DefaultCookiePolicy
 from typing import Any
 
@@ -54,17 +54,10 @@ class OwnSessions:
         url = hop.url
         proxies, netrc = self._way_to(url)
         verify = self._find_trust(needed=bool(proxies) or url.startswith("https:"))
-        request = requests.PreparedRequest()
-        request.method, request.url = "GET", url
-        request.headers = CaseInsensitiveDict(hop.headers.items())  # pairs, since a mapping is slower
-        request.prepare_hooks(None)
-        if hop.auth is not None or self._cookies.used:
-            request.prepare_cookies(self._cookies)
         auth = hop.auth or credentials_in(url) or (netrc if hop.netrc else None)
-        if auth and "Authorization" not in request.headers:
-            request.prepare_auth(encodable(auth), url)
+        cookies = self._cookies if self._cookies.used or hop.auth is not None else None
         return self._session().send(
-            request,
+            prepare(url, hop.headers.items(), cookies, auth),
             stream=True,
             allow_redirects=False,
             timeout=self._timeout,
@@ -122,6 +115,25 @@ class OwnSessions:
 
     def close(self) -> None:
         self._adapter.close()
+
+
+def prepare(url: str, headers: Iterable[tuple[str, str]], cookies: Any, auth: Any) -> requests.PreparedRequest:
+    """A request with the URL spelt as it is, which requests would normalize.
+
+    Args:
+        headers: pairs, since a mapping is slower.
+        cookies: a jar, which an auth object needs; None: no cookies.
+        auth: for a request without credentials in its headers.
+    """
+    request = requests.PreparedRequest()
+    request.method, request.url = "GET", url
+    request.headers = CaseInsensitiveDict(headers)
+    request.prepare_hooks(None)
+    if cookies is not None:
+        request.prepare_cookies(cookies)
+    if auth and "Authorization" not in request.headers:
+        request.prepare_auth(encodable(auth), url)
+    return request
 
 
 class _Timeout(urllib3.Timeout):

@@ -10,7 +10,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -284,10 +284,9 @@ class _HttpResponse:
         self.exchange = exchange
         self._reading = reading
         reading.add(exchange)
-        self._left_behind = False  # to a helper thread that still reads it, and closes it
         raw = response.raw
         # Through read1, another adapter or a wrapper of its responses might not see all of the body.
-        self._read = None
+        self._read: Callable[[int], bytes | memoryview | None] = self._read_foreign
         if getattr(response, "_content_consumed", False):  # by a hook, such as one that logs bodies
             self._read = io.BytesIO(response.content or b"").read1
         elif exchange.target is not None and hasattr(raw, "read1"):
@@ -297,10 +296,7 @@ class _HttpResponse:
 
     def read1(self, most: int) -> bytes | memoryview:
         try:
-            if self._read is not None:
-                data = self._read(most)
-            else:
-                data = self._read_foreign(min(most, _FOREIGN_READ_BYTES)) or b""
+            data = self._read(most) or b""
         except Exception as error:
             from perfkit.downloads.http.failures import translated
 
@@ -316,25 +312,20 @@ class _HttpResponse:
         if self.exchange.incoming is not None:
             self.exchange.incoming.end_after(count)
 
-    def _read_foreign(self, count: int) -> bytes | None:
-        raw, exchange = self._response.raw, self.exchange
+    def _read_foreign(self, most: int) -> bytes | None:
+        raw, exchange, count = self._response.raw, self.exchange, min(most, _FOREIGN_READ_BYTES)
         if exchange.helper is None:
             return raw.read(count)
-        try:
-            return exchange.helper.call(
-                lambda: raw.read(count), lambda: exchange.aborted, lambda _: self._response.close()
-            )
-        except Exception:
-            self._left_behind = exchange.helper.ended
-            raise
+        return exchange.helper.call(lambda: raw.read(count), lambda: exchange.aborted, lambda _: self._response.close())
 
     def __enter__(self) -> _HttpResponse:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._reading.discard(self.exchange)
+        helper = self.exchange.helper
         with contextlib.suppress(Exception):
-            if not self._left_behind:
+            if helper is None or not helper.ended:  # else the abandoned helper still reads the response, and closes it
                 self._response.close()  # also ends the connection if part of the body is still to come
         self.exchange.finish()
 
