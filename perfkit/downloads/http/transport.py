@@ -23,7 +23,6 @@ from perfkit.downloads.http.network_path import Path
 from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_have_secrets, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent
-from perfkit.downloads.stall import timeouts
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
 from perfkit.redact import redacted
@@ -142,7 +141,7 @@ class HttpTransport:
         self._waiting: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._reading: set[Exchange] = set()
         self._outage = OutageWatch()
-        self._timeout = timeouts(config)
+        self._timeout = config.timeouts_s
         self._common = {"Accept": "*/*", "User-Agent": f"perfkit/{__version__}"} if session is None else {}
         self._configured = _canonical(config.headers)
         if config.rate_limit is not None:
