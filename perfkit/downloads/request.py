@@ -15,6 +15,7 @@ from perfkit.filesystem.paths import is_url
 from perfkit.minisign.public_keys import AnyKey, read_public_keys
 from perfkit.redact import masked
 
+LONGEST_LINE_BYTES = 64 << 10  # of a list of files
 _LEAST = {"rate_limit": 1, "max_bytes": 0, "segments": 1, "retries": 0, "size": 0}
 
 
@@ -124,6 +125,20 @@ class Request(_WithoutSecrets):
     def url_name(self) -> str:
         """The last segment of the URL's path, decoded; may be empty and is not yet safe."""
         return unquote(split_url(self.url)[2].partition("?")[0].rpartition("/")[2])
+
+
+def split_line(line: str) -> tuple[str, str | None, str | None] | None:
+    """URL, name and checksum of `URL[<TAB>NAME[<TAB>CHECKSUM]]`, a line of a list; None: it is empty, or a comment.
+
+    Raises:
+        ConfigError: there is more, or it is too long.
+    """
+    if len(line) > LONGEST_LINE_BYTES:
+        raise ConfigError(f"it is longer than {LONGEST_LINE_BYTES} characters")
+    url, name, checksum, *more = [*(part.strip() for part in line.split("\t")), "", "", ""]
+    if any(more):
+        raise ConfigError("it has more than a URL, a name and a checksum")
+    return None if not url or url.startswith("#") else (url, name or None, checksum or None)
 
 
 # Name, annotation and default of the options that `check_type` can check by annotation.
