@@ -145,8 +145,8 @@ def version_of(headers: Headers) -> Version:
     etag, date = headers.get("etag"), headers.get("last-modified")
     modified, sent = parse_date(date), parse_date(headers.get("date")) or datetime.datetime.now(datetime.UTC)
     dated = modified is not None and sent - modified >= datetime.timedelta(seconds=1)
-    timed = modified is not None and etag is not None and _spells(etag, int(modified.timestamp()))
-    return Version(etag, date, dated or not timed, dated)
+    etag_lasts = dated or not (etag and modified and _spells(etag, int(modified.timestamp())))
+    return Version(etag, date, etag_lasts, dated)
 
 
 def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
