@@ -21,8 +21,8 @@ from perfkit.progress.text import described
 from perfkit.redact import redacted
 
 if TYPE_CHECKING:
+    from perfkit.cli.request_list import RequestList
     from perfkit.downloads.request import Download, Request
-    from perfkit.downloads.request_list import RequestList
     from perfkit.toolkit import Toolkit
 
 _EXAMPLES = """\
@@ -101,7 +101,7 @@ def _listed(
     """The requests that `-i` lists; they follow the URLs on the command line."""
     if arguments.input is None:
         return contextlib.nullcontext()
-    from perfkit.downloads.request_list import RequestList
+    from perfkit.cli.request_list import RequestList
 
     return RequestList(arguments.input, base=arguments.base, **options)
 

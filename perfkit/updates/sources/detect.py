@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from perfkit.archives.decompress import decompressed, detect_compression
 from perfkit.archives.tar import is_header
-from perfkit.downloads.request_list import split_line
+from perfkit.downloads.request import split_line
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.updates.source_types import SourceType
 

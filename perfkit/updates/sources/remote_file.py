@@ -75,7 +75,7 @@ class RemoteFile:
         self.signers = signers
         self.unchanged = probed.unchanged
         self.version = probed.version
-        self._lasting = probed.lasting
+        self._lasting = probed.version.lasting
         self._fetcher = fetcher
         self._probed = probed
         self._most = most
@@ -109,7 +109,7 @@ class RemoteFile:
         probed = self.probe()
         return (
             probed.ranges
-            and bool(probed.validator)
+            and probed.version.proves
             and probed.size is not None
             and not self.signers.keys
             and not self.has_whole
@@ -164,7 +164,7 @@ class RemoteFile:
                 _write(paths[-1], probed.first[start:end])
             elif not staged:
                 part = (start, end)
-                requests.append(Request(self.url, name, byte_range=part, only=probed.validator, label=label))
+                requests.append(Request(self.url, name, byte_range=part, only=probed.version, label=label))
         self._fetcher.get(requests, phase=phase)
         return paths
 
@@ -199,7 +199,7 @@ class RemoteFile:
         request = Request(
             self.url,
             os.path.basename(path),
-            only=probed.validator,
+            only=probed.version,
             size=probed.size,
             label=self._label,
             public_keys=self.signers.keys,

@@ -10,8 +10,7 @@ from urllib.parse import urljoin
 from xml.etree import ElementTree
 
 from perfkit.downloads.checksums import parse_checksum
-from perfkit.downloads.request import Request
-from perfkit.downloads.request_list import split_line
+from perfkit.downloads.request import Request, split_line
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.filesystem.paths import check_names, is_url, safe_basename
 from perfkit.updates.sources.detect import METALINK_NAMESPACE
