@@ -8,9 +8,9 @@ import dataclasses
 from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perfkit.cli.frame import Outcome, add_all, define
+from perfkit.cli.frame import add_all, define
 from perfkit.cli.keys import add_public_key
-from perfkit.cli.output import CHANGED, print_error
+from perfkit.cli.output import CHANGED, Outcome, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_rates, add_wait
 from perfkit.config import parse_seconds

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.frame import Outcome, add_all, add_tree, define, outcome_of_check
+from perfkit.cli.frame import add_all, add_tree, define, outcome_of_check
+from perfkit.cli.output import Outcome
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
@@ -147,7 +149,7 @@ def _local(seconds: float | None) -> str:
     return "never" if seconds is None else datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome]) -> None:
+def _write_metrics(arguments: argparse.Namespace, trees: list[tuple[argparse.Namespace, Outcome]]) -> None:
     """Write the text format of node_exporter's textfile collector, which may read the file at any time."""
     if not arguments.metrics:
         return
@@ -164,8 +166,8 @@ def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome
     with replace_own(arguments.metrics, 0o644) as file:
         for name, value in values.items():
             file.write(f"# TYPE {name} gauge\n".encode())
-            for dest, outcome in outcomes.items():
-                label = dest.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+            for tree, outcome in trees:
+                label = os.path.abspath(tree.dest).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
                 file.write(f'{name}{{dest="{label}"}} {value(outcome.record)}\n'.encode(errors="replace"))
 
 
