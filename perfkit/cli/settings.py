@@ -20,7 +20,7 @@ _FIELDS = {  # by option: the fields of Config that it sets
 }
 
 
-def add_rates(command: argparse.ArgumentParser) -> None:
+def add_rates(command: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the options for concurrency and bandwidth."""
     command.add_argument("-j", "--workers", type=int, metavar="N", help="files at once (default 8), requests (16)")
     limit = "bytes per second for all transfers together, such as 500K or 5M"

@@ -20,6 +20,7 @@ from perfkit.progress.text import amount, counted, printable
 if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
     from perfkit.transactions.history import Generation
+    from perfkit.updates.report import SyncReport, VerifyReport
     from perfkit.updates.status import TreeStatus
 
 _ROLLBACK_EXAMPLES = """\
@@ -49,7 +50,10 @@ def add_rollback(rollback: Parser) -> None:
 
 def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     wait_s = parse_seconds(arguments.wait)
-    report = kit.rollback(arguments.dest, to=arguments.to, hold=not arguments.no_hold, wait_s=wait_s)
+    return outcome_of_rollback(kit.rollback(arguments.dest, to=arguments.to, hold=not arguments.no_hold, wait_s=wait_s))
+
+
+def outcome_of_rollback(report: SyncReport) -> Outcome:
     version = report.version or "the tree before the first change"
     note = (
         f"{version}, generation {report.generation}: {report.added} added, "
@@ -67,10 +71,10 @@ def add_history(history: Parser) -> None:
 def _history(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     found = kit.history(arguments.dest)
     record = {"generations": [dataclasses.asdict(each) for each in found]}
-    return Outcome(record, "", text="".join(map(_generation_line, found)))
+    return Outcome(record, "", text="".join(map(generation_line, found)))
 
 
-def _generation_line(each: Generation) -> str:
+def generation_line(each: Generation) -> str:
     mark = "*" if each.current else " "
     if each.number == 0:
         return f"{mark} {each.number:>4}  before the first change\n"
@@ -94,7 +98,12 @@ def add_verify(verify: Parser) -> None:
 
 def _verify(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     wait_s = parse_seconds(arguments.wait)
-    report = kit.verify(arguments.dest, repair=arguments.repair, mirrors=arguments.mirrors, wait_s=wait_s)
+    return outcome_of_verify(
+        kit.verify(arguments.dest, repair=arguments.repair, mirrors=arguments.mirrors, wait_s=wait_s)
+    )
+
+
+def outcome_of_verify(report: VerifyReport) -> Outcome:
     note = (
         f"{counted(report.files, 'file')}: "
         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
@@ -119,12 +128,12 @@ def _status(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     return Outcome(
         dataclasses.asdict(found),
         "",
-        text="".join(f"{name:<11} {printable(value)}\n" for name, value in _rows(found)),
+        text=status_text(found),
         code=1 if max_age_s is not None and found.age_s() > max_age_s else 0,
     )
 
 
-def _rows(found: TreeStatus) -> list[tuple[str, str]]:
+def status_text(found: TreeStatus) -> str:
     rows = [
         ("version", found.version or "nothing is installed"),
         ("generation", f"{found.generation}, since {_local(found.changed_s)}"),
@@ -142,7 +151,7 @@ def _rows(found: TreeStatus) -> list[tuple[str, str]]:
         rows.append(("held", f"{held.version}, {held.reason}, since {_local(held.since_s)}{said}"))
     if found.interrupted:
         rows.append(("interrupted", "a change; the next use of the tree completes it"))
-    return rows
+    return "".join(f"{name:<11} {printable(value)}\n" for name, value in rows)
 
 
 def _local(seconds: float | None) -> str:
