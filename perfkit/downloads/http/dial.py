@@ -57,6 +57,7 @@ def dial(
     timeout_s: float,
     aborted: Callable[[], bool],
     options: Iterable[SocketOption] = (),
+    ahead: bool = False,
 ) -> socket.socket:
     """Connect to the first address of the host that answers; a further one is tried every 250 ms (RFC 8305).
 
@@ -64,6 +65,7 @@ def dial(
         timeout_s: for all attempts together, name resolution excepted; also the timeout of the socket returned.
         aborted: called some twenty times a second; says whether to give up.
         options: for `setsockopt`, set before connecting.
+        ahead: no request waits for it, so leave what `connect_early` has begun to the first that does.
 
     Raises:
         socket.gaierror: the name does not resolve.
@@ -72,7 +74,7 @@ def dial(
         OSError: no address accepts connections; the error of the last attempt.
     """
     options = tuple(options)
-    if options == _USUAL and (begun := _begun.pop((host, port), None)) is not None:
+    if not ahead and options == _USUAL and (begun := _begun.pop((host, port), None)) is not None:
         return result_of(begun, aborted, discard=lambda sock: sock.close())
     return _connect(host, port, timeout_s, aborted, options)
 
