@@ -74,6 +74,7 @@ class PlanApplier:
         self._staging = staging
         self._plan = plan
         self._copies: array[int] | None = None  # entries whose content is staged for another one; None: not known yet
+        self._adopted_bytes = 0
 
     def expect(self) -> None:
         """Prepare the transaction for what is still to be staged, unless files have to be moved out of the way first.
@@ -104,7 +105,8 @@ class PlanApplier:
                 self._copy(name, os.path.join(self._root, name))
             copies = self._adopt_staged() if self._copies is None else self._copies
             self._place_copies(copies)
-            shown.count(files=len(plan.stored) + len(plan.fetch) - len(copies))
+            adopted = len(plan.stored) + len(plan.fetch) - len(copies)
+            shown.count(files=adopted, count_bytes=self._adopted_bytes)
             for name in plan.remove:
                 self._tx.remove(name, missing_ok=True)
                 shown.count(files=1)
@@ -128,9 +130,10 @@ class PlanApplier:
             at, entry = self._find(name)
             if entry.size and first(entry.sha256) == at:
                 self._tx.expect(name, Content(entry.sha256.hex(), entry.size, _mode(entry)))
-                self.bytes_written += entry.size
+                self._adopted_bytes += entry.size
             else:
                 copies.append(at)
+        self.bytes_written += self._adopted_bytes
         return copies
 
     def _place_copies(self, entries: Iterable[int]) -> None:
