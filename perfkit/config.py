@@ -183,6 +183,11 @@ class Config:
         """How many requests may be under way at once."""
         return self.workers or _STREAMS
 
+    @property
+    def timeouts_s(self) -> tuple[float, float]:
+        """The time-outs of each request: for a connection, and for more of the response, head or body."""
+        return self.connect_timeout_s, self.read_timeout_s
+
     def _check_types(self) -> None:
         for name in ("headers", "proxies"):
             if getattr(self, name) is None:  # as in requests

@@ -21,7 +21,7 @@ from perfkit.releases.format import POINTER_NAME
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
-    from perfkit.downloads.http.semantics import Validator, Version
+    from perfkit.downloads.http.semantics import Version
     from perfkit.downloads.shared_limits import LimitStore
     from perfkit.filesystem.batch.copying import CopyResult
     from perfkit.filesystem.batch.run import BatchResult, OnError
@@ -119,7 +119,7 @@ class Toolkit:
         byte_range: tuple[int, int] | None = None,
         public_keys: Iterable[AnyKey] = (),
         known: Version | None = None,
-        only: Validator | None = None,
+        only: Version | None = None,
         size: int | None = None,
         label: str | None = None,
         key: str | None = None,

@@ -22,7 +22,7 @@ import pytest
 from perfkit.archives import tar, zip
 from perfkit.downloads.checksum_files import ChecksumFile
 from perfkit.downloads.checksums import parse_checksum
-from perfkit.downloads.request_list import split_line
+from perfkit.downloads.request import split_line
 from perfkit.errors import PerfkitError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.minisign.public_keys import PublicKey

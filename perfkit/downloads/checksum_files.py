@@ -19,9 +19,8 @@ from perfkit.redact import masked
 
 CHECKSUM_FILE_BYTES = 16 << 20  # the largest that is read
 # As coreutils writes them (sha256sum(1)); a line that begins with a backslash has escapes in its name.
-_GNU = r"(\\?)([0-9a-fA-F]{32,128})(?: [ *]|[ \t]+)(.+)"
+_GNU = r"\s*(\\?)([0-9a-fA-F]{32,128})(?:(?: [ *]|[ \t]+)(.*))?"
 _BSD = r"(\\?)([a-zA-Z0-9/-]+) ?\((.+)\) ?= ?([0-9a-fA-F]{32,128})"  # also openssl-dgst(1)
-_BARE = "[0-9a-fA-F]{32,128}"
 _ALGORITHMS = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}  # by digits
 _ESCAPED = {"n": "\n", "r": "\r", "\\": "\\"}
 
@@ -40,13 +39,10 @@ def parse_line(line: str) -> ListedChecksum | None:
     """
     line = line.rstrip("\r\n").removeprefix("\ufeff")
     if found := re.fullmatch(_GNU, line):
-        escaped, digest, name = found.groups()
+        escaped, digest, name = found.groups(default="")
         algorithm = _ALGORITHMS.get(len(digest), "")
     elif found := re.fullmatch(_BSD, line):
         escaped, algorithm, name, digest = found.groups()
-    elif re.fullmatch(_BARE, line.strip()):
-        escaped, digest, name = "", line.strip(), ""
-        algorithm = _ALGORITHMS.get(len(digest), "")
     else:
         return None
     if escaped:

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-from typing import NamedTuple
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.http.urls import unsigned
@@ -22,35 +21,29 @@ def digest_of(url: str, key: str | None = None) -> str:
     return hashlib.sha256((unsigned(url) if key is None else f"key {key}").encode()).hexdigest()
 
 
-class Origin(NamedTuple):
-    """Where a published file came from."""
-
-    source: str  # `digest_of` its URL
-    etag: str | None
-    last_modified: str | None
-    size: int = 0
-    mtime_ns: int = 0
-
-    @property
-    def version(self) -> Version:
-        return Version(self.etag, self.last_modified)
-
-
-def read_origin(path: str, source: str) -> Origin | None:
-    """The origin of the file at `path`, if it came from the URL with this digest and was not changed since."""
+def read_origin(path: str, source: str) -> Version | None:
+    """The version of the file at `path`, if it came from the URL with this digest and was not changed since."""
     try:
-        record = json.loads(os.getxattr(path, _ATTRIBUTE))
-        origin = Origin(**record)
-        status = os.stat(path)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        record, status = json.loads(os.getxattr(path, _ATTRIBUTE)), os.stat(path)
+        same = (record["source"], record["size"], record["mtime_ns"]) == (source, status.st_size, status.st_mtime_ns)
+        return Version(record["etag"], record["last_modified"]) if same else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    same = origin.source == source and origin.size == status.st_size and origin.mtime_ns == status.st_mtime_ns
-    return origin if same else None
 
 
-def write_origin(descriptor: int, origin: Origin) -> None:
-    """Store the origin with a complete open file; without extended attributes, the next download fetches it all."""
+def write_origin(descriptor: int, source: str, version: Version) -> None:
+    """Store the origin with a complete open file; without extended attributes, the next download fetches it all.
+
+    Args:
+        source: `digest_of` its URL.
+    """
     status = os.fstat(descriptor)
-    record = origin._replace(size=status.st_size, mtime_ns=status.st_mtime_ns)._asdict()
+    record = {
+        "source": source,
+        "etag": version.etag,
+        "last_modified": version.last_modified,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
     with contextlib.suppress(OSError, AttributeError):
         os.setxattr(descriptor, _ATTRIBUTE, json.dumps(record).encode())

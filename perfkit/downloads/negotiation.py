@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
 import enum
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
-from perfkit.downloads.file_origin import Origin
 from perfkit.downloads.http.redirects import may_have_secrets
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
+    ByteRange,
     Headers,
-    Validator,
     Verdict,
     Version,
     as_stored,
     judge,
     judge_part,
-    lasting_version_of,
     parse_repr_digest,
-    validator_of,
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
@@ -32,8 +28,6 @@ from perfkit.downloads.request import Request
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import HTTPStatusError, TransferError
-
-ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the resource; None: to its end
 
 
 class Step(enum.Enum):
@@ -53,13 +47,13 @@ class Wanted(NamedTuple):
 
     Args:
         known: the version that the caller has; the server may respond that it is current.
-        only: the only version accepted, unless empty.
+        only: the only version accepted, unless nothing proves it.
         checksum: the caller's.
         conditional: whether the server is asked to compare versions; if not, its response is compared here.
     """
 
     known: Version
-    only: Validator
+    only: Version
     checksum: Checksum | None
     conditional: bool = True
 
@@ -116,21 +110,19 @@ def request_headers(partial: PartialFile, asked: ByteRange | None, wanted: Wante
 
 
 def _conditions(partial: PartialFile, wanted: Wanted) -> Headers:
-    if partial.resumed_bytes and not partial.settled and not wanted.only:
-        return partial.validator.if_range
+    if partial.resumed_bytes and not partial.settled and not wanted.only.proves:
+        return partial.version.if_range
     if not wanted.conditional:
         return {} if partial.settled else {"Cache-Control": "max-age=0"}
     if partial.settled:
-        return partial.validator.if_same
-    return wanted.only.if_same if wanted.only else wanted.known.condition
+        return partial.version.if_same
+    return wanted.only.if_same or wanted.known.condition
 
 
 def interpret(response: Response, url: str, partial: PartialFile, asked: ByteRange | None) -> Answer:
     """The verdict on a response, with positions in the partial file."""
-    start, end = asked or (0, None)
-    status, headers = response.status, as_stored(response.headers, url)
-    answer = judge(status, headers, start=start, end=end, total=partial.total, ranged=asked is not None)
-    return answer if partial.part is None else judge_part(answer, status, partial.part)
+    answer = judge(response.status, as_stored(response.headers, url), asked, partial.total)
+    return answer if partial.part is None else judge_part(answer, response.status, partial.part)
 
 
 def next_step(
@@ -163,15 +155,15 @@ def next_step(
         raise TransferError(url, answer.reason or f"unexpected HTTP status {status}", transient=True)
     if status == 206:
         return _step_of_range(answer, headers, partial, wanted)
-    if wanted.only and wanted.checksum is None and not wanted.only.is_shown_by(headers):
+    if wanted.only.proves and wanted.checksum is None and not wanted.only.is_proven_by(headers):
         raise ChangedError("nothing in the response proves that it is the requested version")
     if not ranged:
         same = wanted.known and wanted.known == version_of(headers) and not partial.settled
-        return Step.UNCHANGED if same and not wanted.only else Step.READ
+        return Step.UNCHANGED if same and not wanted.only.proves else Step.READ
     differs = partial.version.differs(headers)
     if partial.settled and differs:
         raise ChangedError("its validator has changed")
-    if partial.validator.is_shown_by(headers) and not differs and answer.total not in (None, partial.total):
+    if partial.version.is_proven_by(headers) and answer.total not in (None, partial.total):
         return Step.NO_RANGES  # a slice with status 200: a file of one version has one size
     return Step.READ_WHOLE
 
@@ -181,8 +173,8 @@ def _step_of_range(answer: Answer, headers: Headers, partial: PartialFile, wante
         raise ChangedError("its validator has changed")
     if answer.total is None and partial.map.size is None:
         return Step.NO_RANGES  # without a total, the end of the file is unknown
-    known = partial.validator or wanted.only
-    if known and not known.is_shown_by(headers) and wanted.checksum is None:
+    known = partial.version if partial.version.proves else wanted.only
+    if known.proves and not known.is_proven_by(headers) and wanted.checksum is None:
         if partial.part is None:
             return Step.NO_RANGES
         raise ChangedError("nothing in the response proves that it is still the same version")
@@ -203,16 +195,12 @@ def adopt(partial: PartialFile, headers: Headers, answer: Answer, checksum: Chec
     Args:
         checksum: the caller's; a `Repr-Digest` (RFC 9530) is checked as well.
     """
-    now = datetime.datetime.now(datetime.UTC)
     partial.total = answer.total if partial.total is None else partial.total
     size = partial.total if partial.part is None else partial.map.size
-    partial.version, partial.validator = version_of(headers), validator_of(headers, now=now)
+    partial.version = version_of(headers)
     partial.ranges = partial.ranges and headers.get("accept-ranges", "").strip().lower() != "none"
     checksums = [checksum] if checksum else []
     if partial.part is None:
-        partial.lasting = lasting_version_of(headers, now=now)
-        if partial.lasting:
-            partial.origin = Origin(partial.source, partial.lasting.etag, partial.lasting.last_modified)
         declared = parse_repr_digest(headers.get("repr-digest"))
         if declared is not None and declared != str(checksum):
             checksums.append(parse_checksum(declared))

@@ -9,6 +9,7 @@ to time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -22,8 +23,8 @@ from typing import Any
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, RunningDigest
-from perfkit.downloads.file_origin import Origin, digest_of, write_origin
-from perfkit.downloads.http.semantics import NO_VALIDATOR, NO_VERSION, Validator, Version
+from perfkit.downloads.file_origin import digest_of, write_origin
+from perfkit.downloads.http.semantics import NO_VERSION, Version
 from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 _BOOT = ""
 with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
     _BOOT = file.read().strip()
-_FORMAT = 3
+_FORMAT = 4
 _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
 _NAME_MAX = 255
@@ -70,7 +71,7 @@ class PartialFile:
         self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None, key: str | None = None
     ) -> None:
         self.dest = dest
-        self.url = url  # the origin that `validator` belongs to
+        self.url = url  # the origin that `version` belongs to
         self.source = digest_of(url, key)  # what identifies it on disk
         self._key = key
         self._checksum = checksum  # the caller's, which holds wherever the bytes come from
@@ -78,9 +79,6 @@ class PartialFile:
         self.map = SegmentMap(None if part is None else part[1] - part[0])
         self.total: int | None = None  # size of the whole resource
         self.version = NO_VERSION  # as the origin named it
-        self.lasting = NO_VERSION  # the part of `version` that a later run may remember
-        self.validator = NO_VALIDATOR  # the part of `version` that proves it
-        self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None
         self.settled = False  # an origin has confirmed version and size
         self.ranges = True  # the origin has not refused ranges
@@ -94,9 +92,14 @@ class PartialFile:
         self.descriptor = -1
         self._journal_path = f"{self.path}.json"
         self._journal_lock = threading.Lock()
-        self._has_journal: bool | None = None  # None: unknown
+        self._may_have_journal = True
         self._durable: list[Range] = []
         self._saved_at_s = self._synced_at_s = time.monotonic()
+
+    @property
+    def lasting(self) -> Version:
+        """The version, as far as a later run may remember it; a part of a file has none."""
+        return self.version.lasting if self.part is None else NO_VERSION
 
     @property
     def expires(self) -> bool:
@@ -112,11 +115,10 @@ class PartialFile:
             OSError: it cannot be opened.
         """
         if not os.access(self._journal_path, os.F_OK):  # an open that fails takes five times as long
-            self._has_journal = False
+            self._may_have_journal = False
             return False
         text = _read_own(self._journal_path)
         self._open()
-        self._has_journal = True
         try:
             self._load(json.loads(text))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -130,18 +132,15 @@ class PartialFile:
         if journal["part"] != (list(self.part) if self.part else None):
             raise ValueError(f"the journal is for bytes {journal['part']}")
         same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
-        validator = NO_VALIDATOR
-        if journal["source"] == self.source:
-            validator = Validator(journal["etag"], journal["last_modified"])
-            self.version = Version(*journal["version"])
-        if not (validator or same_sum):
+        version = Version(*journal["version"]) if journal["source"] == self.source else NO_VERSION
+        if not (version.proves or same_sum):
             raise ValueError("no validator or checksum tells whether the file at the origin is still the same")
         size = int(journal["size"])
         if self.part is not None and size != self.map.size:
             raise ValueError("the journal contradicts itself")
         done = [(int(start), int(end)) for start, end in journal["done" if journal["boot"] == _BOOT else "durable"]]
         present = os.fstat(self.descriptor).st_size
-        if not _are_ranges(done, min(size, present)):
+        if SegmentMap(size, done).done() != done or (done and done[-1][1] > present):
             raise ValueError("the journal does not fit the partial file")
         if done:
             # The end of the first range is fetched again and compared: another version may have the same size, date and
@@ -151,7 +150,7 @@ class PartialFile:
             done[:1] = [(start, self._compared[0])] if self._compared[0] > start else []
         if _total(done) < _COMPARED_BYTES:
             raise ValueError("too little is left to be worth a comparison")
-        self.validator = validator
+        self.version = version
         self.map = SegmentMap(size, done)
         self.total = size if self.part is None else None
         self._durable = [(int(start), int(end)) for start, end in journal["durable"]]
@@ -172,8 +171,7 @@ class PartialFile:
                 what = f"No space left on device: {size} bytes are needed, {free} are free"
                 raise OSError(errno.ENOSPC, what, self.dest)
         found = self._open()
-        if found:
-            self._has_journal = None
+        self._may_have_journal = self._may_have_journal or found > 0
         self._remove_journal()  # one that describes other bytes must not outlive them
         if found:
             os.ftruncate(self.descriptor, 0)
@@ -247,12 +245,12 @@ class PartialFile:
     @property
     def resumable(self) -> bool:
         """Whether a later request could continue it."""
-        return bool(self.ranges and self.map.size and (self.validator or self._checksum))
+        return bool(self.ranges and self.map.size and (self.version.proves or self._checksum))
 
     def change_source(self, url: str) -> None:
         """Continue from another server, whose validators are unknown yet; only a checksum holds across servers."""
         self.url, self.source = url, digest_of(url)
-        self.version, self.validator, self.settled = NO_VERSION, NO_VALIDATOR, False
+        self.version, self.settled = NO_VERSION, False
         self.ranges_proven = self.ranges_seen = False
         self.mixed = self.descriptor >= 0
         self.total = self.total if self.mixed else None
@@ -279,9 +277,7 @@ class PartialFile:
         journal = {
             "format": _FORMAT,
             "source": self.source,
-            "version": [self.version.etag, self.version.last_modified],
-            "etag": self.validator.etag,
-            "last_modified": self.validator.last_modified,
+            "version": dataclasses.astuple(self.version),
             "size": self.map.size,
             "part": self.part,
             "checksum": str(self._checksum) if self._checksum else None,
@@ -290,7 +286,7 @@ class PartialFile:
             "durable": self._durable,
         }
         fresh = f"{self._journal_path}~"
-        self._has_journal = True  # or a part of one, on a full disk
+        self._may_have_journal = True  # or a part of one, on a full disk
         with contextlib.suppress(FileNotFoundError):
             os.unlink(fresh)
         with open(fresh, "x", encoding="utf-8", opener=_open_private) as file:
@@ -350,8 +346,8 @@ class PartialFile:
             check_replaceable(before, path)
             if stat.S_ISREG(before.st_mode):
                 set_mode(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
-        if self.origin is not None:
-            write_origin(self.descriptor, self.origin)
+        if self.lasting:
+            write_origin(self.descriptor, self.source, self.lasting)
         if durable:
             sync_file(self.descriptor)
         try:
@@ -363,9 +359,8 @@ class PartialFile:
             raise OSError(error.errno, text, path) from error
         if durable:
             sync_directory_at(os.path.dirname(path) or ".")
-        if self._has_journal is not False:
-            with contextlib.suppress(OSError):
-                self._remove_journal()
+        with contextlib.suppress(OSError):
+            self._remove_journal()
         self.close()
 
     def discard(self) -> None:
@@ -407,11 +402,11 @@ class PartialFile:
             self._remove_journal()
 
     def _remove_journal(self) -> None:
-        if self._has_journal is not False:
+        if self._may_have_journal:
             for path in (self._journal_path, f"{self._journal_path}~"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-            self._has_journal = False
+            self._may_have_journal = False
 
     def close(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
@@ -452,13 +447,3 @@ def _open_private(path: str, flags: int) -> int:
 
 def _total(ranges: Iterable[Range]) -> int:
     return sum(end - start for start, end in ranges)
-
-
-def _are_ranges(ranges: Iterable[Range], size: int) -> bool:
-    """Whether these are sorted, apart, not empty, and inside 0..size."""
-    position = -1
-    for start, end in ranges:
-        if not (position < start < end <= size) or start < 0:
-            return False
-        position = end
-    return True

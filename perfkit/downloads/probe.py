@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from typing import NamedTuple
 
@@ -11,17 +10,13 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.http.redirects import may_have_secrets
 from perfkit.downloads.http.semantics import (
-    NO_VALIDATOR,
     NO_VERSION,
     RANGE_REFUSALS,
     Answer,
-    Validator,
     Verdict,
     Version,
     as_stored,
     judge,
-    lasting_version_of,
-    validator_of,
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
@@ -43,8 +38,6 @@ class Probe(NamedTuple):
     size: int | None = None  # of the whole file; None: unknown
     ranges: bool = False  # it sent the requested range, or says that it supports ranges
     version: Version = NO_VERSION
-    lasting: Version = NO_VERSION  # the part of `version` that may be remembered as known
-    validator: Validator = NO_VALIDATOR  # empty if nothing proves that two ranges are of one version
     content_type: str | None = None
     requests: int = 1
 
@@ -77,14 +70,10 @@ def probe(
             get = Get(url=url, headers=headers, trusted=trusted, named=trusted)
             with network.transport.open(get, cancel) as response:
                 fields = as_stored(response.headers, url)
-                answer = judge(
-                    response.status, fields, start=0, end=most if ranged else None, total=None, ranged=ranged
-                )
+                answer = judge(response.status, fields, (0, most) if ranged else None, None)
                 if answer.verdict is Verdict.CURRENT and known and conditional:
                     if known.is_meant_by(fields):
-                        return Probe(
-                            url=url, at=response.url, unchanged=True, version=known, lasting=known, requests=requests
-                        )
+                        return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
                     conditional = False
                     continue
                 if ranged and (answer.verdict not in _USABLE or response.status in RANGE_REFUSALS):
@@ -116,7 +105,7 @@ def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel:
     """
     with network.transport.open(get, cancel) as response:
         fields = as_stored(response.headers, get.url)
-        answer = judge(response.status, fields, start=0, end=None, total=None, ranged=False)
+        answer = judge(response.status, fields, None, None)
         if answer.verdict is Verdict.STATUS:
             refuse(get.url, response, answer.reason, host=host, network=network)
         return _first_bytes(get.url, response, answer, most, network.config)
@@ -141,7 +130,7 @@ def _first_bytes(url: str, response: Response, answer: Answer, most: int, config
 
 
 def _described(url: str, response: Response, answer: Answer, first: bytes, *, most: int) -> Probe:
-    headers, now = response.headers, datetime.datetime.now(datetime.UTC)
+    headers = response.headers
     return Probe(
         url=url,
         at=response.url,
@@ -149,7 +138,5 @@ def _described(url: str, response: Response, answer: Answer, first: bytes, *, mo
         size=len(first) if answer.total is None and len(first) < most else answer.total,
         ranges=response.status == 206 or headers.get("accept-ranges", "").strip().lower() == "bytes",
         version=version_of(headers),
-        lasting=lasting_version_of(headers, now=now),
-        validator=validator_of(headers, now=now),
         content_type=headers.get("content-type"),
     )

@@ -8,13 +8,14 @@ from urllib.parse import unquote
 
 from perfkit.config import Auth, check_headers, check_type
 from perfkit.downloads.checksums import Checksum, parse_checksum
-from perfkit.downloads.http.semantics import NO_VERSION, Validator, Version
+from perfkit.downloads.http.semantics import NO_VERSION, Version
 from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.errors import ConfigError
 from perfkit.filesystem.paths import is_url
 from perfkit.minisign.public_keys import AnyKey, read_public_keys
 from perfkit.redact import masked
 
+LONGEST_LINE_BYTES = 64 << 10  # of a list of files
 _LEAST = {"rate_limit": 1, "max_bytes": 0, "segments": 1, "retries": 0, "size": 0}
 
 
@@ -67,7 +68,7 @@ class Request(_WithoutSecrets):
     byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: the whole file
     public_keys: tuple[AnyKey, ...] = ()  # one must have signed the file, or the checksum file that `checksum` names
     known: Version | None = None  # that the caller has; if `url` still has it, the result is `unchanged`, with no file
-    only: Validator | None = None  # bytes of any other version of `url` are an error
+    only: Version | None = None  # bytes of any other version of `url` are an error, as far as this one can be proven
     size: int | None = None  # in bytes, if the caller knows it: for progress, until the server says
     label: str | None = None  # what progress displays call the file; None: its name
     key: str | None = None  # identifies the file where its URL changes, such as by a signature; None: the URL
@@ -101,10 +102,9 @@ class Request(_WithoutSecrets):
         for name, kind, default in _PLAIN:
             if (value := getattr(self, name)) is not default:
                 check_type(name, value, kind, secret=name == "auth")
-        if self.known is not None and not isinstance(self.known, Version):
-            raise ConfigError(f"known must be the version of a Download, or None; got {self.known!r}")
-        if self.only is not None and not isinstance(self.only, Validator):
-            raise ConfigError(f"only must be a Validator, or None; got {self.only!r}")
+        for name in ("known", "only"):
+            if not isinstance(getattr(self, name), Version | None):
+                raise ConfigError(f"{name} must be the version of a Download, or None; got {getattr(self, name)!r}")
 
     @property
     def checksum_url(self) -> str | None:
@@ -125,6 +125,20 @@ class Request(_WithoutSecrets):
     def url_name(self) -> str:
         """The last segment of the URL's path, decoded; may be empty and is not yet safe."""
         return unquote(split_url(self.url)[2].partition("?")[0].rpartition("/")[2])
+
+
+def split_line(line: str) -> tuple[str, str | None, str | None] | None:
+    """URL, name and checksum of `URL[<TAB>NAME[<TAB>CHECKSUM]]`, a line of a list; None: it is empty, or a comment.
+
+    Raises:
+        ConfigError: there is more, or it is too long.
+    """
+    if len(line) > LONGEST_LINE_BYTES:
+        raise ConfigError(f"it is longer than {LONGEST_LINE_BYTES} characters")
+    url, name, checksum, *more = [*(part.strip() for part in line.split("\t")), "", "", ""]
+    if any(more):
+        raise ConfigError("it has more than a URL, a name and a checksum")
+    return None if not url or url.startswith("#") else (url, name or None, checksum or None)
 
 
 # Name, annotation and default of the options that `check_type` can check by annotation.

@@ -6,11 +6,6 @@ from perfkit.config import Config
 from perfkit.errors import TransferTimeoutError
 
 
-def timeouts(config: Config) -> tuple[float, float]:
-    """The `timeout` of each request: seconds to wait for a connection, and for more of the response, head or body."""
-    return config.connect_timeout_s, config.read_timeout_s
-
-
 class StallWatch:
     """Measures the time spent waiting for the peer, and only that: neither the throttle nor the disk is its fault."""
 

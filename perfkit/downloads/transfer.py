@@ -17,17 +17,16 @@ from perfkit.downloads.checksums import Checksum, matches
 from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.http.network_path import Path, queued
 from perfkit.downloads.http.semantics import (
-    NO_VALIDATOR,
     NO_VERSION,
     Answer,
-    Validator,
+    ByteRange,
+    Version,
     content_disposition_names,
     may_be_filling_a_cache,
 )
 from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.http.urls import is_loopback
 from perfkit.downloads.negotiation import (
-    ByteRange,
     Step,
     Wanted,
     adopt,
@@ -220,7 +219,7 @@ class Transfer:
             return None
         if time.monotonic() < self._whole_until_s:
             return None
-        safe = bool(partial.validator or self._checksum)
+        safe = partial.version.proves or self._checksum is not None
         most = self.request.segments or self._config.segments
         if not partial.ranges_proven:
             most = min(most, 2)  # one range shows whether the server supports them
@@ -288,7 +287,7 @@ class Transfer:
                 self._unchanged = True
                 return None
             if partial.resume():
-                if self._only and partial.validator != self._only:
+                if self._only.proves and partial.version.proof != self._only.proof:
                     partial.discard()
                     partial = self._new_partial(self._attempts.url, self.request.byte_range)
                 self._meter.start(partial.map.size)
@@ -309,8 +308,8 @@ class Transfer:
         """Whether the existing file has the checksum; without one, the request will ask whether it changed."""
         if self._checksum is not None:
             return matches(self.dest, self._checksum, self.cancel)
-        origin = read_origin(self.dest, partial.source) if partial.part is None else None
-        self._known = origin.version if origin else self._known
+        found = read_origin(self.dest, partial.source) if partial.part is None else None
+        self._known = found or self._known
         return False
 
     def _fetch(self, task: RangeTask) -> None:
@@ -358,9 +357,9 @@ class Transfer:
         return Wanted(self._known if first else NO_VERSION, self._only, self._checksum, self._conditional)
 
     @property
-    def _only(self) -> Validator:
+    def _only(self) -> Version:
         """The only version accepted. It does not apply to mirrors, which name it differently."""
-        return (self.request.only if self._attempts.source == 0 else None) or NO_VALIDATOR
+        return (self.request.only if self._attempts.source == 0 else None) or NO_VERSION
 
     def _accept(
         self, task: RangeTask, response: Response, answer: Answer, asked: ByteRange | None, wanted: Wanted
@@ -441,7 +440,7 @@ class Transfer:
             self._check_current_source(task)
             self._whole_until_s = time.monotonic() + _CACHE_FILL_S if stored else 0.0
             self._attempts.at = response.url if response.url != task.url else None
-            self._version = partial.lasting if partial.part is None and task.source == 0 else NO_VERSION
+            self._version = partial.lasting if task.source == 0 else NO_VERSION
             partial.settled = True
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and encrypted:
@@ -531,7 +530,7 @@ class Transfer:
             if task.partial is not self._partial or task.source != self._attempts.source or self._closing:
                 return
             self._attempts.restarts += 1
-            if self._only and not self._conditional:
+            if self._only.proves and not self._conditional:
                 self._error = RemoteChangedError(self.request.url, f"it has changed: {reason}")
                 return
             if self._attempts.restarts > 1:

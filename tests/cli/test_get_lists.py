@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from perfkit.cli.request_list import RequestList
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.request_list import RequestList
 from perfkit.errors import ConfigError
 from perfkit.server.server import Server
 from tests.support.command import (

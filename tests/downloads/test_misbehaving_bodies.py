@@ -267,7 +267,9 @@ def test_chunk_extensions(
         fetch(make_kit(), server, tmp_path)
         assert_right(tmp_path)
     else:
-        assert "more extensions than body" in str(assert_fails(make_kit(), server, tmp_path, TransferError))
+        assert "more extensions and trailers than body" in str(
+            assert_fails(make_kit(), server, tmp_path, TransferError)
+        )
 
 
 @pytest.mark.parametrize("with_session", first_everywhere(False, True))

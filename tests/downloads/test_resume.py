@@ -147,7 +147,7 @@ def cut_first(x: Exchange) -> None:
         lambda text: b"null",
         lambda text: b"\xff\xfe\0",
         lambda text: b"[" * 100_000,
-        lambda text: text.replace(b'"format": 3', b'"format": 99'),
+        lambda text: text.replace(b'"format": 4', b'"format": 99'),
         lambda text: text.replace(b'"v1"', b'"v0"').replace(b'\\"v1\\"', b'\\"v0\\"'),
         lambda text: text.replace(b'"size": 4194304', b'"size": 1'),
         lambda text: text.replace(b'"done": [[0', b'"done": [[-5'),

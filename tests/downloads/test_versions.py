@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import Config, Download, HTTPStatusError, RemoteChangedError, Request, Toolkit, TransferError
-from perfkit.downloads.http.semantics import Validator, Version
+from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.probe import Probe
 from perfkit.errors import CancelledError, TransferTimeoutError
@@ -71,19 +71,19 @@ def test_another_version_is_refused(
         exchange.serve(BODY, etag='"v2"')
 
     server = misbehaving(answer)
-    request = Request(f"{server.url}/pack", "pack", byte_range=part, only=Validator(etag='"v1"'))
+    request = Request(f"{server.url}/pack", "pack", byte_range=part, only=Version(etag='"v1"'))
     assert isinstance(fetch(kit, request, tmp_path).error, RemoteChangedError)
     assert os.listdir(tmp_path) == []
     assert len(server.requests) == 2  # once more without the condition
-    request = Request(f"{server.url}/pack", "pack", byte_range=part, only=Validator(etag='"v2"'))
+    request = Request(f"{server.url}/pack", "pack", byte_range=part, only=Version(etag='"v2"'))
     assert fetch(kit, request, tmp_path).error is None
     assert not obeys or server.requests[-1].headers["if-match"] == '"v2"'
 
 
 @pytest.mark.parametrize("part", [None, (1000, 50_000)])
-@pytest.mark.parametrize("only", [Validator(etag='"v1"'), Validator(last_modified="Thu, 01 Jan 2026 11:00:00 GMT")])
+@pytest.mark.parametrize("only", [Version(etag='"v1"'), Version(last_modified="Thu, 01 Jan 2026 11:00:00 GMT")])
 def test_a_version_that_nothing_proves_is_refused(
-    kit: Toolkit, misbehaving: Start, tmp_path: Path, part: tuple[int, int] | None, only: Validator
+    kit: Toolkit, misbehaving: Start, tmp_path: Path, part: tuple[int, int] | None, only: Version
 ) -> None:
     """An answer without a validator may be of any version; with a checksum, that decides."""
 
@@ -142,12 +142,12 @@ def test_a_weak_tag_that_changed_is_another_version(
     tag = 'W/"1"'
     server = misbehaving(lambda x: x.serve(BODY, etag=None, ETag=tag, Last_Modified="Thu, 01 Jan 2026 11:00:00 GMT"))
     found = manager.probe(f"{server.url}/pack", most=100)
-    assert found.validator == Validator(last_modified="Thu, 01 Jan 2026 11:00:00 GMT")
-    request = Request(f"{server.url}/pack", "pack", byte_range=(100, 50_000), only=found.validator)
+    assert found.version.proof == (None, "Thu, 01 Jan 2026 11:00:00 GMT")
+    request = Request(f"{server.url}/pack", "pack", byte_range=(100, 50_000), only=found.version)
     assert fetch(kit, request, tmp_path).error is None
     tag = 'W/"2"'
     for part in (None, (100, 50_000)):
-        request = Request(f"{server.url}/pack", "again", byte_range=part, only=found.validator)
+        request = Request(f"{server.url}/pack", "again", byte_range=part, only=found.version)
         assert isinstance(fetch(kit, request, tmp_path).error, RemoteChangedError)
 
 
@@ -188,7 +188,7 @@ def test_what_is_resumed_is_of_the_wanted_version(kit: Toolkit, misbehaving: Sta
     assert isinstance(fetch(kit, Request(f"{server.url}/pack", "pack"), tmp_path).error, TransferError)
     assert len(os.listdir(tmp_path)) == 2
     etag, whole = '"v2"', True
-    download = fetch(kit, Request(f"{server.url}/pack", "pack", only=Validator(etag='"v2"')), tmp_path)
+    download = fetch(kit, Request(f"{server.url}/pack", "pack", only=Version(etag='"v2"')), tmp_path)
     assert (download.error, download.resumed_from) == (None, 0)
     assert (tmp_path / "pack").read_bytes() == BODY
 
@@ -200,7 +200,7 @@ def test_a_probe_tells_what_is_there(manager: DownloadManager, tmp_path: Path) -
     with Server(tmp_path) as server:
         seen = manager.probe(server.url + "pack.zip", most=100)
         assert (seen.first, seen.size, seen.ranges, seen.whole) == (BODY[:100], len(BODY), True, False)
-        assert seen.validator.etag == seen.version.etag
+        assert seen.version.proof[0] == seen.version.etag
         assert seen.content_type == "application/zip"
         assert manager.probe(server.url + "pack.zip", most=1 << 20).whole
         assert manager.probe(server.url + "pack.zip", most=100, known=seen.version).unchanged
@@ -213,7 +213,7 @@ def test_a_probe_at_a_server_without_ranges(manager: DownloadManager, misbehavin
     """What is sent too much is left, and a weak ETag is no validator."""
     server = misbehaving(lambda x: x.respond("200 OK", BODY, ETag='W/"v1"'))
     seen = manager.probe(server.url, most=100)
-    assert (seen.first, seen.size, seen.ranges, bool(seen.validator)) == (BODY[:100], len(BODY), False, False)
+    assert (seen.first, seen.size, seen.ranges, seen.version.proves) == (BODY[:100], len(BODY), False, False)
     assert seen.version == Version('W/"v1"')
 
 

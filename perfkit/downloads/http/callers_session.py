@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,14 +17,11 @@ from perfkit.config import Auth, Config
 from perfkit.downloads.http.adapter import Adapter
 from perfkit.downloads.http.exchange import exchange_here
 from perfkit.downloads.http.redirects import Hop, without_secrets
-from perfkit.downloads.http.session import bypasses_proxy, configured_trust, encodable, no_redirects
-from perfkit.downloads.http.trust import environment_bundle
+from perfkit.downloads.http.session import bypasses_proxy, encodable, no_redirects, prepare
+from perfkit.downloads.http.trust import find_trust
 from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
 from perfkit.downloads.http.urls import as_sent, credentials_in
-from perfkit.downloads.stall import timeouts
 from perfkit.errors import ConfigError
-
-_OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 class CallersSessions:
@@ -45,13 +41,21 @@ class CallersSessions:
 
     def send(self, hop: Hop) -> requests.Response:
         """As `OwnSessions.send`."""
+        try:
+            return self._send(hop)
+        except requests.HTTPError as error:
+            if error.response is None:
+                raise
+            return error.response  # that a hook refused, as `raise_for_status` does; perfkit judges it
+
+    def _send(self, hop: Hop) -> requests.Response:
         session, url = self._session(), hop.url
         proxies = dict(self._config.proxies)
         if session.trust_env and bypasses_proxy(url):
             proxies.setdefault("no_proxy", "*")
         ours = self._is_ours(session, url)
         verify, cert = self._find_trust(session, url, ours)
-        options: dict[str, Any] = {"allow_redirects": False, "timeout": timeouts(self._config)}
+        options: dict[str, Any] = {"allow_redirects": False, "timeout": self._config.timeouts_s}
         if not hop.trusted:
             request = _prepare_for_other_origin(session, hop)
             options.update(session.merge_environment_settings(url, proxies, True, verify, cert))
@@ -90,10 +94,7 @@ class CallersSessions:
     def _find_trust(self, session: Any, url: str, ours: bool) -> tuple[Any, Any]:
         """`verify` and `cert` for a request. Their files are read now, while it is known which setting named them."""
         config = self._config
-        verify, setting = configured_trust(config) or (session.verify, "session.verify")
-        if setting == "session.verify" and session.trust_env and (found := environment_bundle(os.environ)):
-            # In requests, its own two variables take precedence over the session.
-            verify, setting = found if verify is True or found[1] in _OF_REQUESTS else (verify, setting)
+        verify, setting = find_trust(config, session.verify, environment=session.trust_env)
         cert = config.client_cert or session.cert
         cert = tuple(cert) if isinstance(cert, list) else cert
         if (verify is not True or cert) and ours and url.startswith("https:"):
@@ -191,17 +192,14 @@ class _UrlAsGiven(AuthBase):
 
 def _prepare_for_other_origin(session: Any, hop: Hop) -> requests.PreparedRequest:
     """A request to another origin: without auth, params, headers or cookies of the session not made for it."""
-    request = requests.PreparedRequest()
-    request.method, request.url = "GET", hop.url
-    request.headers = CaseInsensitiveDict(without_secrets(session.headers))
-    request.headers.update(hop.headers)
+    headers = CaseInsensitiveDict(without_secrets(session.headers))
+    headers.update(hop.headers)
     jar = RequestsCookieJar()
     for cookie in session.cookies:
         if cookie.domain:
             jar.set_cookie(cookie)
-    request.prepare_hooks(None)
-    request.prepare_cookies(jar)
-    request.prepare_auth(_UrlAsGiven(hop.url, hop.auth, hop.netrc and session.trust_env))
+    netrc = get_netrc_auth(hop.url) if hop.netrc and session.trust_env else None
+    request = prepare(hop.url, headers.items(), jar, credentials_in(hop.url) or netrc)
     request.prepare_hooks(session.hooks)
     return request
 

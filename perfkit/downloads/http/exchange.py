@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.network_path import BUFFER, Path, end_after, measured, round_trip_s, set_window
 from perfkit.downloads.http.uninterruptible import HelperThread
 from perfkit.downloads.throttle import Throttle, receive_buffer
@@ -76,10 +77,19 @@ class AbortHandle:
 
 class Exchange:
     """One request of perfkit's, from its first packet to the last byte of its response. It may take several connections
-    and responses, as when an auth handler reacts to a 401. A context manager while the current thread sends it.
+    and responses, as when an auth handler reacts to a 401. A context manager while the current thread sends it; if that
+    fails, it is finished.
+
+    Args:
+        waiting: has it while its response has not come.
+        cancel: ends it.
     """
 
-    def __init__(self, deadline_s: float, limit: Throttle | None = None) -> None:
+    def __init__(
+        self, waiting: set[Exchange], cancel: Cancel, deadline_s: float, limit: Throttle | None = None
+    ) -> None:
+        self._waiting = waiting
+        self.cancel = cancel
         self.deadline_s = deadline_s  # when its response is overdue (time.monotonic)
         self.limit = limit  # limits the rate at which its response is read; None: no limit
         self.expired = False  # whether it was aborted for being overdue
@@ -95,10 +105,15 @@ class Exchange:
 
     def __enter__(self) -> Exchange:
         _here.exchange = self
+        self._waiting.add(self)
+        self.cancel.add(self.abort)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         _here.exchange = None
+        self._waiting.discard(self)
+        if kind is not None:
+            self.finish()
 
     def add(self, handle: AbortHandle) -> None:
         self._handles.append(handle)
@@ -113,6 +128,7 @@ class Exchange:
 
     def finish(self) -> None:
         """Release the connections, once the response has been read or given up."""
+        self.cancel.discard(self.abort)
         for handle in self._handles:
             handle.detach(self)
 

@@ -17,7 +17,6 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
-from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.exchange import Exchange
 from perfkit.errors import CancelledError, PerfkitError, TransferError, TransferTimeoutError
 
@@ -34,11 +33,11 @@ _LASTING = (
 )
 
 
-def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -> PerfkitError:
+def translated(url: str, error: Exception, exchange: Exchange) -> PerfkitError:
     """The error to raise for one from requests, urllib3, http.client, a socket, or a hook of the caller's session."""
     if isinstance(error, PerfkitError):
         return error
-    if cancel.cancelled:
+    if exchange.cancel.cancelled:
         return CancelledError(url, "cancelled")
     if exchange.expired:
         return TransferTimeoutError(url, "the response headers did not arrive in time", transient=True)
@@ -71,11 +70,6 @@ def _is_transient(error: Exception, causes: Sequence[BaseException]) -> bool:
     if isinstance(error, _LASTING):
         return False
     return isinstance(error, OSError | HTTPError | http.client.HTTPException)
-
-
-def answer_in(error: Exception) -> requests.Response | None:
-    """The response that a hook of the caller's session refused, as `raise_for_status` does; perfkit judges it."""
-    return error.response if isinstance(error, requests.HTTPError) else None
 
 
 def is_stale(error: Exception) -> bool:

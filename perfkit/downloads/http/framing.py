@@ -9,7 +9,6 @@ from typing import Any
 
 from perfkit.downloads.http.exchange import LINE_BYTES, AbortHandle, Incoming, exchange_here
 
-_TRAILER_FIELDS = 100
 _COOKIE_BYTES = 8 << 10
 _SIZE_LINE_BYTES = 20  # of a chunk, without extensions
 _EXCESS_BYTES = 16 << 10
@@ -29,28 +28,25 @@ class _Chunks:
     def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming
         self._left = 0  # of the chunk
-        self._trailer_fields: int | None = None
-        self._trailer_deadline_s: float | None = None
-        self._excess_bytes = 0  # of chunk extensions, over twice the body
+        self._trailer_deadline_s: float | None = None  # None: no trailer yet
+        self._excess_bytes = 0  # of chunk extensions and trailer, over twice the body
 
     def readline(self, limit: int = -1) -> bytes:
         """The line with a chunk's size, or one of the trailer."""
         line = self._incoming.readline(LINE_BYTES, self._trailer_deadline_s)
         if not line.endswith(b"\n"):
             raise http.client.IncompleteRead(b"")
-        if self._trailer_fields is not None:
-            self._trailer_fields += 1
-            if self._trailer_fields > _TRAILER_FIELDS:
-                raise http.client.LineTooLong("trailer")
+        if self._trailer_deadline_s is not None:
+            self._excess_bytes += len(line)
         elif not _CHUNK_SIZE.fullmatch(line):
             raise http.client.HTTPException("a chunk of the body has no size")
-        elif (size := int(line.partition(b";")[0], 16)) == 0:
-            self._trailer_fields, self._trailer_deadline_s = 0, self._incoming.deadline_s()
         else:
-            self._left = size
-            self._excess_bytes = max(0, self._excess_bytes + len(line) - _SIZE_LINE_BYTES - 2 * size)
-            if self._excess_bytes > _EXCESS_BYTES:
-                raise http.client.HTTPException("the chunks of the body have more extensions than body")
+            self._left = int(line.partition(b";")[0], 16)
+            self._excess_bytes = max(0, self._excess_bytes + len(line) - _SIZE_LINE_BYTES - 2 * self._left)
+            if self._left == 0:
+                self._trailer_deadline_s = self._incoming.deadline_s()
+        if self._excess_bytes > _EXCESS_BYTES:
+            raise http.client.HTTPException("the chunks of the body have more extensions and trailers than body")
         return line
 
     def read1(self, most: int = -1) -> bytes | memoryview:

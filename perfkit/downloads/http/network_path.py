@@ -11,8 +11,7 @@ import termios
 from typing import Any, NamedTuple
 
 _QUEUED, _RESOLUTION_S = 1.25, 0.004  # times the least round trip, and more than the kernel measures
-_BYTES = 228  # of struct tcp_info, up to tcpi_rcv_ooopack (Linux 5.4)
-_ROUND_TRIP, _LEAST, _OUT_OF_ORDER = 92, 148, 224  # offsets of tcpi_rcv_rtt, tcpi_min_rtt and that
+_TCP_INFO = struct.Struct("=92xI52xI72xI")  # tcpi_rcv_rtt, tcpi_min_rtt and tcpi_rcv_ooopack (Linux 5.4)
 BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF)
 _UNKNOWN_ROUND_TRIP_S = 0.05
 
@@ -36,8 +35,8 @@ def measured(sock: Any) -> Path | None:
     doesn't say.
     """
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES)
-        now_us, least_us, late = (struct.unpack_from("I", info, at)[0] for at in (_ROUND_TRIP, _LEAST, _OUT_OF_ORDER))
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        now_us, least_us, late = _TCP_INFO.unpack(info)
         (unread,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4))
     except (OSError, AttributeError, TypeError, ValueError, struct.error):  # closed, another system, an old one
         return None

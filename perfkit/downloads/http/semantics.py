@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 Headers = Mapping[str, str]  # of a response: by name in lower case
+ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the resource; None: to its end
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _LIFETIME = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
@@ -52,13 +53,42 @@ def parse_content_range(text: str | None) -> ContentRange | None:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An origin's names for one version of a file, as sent: enough to ask whether it changed, and nothing more."""
+    """An origin's names for one version of a file, as sent: enough to ask whether it changed.
 
-    etag: str | None = None  # may be weak, or not even quoted
+    Args:
+        etag: may be weak, or not even quoted.
+        etag_lasts, date_lasts: whether no later version can have the same. A file that changes again within the same
+            second may keep its date (RFC 9110 section 8.8.2.2), and its ETag where that is made of the date.
+    """
+
+    etag: str | None = None
     last_modified: str | None = None
+    etag_lasts: bool = field(default=True, compare=False)
+    date_lasts: bool = field(default=True, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.etag or self.last_modified)
+
+    @property
+    def lasting(self) -> Version:
+        """The part that may be remembered."""
+        etag = self.etag if self.etag_lasts else None
+        date = self.last_modified if etag or self.date_lasts else None
+        return Version(etag, date, self.etag_lasts, self.date_lasts)
+
+    @property
+    def proof(self) -> tuple[str | None, str | None]:
+        """The ETag and the date as far as they identify the version byte for byte: a weak ETag proves nothing, but a
+        different one still shows a change.
+        """
+        etag = self.etag or ""
+        strong = self.etag_lasts and len(etag) >= 2 and etag[0] == etag[-1] == '"'
+        return etag if strong else None, self.last_modified if self.date_lasts else None
+
+    @property
+    def proves(self) -> bool:
+        """Whether it has such a proof."""
+        return any(self.proof)
 
     @property
     def condition(self) -> Mapping[str, str]:
@@ -69,11 +99,28 @@ class Version:
             return {"If-Modified-Since": self.last_modified, "Cache-Control": "max-age=0"}
         return {}
 
+    @property
+    def if_range(self) -> Mapping[str, str]:
+        """RFC 9110 section 13.1.5: the range if unchanged, else the whole new file."""
+        etag, date = self.proof
+        return {"If-Range": value} if (value := etag or date) else {}
+
+    @property
+    def if_same(self) -> Mapping[str, str]:
+        """RFC 9110 sections 13.1.1 and 13.1.4: 412 if the file changed."""
+        etag, date = self.proof
+        if etag:
+            return {"If-Match": etag}
+        return {"If-Unmodified-Since": date} if date else {}
+
     def differs(self, headers: Headers) -> bool:
         """Whether these headers name another version. A difference in either field counts, whatever the other says:
         some servers keep an ETag for the life of their process. An absent field shows nothing.
         """
-        return _differ(self.etag, self.last_modified, headers)
+        etag, date = self.etag, self.last_modified
+        return (etag is not None and headers.get("etag", etag) != etag) or (
+            date is not None and headers.get("last-modified", date) != date
+        )
 
     def is_meant_by(self, headers: Headers) -> bool:
         """Whether a 304 with these headers means this version. One that names none, in response to a date, may mean a
@@ -81,8 +128,25 @@ class Version:
         """
         return not self.differs(headers) and bool(self.etag or "last-modified" in headers)
 
+    def is_proven_by(self, headers: Headers) -> bool:
+        """Whether these headers prove this version. Many servers ignore If-Range and If-Match, and some send fewer
+        fields with a range than with the whole file.
+        """
+        etag, date = self.proof
+        shown = (etag is not None and "etag" in headers) or (date is not None and "last-modified" in headers)
+        return shown and not self.differs(headers)
+
 
 NO_VERSION = Version()
+
+
+def version_of(headers: Headers) -> Version:
+    """The version that a response is of. One without a Date came just now (RFC 9110 section 6.6.1)."""
+    etag, date = headers.get("etag"), headers.get("last-modified")
+    modified, sent = parse_date(date), parse_date(headers.get("date")) or datetime.datetime.now(datetime.UTC)
+    dated = modified is not None and sent - modified >= datetime.timedelta(seconds=1)
+    etag_lasts = dated or not (etag and modified and _spells(etag, int(modified.timestamp())))
+    return Version(etag, date, etag_lasts, dated)
 
 
 def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
@@ -100,98 +164,11 @@ def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
     return not (headers.get("age", "0").strip("0") or any(map(_CACHE_HIT.search, said)))  # else it is stored already
 
 
-def _differ(etag: str | None, last_modified: str | None, headers: Headers) -> bool:
-    return (etag is not None and headers.get("etag", etag) != etag) or (
-        last_modified is not None and headers.get("last-modified", last_modified) != last_modified
-    )
-
-
-def version_of(headers: Headers) -> Version:
-    """The version that a response is of."""
-    return Version(headers.get("etag"), headers.get("last-modified"))
-
-
-def lasting_version_of(headers: Headers, *, now: datetime.datetime) -> Version:
-    """The version that a response is of, if it may be remembered: a file that changes again within the same second may
-    keep its date, and its ETag where that is made of the date.
-    """
-    dated = _is_strong_date(headers, now)
-    etag = headers.get("etag") if dated or not _spells_its_second(headers) else None
-    return Version(etag, headers.get("last-modified") if etag or dated else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Validator:
-    """What identifies a version of a file byte for byte: a strong ETag, a strong date, or both. A weak ETag proves
-    nothing, but a different one still shows a change.
-    """
-
-    etag: str | None = None
-    last_modified: str | None = None
-    weak_etag: str | None = field(default=None, compare=False)
-
-    def __bool__(self) -> bool:
-        return bool(self.etag or self.last_modified)
-
-    @property
-    def if_range(self) -> Mapping[str, str]:
-        """RFC 9110 section 13.1.5: the range if unchanged, else the whole new file."""
-        value = self.etag or self.last_modified
-        return {"If-Range": value} if value else {}
-
-    @property
-    def if_same(self) -> Mapping[str, str]:
-        """RFC 9110 sections 13.1.1 and 13.1.4: 412 if the file changed."""
-        if self.etag:
-            return {"If-Match": self.etag}
-        return {"If-Unmodified-Since": self.last_modified} if self.last_modified else {}
-
-    def differs(self, headers: Headers) -> bool:
-        """Whether these headers show another version; an absent header shows nothing."""
-        return _differ(self.etag or self.weak_etag, self.last_modified, headers)
-
-    def is_shown_by(self, headers: Headers) -> bool:
-        """Whether these headers prove this version. Many servers ignore If-Range and If-Match, and some send fewer
-        fields with a range than with the whole file.
-        """
-        if self.differs(headers):
-            return False
-        shows_tag = self.etag is not None and "etag" in headers
-        return shows_tag or (self.last_modified is not None and "last-modified" in headers)
-
-
-NO_VALIDATOR = Validator()
-
-
-def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
-    """The strong validator of a response: never a weak ETag, and while the file may still change within the same
-    second, neither a date (RFC 9110 section 8.8.2.2) nor an ETag made of one.
-
-    Args:
-        now: when the response came, for one without a Date (section 6.6.1).
-    """
-    etag, dated = headers.get("etag", ""), _is_strong_date(headers, now)
-    quoted = len(etag) >= 2 and etag[0] == etag[-1] == '"'
-    strong = etag if quoted and (dated or not _spells_its_second(headers)) else None
-    return Validator(strong, headers.get("last-modified") if dated else None, None if strong else headers.get("etag"))
-
-
-def _is_strong_date(headers: Headers, now: datetime.datetime) -> bool:
-    modified = parse_date(headers.get("last-modified"))
-    sent = parse_date(headers.get("date")) or now
-    return modified is not None and sent - modified >= datetime.timedelta(seconds=1)
-
-
-def _spells_its_second(headers: Headers) -> bool:
-    """Whether the ETag is made of the second of last modification."""
-    modified = parse_date(headers.get("last-modified"))
-    if modified is None:
-        return False
-    second = int(modified.timestamp())
-    digits = headers.get("etag", "").strip('W/"').lower()
-    return any(
-        digits.startswith(form) or digits.endswith(form) for form in (f"{second:x}", str(second), _base36(second))
-    )
+def _spells(etag: str, second: int) -> bool:
+    """Whether an ETag is made of this second."""
+    digits = etag.strip('W/"').lower()
+    forms = (f"{second:x}", str(second), _base36(second))
+    return digits.startswith(forms) or digits.endswith(forms)
 
 
 def _base36(number: int) -> str:
@@ -305,9 +282,8 @@ class Verdict(enum.Enum):
     EMPTY = "empty"  # the file has no bytes
     CHANGED = "changed"  # this is not the requested version
     CODED = "coded"  # a content coding that was not requested: request again without a range
-    UNRANGED = "unranged"  # request again without a range
     NO_RANGE = "no range"  # the server cannot send the requested part of the file
-    INVALID = "invalid"  # it breaks the protocol
+    INVALID = "invalid"  # it breaks the protocol, or does not fit the range: request again without one
     STATUS = "status"  # an HTTP error status
 
 
@@ -321,21 +297,20 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
-def judge(status: int, headers: Headers, *, start: int, end: int | None, total: int | None, ranged: bool) -> Answer:
+def judge(status: int, headers: Headers, asked: ByteRange | None, total: int | None) -> Answer:
     """Decide what a response means (RFC 9110 sections 14 and 15.3.7).
 
     Args:
-        start, end: the requested range, end exclusive; None means to the end of the file.
+        asked: the requested range; None: the request had no Range.
         total: the file's size where known.
-        ranged: whether a Range header was sent.
     """
     if status == 304:
         return Answer(Verdict.CURRENT)
     if status == 412:
         return Answer(Verdict.CHANGED, reason="the origin says the file changed")
     if status == 416:
-        return _judge_416(headers, start=start, total=total, ranged=ranged)
-    if status == 204 and not ranged:
+        return _judge_416(headers, asked, total)
+    if status == 204 and asked is None:
         return Answer(Verdict.EMPTY, total=0)
     if status not in (200, 206):
         return Answer(Verdict.STATUS, reason=f"HTTP status {status}")
@@ -350,25 +325,23 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
         if sent and sent.start is not None and sent.end is not None and length == sent.end - sent.start != sent.total:
             return Answer(Verdict.INVALID, reason=f"status 200 with Content-Range {_shown(headers['content-range'])}")
         return Answer(Verdict.BODY, start=0, end=length, total=length)
-    return _judge_206(headers, length, start=start, end=end, total=total, ranged=ranged)
+    return _judge_206(headers, length, asked, total)
 
 
-def _judge_416(headers: Headers, *, start: int, total: int | None, ranged: bool) -> Answer:
+def _judge_416(headers: Headers, asked: ByteRange | None, total: int | None) -> Answer:
     stated = parse_content_range(headers.get("content-range"))
     size = stated.total if stated else None
-    if not ranged:
+    if asked is None:
         return Answer(Verdict.STATUS, reason="HTTP status 416 to a request without a range")
-    if size == 0 and start == 0 and not total:
+    if size == 0 and asked[0] == 0 and not total:
         return Answer(Verdict.EMPTY, total=0)
     if total is not None and size is not None and size != total:
         return Answer(Verdict.CHANGED, reason=f"the file has {size} bytes now, and had {total}")
-    return Answer(Verdict.UNRANGED, reason="HTTP status 416 to a range inside the file")
+    return Answer(Verdict.INVALID, reason="HTTP status 416 to a range inside the file")
 
 
-def _judge_206(
-    headers: Headers, length: int | None, *, start: int, end: int | None, total: int | None, ranged: bool
-) -> Answer:
-    if not ranged:
+def _judge_206(headers: Headers, length: int | None, asked: ByteRange | None, total: int | None) -> Answer:
+    if asked is None:
         return Answer(Verdict.INVALID, reason="206 to a request without a range")
     if headers.get("content-type", "").lower().startswith("multipart/byteranges"):
         return Answer(Verdict.INVALID, reason="multipart/byteranges to a single range")
@@ -380,6 +353,7 @@ def _judge_206(
         return Answer(Verdict.INVALID, reason=reason)
     if total is not None and sent.total is not None and sent.total != total:
         return Answer(Verdict.CHANGED, reason=f"the file has {sent.total} bytes now, and had {total}")
+    start, end = asked
     if sent.start > start or sent.end <= start:
         return Answer(Verdict.INVALID, reason=f"asked for bytes from {start}, got {_shown(headers['content-range'])}")
     if end is not None and sent.end > end:
@@ -394,9 +368,9 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
     """
     first, end = part
     wanted = f"bytes {first} to {end - 1} were requested"
-    if status == 416 and answer.verdict in (Verdict.EMPTY, Verdict.UNRANGED):
+    if status == 416 and answer.verdict in (Verdict.EMPTY, Verdict.INVALID):
         return Answer(Verdict.NO_RANGE, reason=f"HTTP status 416: the file has no such range; {wanted}")
-    if answer.verdict in (Verdict.CODED, Verdict.UNRANGED, Verdict.INVALID):
+    if answer.verdict in (Verdict.CODED, Verdict.INVALID):
         return Answer(Verdict.NO_RANGE, reason=f"{answer.reason}; {wanted}")
     if answer.verdict is not Verdict.BODY:
         return answer

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.cookiejar import Cookie, DefaultCookiePolicy
 from typing import Any
 
@@ -20,9 +20,8 @@ from perfkit.config import Config
 from perfkit.downloads.http.adapter import Adapter
 from perfkit.downloads.http.connection import are_replaced
 from perfkit.downloads.http.redirects import Hop
-from perfkit.downloads.http.trust import environment_bundle
+from perfkit.downloads.http.trust import find_trust
 from perfkit.downloads.http.urls import Origin, credentials_in, origin_of
-from perfkit.downloads.stall import timeouts
 
 _COOKIES = 500  # kept in total; RFC 6265 section 6.1 wants 50 per domain
 _ORIGINS = 256  # whose proxies and netrc entries are remembered
@@ -37,12 +36,11 @@ class OwnSessions:
         self._config = config
         self._adapter = adapter
         self._local = threading.local()
-        self._cookies = _Cookies(CookiePolicy())  # shared by all threads; it has a lock
-        connect_s, read_s = timeouts(config)
-        self._timeout: Any = _Timeout(connect=connect_s, read=read_s)
+        self._cookies = Cookies()  # shared by all threads; it has a lock
+        connect_s, read_s = config.timeouts_s
+        self._timeout: Any = urllib3.Timeout(connect=connect_s, read=read_s)  # requests would make one each time
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
-        environ = os.environ if config.trust_env else {}
-        self._trust = configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
+        self._trust = find_trust(config, True, environment=config.trust_env)
 
     def send(self, hop: Hop) -> requests.Response:
         """Send a GET request and return its response, the body unread. Redirects are not followed.
@@ -54,17 +52,10 @@ class OwnSessions:
         url = hop.url
         proxies, netrc = self._way_to(url)
         verify = self._find_trust(needed=bool(proxies) or url.startswith("https:"))
-        request = requests.PreparedRequest()
-        request.method, request.url = "GET", url
-        request.headers = CaseInsensitiveDict(hop.headers.items())  # pairs, since a mapping is slower
-        request.prepare_hooks(None)
-        if hop.auth is not None or self._cookies.used:
-            request.prepare_cookies(self._cookies)
         auth = hop.auth or credentials_in(url) or (netrc if hop.netrc else None)
-        if auth and "Authorization" not in request.headers:
-            request.prepare_auth(encodable(auth), url)
+        cookies = self._cookies if self._cookies.used or hop.auth is not None else None
         return self._session().send(
-            request,
+            prepare(url, hop.headers.items(), cookies, auth),
             stream=True,
             allow_redirects=False,
             timeout=self._timeout,
@@ -124,53 +115,49 @@ class OwnSessions:
         self._adapter.close()
 
 
-class _Timeout(urllib3.Timeout):
-    """A timeout without a clock, which only a total limit needs, so that one serves all requests."""
+def prepare(url: str, headers: Iterable[tuple[str, str]], cookies: Any, auth: Any) -> requests.PreparedRequest:
+    """A request with the URL spelt as it is, which requests would normalize.
 
-    def clone(self) -> urllib3.Timeout:
-        return self
+    Args:
+        headers: pairs, since a mapping is slower.
+        cookies: a jar, which an auth object needs; None: no cookies.
+        auth: for a request without credentials in its headers.
+    """
+    request = requests.PreparedRequest()
+    request.method, request.url = "GET", url
+    request.headers = CaseInsensitiveDict(headers)
+    request.prepare_hooks(None)
+    if cookies is not None:
+        request.prepare_cookies(cookies)
+    if auth and "Authorization" not in request.headers:
+        request.prepare_auth(encodable(auth), url)
+    return request
 
-    def start_connect(self) -> float:
-        return 0.0
 
-
-class _Cookies(RequestsCookieJar):
-    """Looks for cookies only where there are any: most responses have none, and finding that out takes 20 calls.
+class Cookies(RequestsCookieJar):
+    """The cookies of perfkit's own sessions: a limited number, and none for suffixes such as `.co.uk`. Other domains
+    that strangers share are known only from the Public Suffix List, which perfkit does not have.
 
     Attributes:
         used: whether a response has had cookies.
     """
 
-    used = False
+    def __init__(self) -> None:
+        super().__init__(DefaultCookiePolicy(strict_domain=True))
+        self.used = False
+        self._kept: set[tuple[str, str, str]] = set()
 
     def extract_cookies(self, response: Any, request: Any) -> None:
+        """As the base class, but only from a response with cookies: finding that out takes it 20 calls."""
         if "Set-Cookie" in response.info():
             self.used = True
             super().extract_cookies(response, request)
 
-
-class CookiePolicy(DefaultCookiePolicy):
-    """Which cookies perfkit's own sessions keep: a limited number, and none for suffixes such as `.co.uk`. Other
-    domains that strangers share are known only from the Public Suffix List, which perfkit does not have.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(strict_domain=True)
-        self._kept: set[tuple[str, str, str]] = set()
-
-    def set_ok(self, cookie: Cookie, request: Any) -> bool:
+    def set_cookie(self, cookie: Cookie, *args: Any, **options: Any) -> None:
         key = (cookie.domain, cookie.path, cookie.name)
-        if not super().set_ok(cookie, request) or (key not in self._kept and len(self._kept) >= _COOKIES):
-            return False
-        self._kept.add(key)
-        return True
-
-
-def configured_trust(config: Config) -> tuple[bool | str, str] | None:
-    """`verify` and the name of its setting; None if the settings leave it at the default."""
-    if config.ca_bundle:
-        return config.ca_bundle, "Config.ca_bundle"
-    return None if config.verify is True else (config.verify, "Config.verify")
+        if key in self._kept or len(self._kept) < _COOKIES:
+            self._kept.add(key)
+            super().set_cookie(cookie, *args, **options)
 
 
 def no_redirects(*_: Any, **options: Any) -> Iterator[Any]:

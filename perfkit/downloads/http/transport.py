@@ -10,7 +10,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,9 +23,8 @@ from perfkit.downloads.http.network_path import Path
 from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_have_secrets, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent
-from perfkit.downloads.stall import timeouts
 from perfkit.downloads.throttle import Throttle
-from perfkit.errors import CancelledError, ConfigError, TransferError
+from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
 from perfkit.redact import redacted
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class HttpTransport:
         self._waiting: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._reading: set[Exchange] = set()
         self._outage = OutageWatch()
-        self._timeout = timeouts(config)
+        self._timeout = config.timeouts_s
         self._common = {"Accept": "*/*", "User-Agent": f"perfkit/{__version__}"} if session is None else {}
         self._configured = _canonical(config.headers)
         if config.rate_limit is not None:
@@ -206,15 +205,10 @@ class HttpTransport:
         """Open a connection for a later request to this origin; if that fails, the later request will say why."""
         sessions, _ = self._started()
         connect_s = self._timeout[0]
-        exchange = self._make_exchange(time.monotonic() + connect_s)
-        self._waiting.add(exchange)
-        cancel.add(exchange.abort)
-        try:
-            with exchange, contextlib.suppress(Exception):
-                sessions.warm(as_sent(url), connect_s)
-        finally:
-            self._waiting.discard(exchange)
-            _give_up(exchange, cancel)
+        exchange = self._make_exchange(self._waiting, cancel, time.monotonic() + connect_s)
+        with contextlib.suppress(Exception), exchange:
+            sessions.warm(as_sent(url), connect_s)
+        exchange.finish()
 
     def _send(self, url: str, hop: Hop, cancel: Cancel, limit: Throttle | None) -> _HttpResponse:
         """Send one request. If a kept connection turns out to be dead, try again, which costs nothing."""
@@ -222,31 +216,19 @@ class HttpTransport:
             connect_early(hop.url, self._config)
         sessions, failures = self._started()
         while True:
-            exchange = self._make_exchange(time.monotonic() + sum(self._timeout), limit)
-            self._waiting.add(exchange)
-            cancel.add(exchange.abort)
+            exchange = self._make_exchange(self._waiting, cancel, time.monotonic() + sum(self._timeout), limit)
             try:
                 with exchange:
                     response = sessions.send(hop)
-                if not exchange.expired:
-                    return _HttpResponse(url, hop.url, response, exchange, cancel, self._reading)
-                response.close()
-                error: Exception = TimeoutError("the response headers did not arrive in time")
-            except ConfigError:
-                _give_up(exchange, cancel)
+                    if exchange.expired:
+                        response.close()
+                        raise TimeoutError
+                return _HttpResponse(url, hop.url, response, exchange, self._reading)
+            except PerfkitError:
                 raise
-            except Exception as caught:
-                if (answer := failures.answer_in(caught)) is not None and not exchange.expired:
-                    return _HttpResponse(url, hop.url, answer, exchange, cancel, self._reading)
-                error = caught
-            except BaseException:
-                _give_up(exchange, cancel)
-                raise
-            finally:
-                self._waiting.discard(exchange)
-            _give_up(exchange, cancel)
-            if not (exchange.reused and failures.is_stale(error)) or exchange.expired or cancel.cancelled:
-                raise failures.translated(url, error, exchange, cancel) from error
+            except Exception as error:
+                if not (exchange.reused and failures.is_stale(error)) or exchange.expired or cancel.cancelled:
+                    raise failures.translated(url, error, exchange) from error
 
     def _drain(self, response: _HttpResponse) -> None:
         """Read a short body to its end, if it comes soon, so that the connection can be used again."""
@@ -285,22 +267,11 @@ class HttpTransport:
             return self._sessions, self._failures
 
 
-def _give_up(exchange: Exchange, cancel: Cancel) -> None:
-    cancel.discard(exchange.abort)
-    exchange.finish()
-
-
 class _HttpResponse:
     """`Response` of a requests response."""
 
     def __init__(
-        self,
-        asked: str,
-        at: str,
-        response: requests.Response,
-        exchange: Exchange,
-        cancel: Cancel,
-        reading: set[Exchange],
+        self, asked: str, at: str, response: requests.Response, exchange: Exchange, reading: set[Exchange]
     ) -> None:
         self.url = at
         self.status = response.status_code
@@ -310,13 +281,11 @@ class _HttpResponse:
         self._asked = asked
         self._response = response
         self.exchange = exchange
-        self._cancel = cancel
         self._reading = reading
         reading.add(exchange)
-        self._left_behind = False  # to a helper thread that still reads it, and closes it
         raw = response.raw
         # Through read1, another adapter or a wrapper of its responses might not see all of the body.
-        self._read = None
+        self._read: Callable[[int], bytes | memoryview | None] = self._read_foreign
         if getattr(response, "_content_consumed", False):  # by a hook, such as one that logs bodies
             self._read = io.BytesIO(response.content or b"").read1
         elif exchange.target is not None and hasattr(raw, "read1"):
@@ -326,14 +295,11 @@ class _HttpResponse:
 
     def read1(self, most: int) -> bytes | memoryview:
         try:
-            if self._read is not None:
-                data = self._read(most)
-            else:
-                data = self._read_foreign(min(most, _FOREIGN_READ_BYTES)) or b""
+            data = self._read(most) or b""
         except Exception as error:
             from perfkit.downloads.http.failures import translated
 
-            raise translated(self._asked, error, self.exchange, self._cancel) from error
+            raise translated(self._asked, error, self.exchange) from error
         if not data and self.exchange.aborted:  # looks like the end of a body that the connection's end delimits
             raise CancelledError(self._asked, "cancelled")
         return data
@@ -345,26 +311,20 @@ class _HttpResponse:
         if self.exchange.incoming is not None:
             self.exchange.incoming.end_after(count)
 
-    def _read_foreign(self, count: int) -> bytes | None:
-        raw, exchange = self._response.raw, self.exchange
+    def _read_foreign(self, most: int) -> bytes | None:
+        raw, exchange, count = self._response.raw, self.exchange, min(most, _FOREIGN_READ_BYTES)
         if exchange.helper is None:
             return raw.read(count)
-        try:
-            return exchange.helper.call(
-                lambda: raw.read(count), lambda: exchange.aborted, lambda _: self._response.close()
-            )
-        except Exception:
-            self._left_behind = exchange.helper.ended
-            raise
+        return exchange.helper.call(lambda: raw.read(count), lambda: exchange.aborted, lambda _: self._response.close())
 
     def __enter__(self) -> _HttpResponse:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._cancel.discard(self.exchange.abort)
         self._reading.discard(self.exchange)
+        helper = self.exchange.helper
         with contextlib.suppress(Exception):
-            if not self._left_behind:
+            if helper is None or not helper.ended:  # else the abandoned helper still reads the response, and closes it
                 self._response.close()  # also ends the connection if part of the body is still to come
         self.exchange.finish()
 

@@ -5,27 +5,36 @@ from __future__ import annotations
 import os
 import ssl
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from certifi import where
 from urllib3.util.ssl_ import create_urllib3_context
 
+from perfkit.config import Config
 from perfkit.errors import ConfigError
 
 ClientCert = str | tuple[str, str]
 
+_OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_OF_OPENSSL = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 SYSTEM = "system"  # as a bundle: the certificates that the operating system trusts
 
 
-def environment_bundle(environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """The PEM file or directory that the environment wants trusted instead of certifi's, and the variable's name.
+def find_trust(config: Config, of_session: bool | str, *, environment: bool) -> tuple[bool | str, str]:
+    """`verify` for requests, and where it comes from: the settings, the environment, or else the session.
 
-    Those that requests reads come first, then OpenSSL's (SSL_CTX_load_verify_locations(3)).
+    In the environment, the variables that requests reads come first, and take precedence over the session, then those
+    of OpenSSL (SSL_CTX_load_verify_locations(3)).
     """
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
-        if path := environ.get(name):
+    if config.ca_bundle:
+        return config.ca_bundle, "Config.ca_bundle"
+    if config.verify is not True:
+        return config.verify, "Config.verify"
+    variables = (*_OF_REQUESTS, *_OF_OPENSSL) if of_session is True else _OF_REQUESTS
+    for name in variables if environment else ():
+        if path := os.environ.get(name):
             return path, name
-    return None
+    return of_session, "session.verify"
 
 
 def make_context(verify: bool | str, cert: ClientCert | None, setting: str, cert_setting: str) -> ssl.SSLContext:

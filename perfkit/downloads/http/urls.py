@@ -28,34 +28,20 @@ _INVALID = re.compile(r"[^!$&'()*+,;=:@/?A-Za-z0-9._~%-]|%(?![0-9A-Fa-f]{2})")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Query parameters of signed URLs, in lower case: those that identify one, and all that change with the signature.
-_SIGNATURES = (
-    (  # https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
-        _names("x-amz-signature"),
-        _names(
-            "x-amz-signature x-amz-algorithm x-amz-credential x-amz-date x-amz-expires x-amz-signedheaders "
-            "x-amz-security-token"
-        ),
-    ),
-    (  # https://cloud.google.com/storage/docs/authentication/signatures
-        _names("x-goog-signature"),
-        _names("x-goog-signature x-goog-algorithm x-goog-credential x-goog-date x-goog-expires x-goog-signedheaders"),
-    ),
-    (  # https://learn.microsoft.com/rest/api/storageservices/create-service-sas, and -account-, -user-delegation-
-        _names("sig sv"),
-        _names("sig sv ss srt sr st se sp sip spr si skoid sktid skt ske sks skv saoid suoid scid sdd ses"),
-    ),
-    (  # https://docs.aws.amazon.com/AmazonCloudFront/latest/DeveloperGuide/private-content-signed-urls.html
-        _names("signature key-pair-id"),
-        _names("signature key-pair-id expires policy hash-algorithm"),
-    ),
-    (_names("signature awsaccesskeyid"), _names("signature awsaccesskeyid expires x-amz-security-token")),  # S3, V2
-    (_names("signature googleaccessid"), _names("signature googleaccessid expires")),  # Google Cloud Storage, V2
-)
+# Query parameters of signed URLs, in lower case: those that identify one, and others that change with the signature.
+_SIGNATURES = {
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
+    "x-amz-signature": "x-amz-algorithm x-amz-credential x-amz-date x-amz-expires x-amz-signedheaders "
+    "x-amz-security-token",
+    # https://cloud.google.com/storage/docs/authentication/signatures
+    "x-goog-signature": "x-goog-algorithm x-goog-credential x-goog-date x-goog-expires x-goog-signedheaders",
+    # https://learn.microsoft.com/rest/api/storageservices/create-service-sas, and -account-, -user-delegation-
+    "sig sv": "ss srt sr st se sp sip spr si skoid sktid skt ske sks skv saoid suoid scid sdd ses",
+    # https://docs.aws.amazon.com/AmazonCloudFront/latest/DeveloperGuide/private-content-signed-urls.html
+    "signature key-pair-id": "expires policy hash-algorithm",
+    "signature awsaccesskeyid": "expires x-amz-security-token",  # S3, version 2
+    "signature googleaccessid": "expires",  # Google Cloud Storage, version 2
+}
 
 
 def origin_of(url: str) -> Origin:
@@ -151,11 +137,14 @@ def is_signed(url: str) -> bool:
     return bool(_signing(split_url(url)[2]))
 
 
-def _signing(target: str) -> frozenset[str]:
+def _signing(target: str) -> set[str]:
     """The names of the signature's parameters; empty if the target is not signed."""
     query = target.partition("?")[2]
     names = {_name(each) for each in query.split("&")} if query else set()
-    return next((signing for marks, signing in _SIGNATURES if marks <= names), frozenset())
+    for marks, others in _SIGNATURES.items():
+        if names.issuperset(marks.split()):
+            return {*marks.split(), *others.split()}
+    return set()
 
 
 def _name(parameter: str) -> str:

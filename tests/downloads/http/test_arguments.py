@@ -14,7 +14,7 @@ import requests
 
 from perfkit import BatchError, Config, ConfigError, Download, PerfkitError, Request, Toolkit, TransferError
 from perfkit.cli import main
-from perfkit.downloads.http.semantics import Validator, Version
+from perfkit.downloads.http.semantics import Version
 from perfkit.testing import FakeOrigin
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY
@@ -249,7 +249,7 @@ def test_download_takes_what_a_request_takes(make_kit: MakeKit, misbehaving: Sta
         "max_bytes": 1 << 30,
         "byte_range": (10, 20),
         "resume": False,
-        "only": Validator(etag='"v1"'),
+        "only": Version(etag='"v1"'),
     }
     kit.download(url, tmp_path / "f", **options)
     kit.download(Request(url, **{**options, "mirrors": (f"{server.url}/g",)}), tmp_path / "g")
@@ -271,7 +271,7 @@ def test_download_takes_what_a_request_takes(make_kit: MakeKit, misbehaving: Sta
         {"segments": 1},
         {"byte_range": (0, 1)},
         {"known": Version(etag='"v1"')},
-        {"only": Validator(etag='"v1"')},
+        {"only": Version(etag='"v1"')},
         {"size": 1},
         {"label": "f"},
         {"key": "f"},

@@ -14,7 +14,7 @@ import trustme
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 
 from perfkit import Request, Toolkit
-from perfkit.downloads.http.session import CookiePolicy
+from perfkit.downloads.http.session import Cookies
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY, server_context
 
@@ -157,7 +157,7 @@ def test_cookies_go_to_their_own_host(
 
 def set_by(url: str, *cookies: str) -> RequestsCookieJar:
     """What perfkit's own sessions keep of the cookies that an answer from there sets."""
-    jar = RequestsCookieJar(CookiePolicy())
+    jar = Cookies()
     head = http.client.HTTPMessage()
     for each in cookies:
         head["Set-Cookie"] = each

@@ -15,11 +15,10 @@ from urllib.parse import quote, urljoin
 
 from perfkit.downloads.checksum_files import parse_line
 from perfkit.downloads.http.urls import origin_of
-from perfkit.downloads.request import Download, Request
+from perfkit.downloads.request import LONGEST_LINE_BYTES, Download, Request, split_line
 from perfkit.errors import ConfigError
 
 _READ_BYTES = 64 << 10
-_LONGEST_LINE_BYTES = 64 << 10
 _WAIT_S = 0.1
 
 
@@ -120,22 +119,8 @@ class RequestList:
                 return
             *lines, rest = (rest + data).split(b"\n")
             yield from lines
-            if len(rest) > _LONGEST_LINE_BYTES:
-                raise ConfigError(f"{self._path}: a line has more than {_LONGEST_LINE_BYTES} bytes")
+            if len(rest) > LONGEST_LINE_BYTES:
+                raise ConfigError(f"{self._path}: a line has more than {LONGEST_LINE_BYTES} bytes")
 
     def _readable(self, timeout_s: float) -> bool:
         return bool(select.select([self._descriptor], [], [], timeout_s)[0])
-
-
-def split_line(line: str) -> tuple[str, str | None, str | None] | None:
-    """URL, name and checksum of `URL[<TAB>NAME[<TAB>CHECKSUM]]`; None for an empty line and a comment (`#`).
-
-    Raises:
-        ConfigError: there is more, or it is too long.
-    """
-    if len(line) > _LONGEST_LINE_BYTES:
-        raise ConfigError(f"it is longer than {_LONGEST_LINE_BYTES} characters")
-    url, name, checksum, *more = [*(part.strip() for part in line.split("\t")), "", "", ""]
-    if any(more):
-        raise ConfigError("it has more than a URL, a name and a checksum")
-    return None if not url or url.startswith("#") else (url, name or None, checksum or None)
