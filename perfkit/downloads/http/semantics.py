@@ -73,6 +73,8 @@ class Version:
     @property
     def lasting(self) -> Version:
         """The part that may be remembered."""
+        if self.etag_lasts and self.date_lasts:
+            return self
         etag = self.etag if self.etag_lasts else None
         date = self.last_modified if etag or self.date_lasts else None
         return Version(etag, date, self.etag_lasts, self.date_lasts)
@@ -89,7 +91,7 @@ class Version:
     @property
     def proves(self) -> bool:
         """Whether it has such a proof."""
-        return any(self.proof)
+        return bool(self) and any(self.proof)
 
     @property
     def condition(self) -> Mapping[str, str]:
