@@ -220,6 +220,9 @@ class Toolkit:
     ) -> Iterator[ScanEntry]:
         """Traverse the tree below `path`, with stat information; see `perfkit.filesystem.scan.scan`.
 
+        Directories are read as you iterate: if you rename files, make a list first, or they may come again under their
+        new names. `move_many` does so.
+
         Raises:
             ConfigError: a pattern is invalid.
             OSError: the root can't be read. A failure below it yields an entry with `error` set.
@@ -315,6 +318,7 @@ class Toolkit:
         into place, and the source is removed.
 
         Args:
+            pairs: sources and destinations; all are read before the first move, so they may come from `scan`.
             replace: whether an existing destination is replaced; otherwise it is an error. The check and the move are
                 not one atomic step.
             on_error: `stop` at the first failure, without undoing earlier moves; or `continue` with the others.

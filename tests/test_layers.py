@@ -26,7 +26,8 @@ LAYERS = (
     {"releases", "zsync"},  # a zsync file may describe what is in a gzip
     {"updates"},
     {"toolkit"},
-    {"cli", "contrib", "testing"},
+    {"cli", "testing"},
+    {"contrib"},  # Django's commands have options and outcomes of the command line
     {"pytest_plugin"},
 )
 INSIDE = (("releases.format", "releases.publish"),)  # also in a package: the first knows nothing of the second

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from perfkit.archives.members import CHUNK_BYTES, Limits, Readable
+from perfkit.archives import limits
+from perfkit.archives.members import CHUNK_BYTES, Readable
 from perfkit.errors import ManifestError
 
 if sys.version_info >= (3, 14):
@@ -25,12 +26,12 @@ _MAGIC = {
     "xz": re.compile(rb"\xfd7zXZ\x00"),
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # RFC 8878 sections 3.1.1 and 3.1.2
 }
-_MAGIC_BYTES = 10
+MAGIC_BYTES = 10  # that `detect_compression` looks at
 _OUTPUT_BYTES = 128 << 10
 
 
 def detect_compression(first: bytes) -> str | None:
-    """The compression of a stream with these first bytes (at least 10, if it has as many); None if uncompressed."""
+    """The compression of a stream with these first bytes (MAGIC_BYTES, if it has as many); None if uncompressed."""
     return next((name for name, magic in _MAGIC.items() if magic.match(first)), None)
 
 
@@ -69,13 +70,13 @@ class InflateDecoder:
         return output
 
 
-def zstd_decoder(limits: Limits) -> Decoder:
+def zstd_decoder() -> Decoder:
     """A decoder of one zstd frame."""
-    window_log = min(max(limits.window_bytes.bit_length() - 1, 10), 31)
+    window_log = limits.WINDOW_BYTES.bit_length() - 1
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window_log})
 
 
-def _decoder(name: str, limits: Limits) -> Decoder:
+def _decoder(name: str) -> Decoder:
     if name == "gzip":
         return InflateDecoder(31)
     if name == "bzip2":
@@ -85,8 +86,8 @@ def _decoder(name: str, limits: Limits) -> Decoder:
     if name == "xz":
         import lzma
 
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=limits.window_bytes)
-    return zstd_decoder(limits)
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=limits.WINDOW_BYTES)
+    return zstd_decoder()
 
 
 def decode_frame(decoder: Decoder, data: Iterable[bytes], size: int, what: str) -> Iterator[bytes]:
@@ -129,64 +130,49 @@ def _decode(decoder: Decoder, data: bytes, limit: int, what: str) -> bytes:
         raise ManifestError(f"{what} is damaged, or needs too much memory: {error}") from error
 
 
-class DecompressedStream:
-    """Decompresses `source`, forwards only, and one layer only: an archive in an archive is a file."""
+def decompressed(source: Readable) -> Iterator[bytes]:
+    """The content of a stream, compressed or not, in chunks of at most CHUNK_BYTES. It has been checked only when the
+    iterator has ended. One layer only: an archive in an archive is a file.
 
-    def __init__(self, source: Readable, limits: Limits) -> None:
-        self._source = source
-        self._limits = limits
-        self.packed = self.unpacked = 0  # bytes read from `source`, and bytes of output
-        self._rest = b""  # read, but not yet decoded
-        self._lookahead()
-        self.compression = detect_compression(self._rest)  # `gzip`, `bzip2`, `xz` or `zstd`; None: uncompressed
-        self._decoder = _decoder(self.compression, limits) if self.compression else None
-        self._what = f"the {self.compression} stream"
+    Raises:
+        ManifestError: damaged, truncated, a decompression bomb, or followed by other data.
+    """
+    packed = unpacked = 0
 
-    def read_chunk(self) -> bytes:
-        """The next bytes, CHUNK_BYTES at most; empty at the end, after the whole stream has been checked.
+    def read(rest: bytes, least: int) -> bytes:
+        nonlocal packed
+        while len(rest) < least and (more := source.read(CHUNK_BYTES)):
+            packed += len(more)
+            rest += more
+        return rest
 
-        Raises:
-            ManifestError: damaged, truncated, a decompression bomb, or followed by other data.
-        """
-        if self._decoder is None:
-            output, self._rest = self._rest or self._read(), b""
-            self.unpacked += len(output)
-            self._limits.check_ratio(self.unpacked, self.unpacked)
-            return output
-        while True:
-            if self._decoder.eof and not self._next_stream():
-                return b""
-            if self._decoder.needs_input and not self._rest:
-                self._rest = self._read()
-                if not self._rest:
-                    raise ManifestError(f"{self._what} is truncated")
-            data, self._rest = self._rest, b""
-            output = _decode(self._decoder, data, CHUNK_BYTES, self._what)
-            if self._decoder.eof:
-                self._rest = self._decoder.unused_data
+    for output in _outputs(read):
+        unpacked += len(output)
+        limits.check_ratio(unpacked, packed)
+        yield output
+
+
+def _outputs(read: Callable[[bytes, int], bytes]) -> Iterator[bytes]:
+    """Decompress a stream; `read(rest, least)` appends to `rest` until it has `least` bytes, or there are no more."""
+    data = read(b"", MAGIC_BYTES)
+    compression = detect_compression(data)
+    if compression is None:
+        while data:
+            yield data
+            data = read(b"", 1)
+        return
+    what = f"the {compression} stream"
+    while detect_compression(data) == compression:  # one or several, one after the other
+        decoder = _decoder(compression)
+        while not decoder.eof:
+            if decoder.needs_input and not (data := read(data, 1)):
+                raise ManifestError(f"{what} is truncated")
+            output = _decode(decoder, data, CHUNK_BYTES, what)
+            data = b""
             if output:
-                self.unpacked += len(output)
-                self._limits.check_ratio(self.unpacked, self.packed)
-                return output
-
-    def _next_stream(self) -> bool:
-        """Continue with the next of several concatenated streams; returns False if this was the last."""
-        assert self.compression is not None
-        self._lookahead()
-        if detect_compression(self._rest) == self.compression:
-            self._decoder = _decoder(self.compression, self._limits)
-            return True
-        while self._rest:
-            if self._rest.strip(b"\0"):
-                raise ManifestError(f"{self._what} is followed by other data")
-            self._rest = self._read()
-        return False
-
-    def _lookahead(self) -> None:
-        while len(self._rest) < _MAGIC_BYTES and (more := self._read()):
-            self._rest += more
-
-    def _read(self) -> bytes:
-        data = self._source.read(CHUNK_BYTES)
-        self.packed += len(data)
-        return data
+                yield output
+        data = read(decoder.unused_data, MAGIC_BYTES)
+    while data:
+        if data.strip(b"\0"):
+            raise ManifestError(f"{what} is followed by other data")
+        data = read(b"", 1)

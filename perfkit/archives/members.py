@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from perfkit.archives import limits
 from perfkit.archives.links import follow_links
-from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
+from perfkit.errors import ConfigError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
 from perfkit.redact import value_shown
 
@@ -24,38 +23,6 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
-
-
-class Writable(Protocol):
-    """A binary stream, written forwards."""
-
-    def write(self, data: bytes, /) -> object:
-        """Write all of it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The limits of an archive. One that exceeds them is refused before the tree is touched."""
-
-    members: int = 200_000
-    depth: int = 64  # components of a name
-    total_bytes: int = 1 << 40  # unpacked
-    ratio: int = 250  # unpacked to packed bytes of the whole archive
-    ratio_from_bytes: int = 256 << 20  # a smaller archive, unpacked, may have any ratio
-    window_bytes: int = 128 << 20  # memory of a decompressor; `xz -9` needs 65 MiB, `zstd --long` 128 MiB
-
-    def check_ratio(self, unpacked: int, packed: int) -> None:
-        """Check that an archive with this many packed bytes may have this many unpacked ones.
-
-        Raises:
-            ManifestError: it exceeds the limits.
-        """
-        if unpacked > self.total_bytes:
-            raise ManifestError(f"the archive unpacks to more than {self.total_bytes} bytes")
-        if unpacked > self.ratio_from_bytes and unpacked > self.ratio * packed:
-            raise ManifestError(
-                f"{packed} packed bytes unpack to {unpacked} or more, over {self.ratio} to 1: a decompression bomb"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +118,8 @@ class Member:
 class MemberNames:
     """Checks the names of an archive one by one, that they do not collide, and where links point to."""
 
-    def __init__(self, selection: Selection, limits: Limits) -> None:
+    def __init__(self, selection: Selection) -> None:
         self._selection = selection
-        self._limits = limits
         self._files: dict[str, str] = {}  # by name in the tree: path in the archive, the same object where it is equal
         self._directories: set[str] = set()
         self._links: dict[str, str] = {}  # by path in the archive
@@ -171,8 +137,8 @@ class MemberNames:
             ManifestError: it is of another kind, a duplicate, or too deep, or there are too many members.
         """
         self._count += 1
-        if self._count > self._limits.members:
-            raise ManifestError(f"the archive has more than {self._limits.members} members")
+        if self._count > limits.MEMBERS:
+            raise ManifestError(f"the archive has more than {limits.MEMBERS} members")
         name = self._selection.name(member)
         if name is None or (kind == SYMLINK and self._selection.links == "skip"):
             return None
@@ -205,8 +171,8 @@ class MemberNames:
 
     def _check(self, member: str, name: str) -> None:
         check_name(name)
-        if name.count("/") >= self._limits.depth:
-            raise ManifestError(f"member {member!r} is more than {self._limits.depth} directories deep")
+        if name.count("/") >= limits.DEPTH:
+            raise ManifestError(f"member {member!r} is more than {limits.DEPTH} directories deep")
 
     def _add(self, member: str, name: str) -> None:
         if name in self._files:
@@ -225,7 +191,7 @@ class MemberNames:
         copies = {}
         if self._links:
             names = {path: name for name, path in self._files.items()}
-            for path, file in follow_links(self._links, names, most=self._limits.members).items():
+            for path, file in follow_links(self._links, names, most=limits.MEMBERS).items():
                 if (name := self._selection.name(path)) is not None:
                     self._check(path, name)
                     self._add(path, name)
@@ -282,59 +248,3 @@ class Stream:
             self._chunk = memoryview(b"")
             self.position += len(chunk)
             yield chunk
-
-
-def stage_if_changed(
-    member: Member, content: Iterable[bytes | memoryview], old: BinaryIO | None, stage: Callable[[], BinaryIO]
-) -> tuple[bytes, bool]:
-    """Stage a member's content, unless the installed file already has it.
-
-    Content and file are compared chunk by chunk. At the first difference a staged file is opened, and what came before
-    is copied from the installed file.
-
-    Args:
-        old: the installed file, open for reading and unbuffered; None if there is no regular file.
-        stage: opens a new file for writing.
-
-    Returns:
-        The SHA-256 of the content, and whether it was staged.
-
-    Raises:
-        ManifestError: the archive is damaged (raised by `content`); discard what was staged.
-        FileChangedError: the installed file changed during the comparison.
-        OSError: the local disk failed.
-    """
-    digest = hashlib.sha256()
-    chunks = iter(content)
-    chunk: bytes | memoryview = b""
-    same = 0  # bytes
-    if old is not None and os.fstat(old.fileno()).st_size == member.size:
-        old.seek(0)
-        for chunk in chunks:
-            if old.read(len(chunk)) != chunk:
-                break
-            digest.update(chunk)
-            same += len(chunk)
-        else:
-            return digest.digest(), False
-    with stage() as out:
-        if old is not None and same:
-            _copy_verified(old, out, same, digest.digest())
-        digest.update(chunk)
-        out.write(chunk)
-        for chunk in chunks:
-            digest.update(chunk)
-            out.write(chunk)
-    return digest.digest(), True
-
-
-def _copy_verified(old: BinaryIO, out: BinaryIO, size: int, sha256: bytes) -> None:
-    """Copy the first bytes of a file, and check that nobody changed them."""
-    digest = hashlib.sha256()
-    old.seek(0)
-    while size and (chunk := old.read(min(size, CHUNK_BYTES))):
-        digest.update(chunk)
-        out.write(chunk)
-        size -= len(chunk)
-    if digest.digest() != sha256:
-        raise FileChangedError(str(old.name), "it changed while it was compared with the archive")

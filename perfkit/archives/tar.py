@@ -9,9 +9,11 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from perfkit.archives.decompress import DecompressedStream
-from perfkit.archives.members import HARD_LINK, SYMLINK, Limits, Member, MemberNames, Readable, Selection, Stream
+from perfkit.archives import limits
+from perfkit.archives.decompress import decompressed
+from perfkit.archives.members import HARD_LINK, SYMLINK, Member, MemberNames, Readable, Selection, Stream
 from perfkit.errors import ManifestError
 
 _BLOCK = 512
@@ -45,9 +47,7 @@ def is_header(block: bytes) -> bool:
         return False
 
 
-def read_members(
-    source: Readable, *, selection: Selection = Selection(), limits: Limits | None = None
-) -> Iterator[tuple[Member, Content]]:
+def read_members(source: Readable, *, selection: Selection = Selection()) -> Iterator[tuple[Member, Content]]:
     """The wanted files of a tar archive, one after another, each with its content in chunks.
 
     Content that the caller does not read is skipped. The check of the archive, including name collisions and the
@@ -60,10 +60,9 @@ def read_members(
         UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `source` raises.
     """
-    limits = limits or Limits()
-    stream = Stream(DecompressedStream(source, limits).read_chunk, "the tar archive")
-    names = MemberNames(selection, limits)
-    for header, extended in _headers(stream, limits):
+    stream = Stream(partial(next, decompressed(source), b""), "the tar archive")
+    names = MemberNames(selection)
+    for header, extended in _headers(stream):
         name = header.name if extended.path is None else extended.path
         kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")
         if extended.sparse:
@@ -114,14 +113,14 @@ class _Extended:
             self.size = _parse_size(records["size"]) if "size" in records else self.size
 
 
-def _headers(stream: Stream, limits: Limits) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
+def _headers(stream: Stream) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
     """The header of each member, and what extension headers say about it; the caller skips its content."""
     extended, extensions = _Extended(), 0
     while (block := stream.take_exactly(_BLOCK)).strip(b"\0"):
         header = _parse(block)
         if header.type in _EXTENSIONS:
             extensions += 1
-            if extensions > 2 * limits.members:
+            if extensions > 2 * limits.MEMBERS:
                 raise ManifestError("the tar archive has too many extension headers")
             if header.size > _EXTENSION_BYTES:
                 raise ManifestError(f"the tar archive has an extension header of {header.size} bytes")

@@ -14,7 +14,8 @@ from typing import BinaryIO, NoReturn
 
 from perfkit.archives.coalesce import coalesce
 from perfkit.archives.decompress import Decoder, InflateDecoder, decode_frame, zstd_decoder
-from perfkit.archives.members import CHUNK_BYTES, Limits, MemberNames, Readable, Selection, Stream
+from perfkit.archives.limits import check_ratio
+from perfkit.archives.members import CHUNK_BYTES, MemberNames, Readable, Selection, Stream
 from perfkit.archives.zip_directory import (
     DEFLATED,
     ENCRYPTED,
@@ -42,9 +43,7 @@ class FetchRange:
     members: tuple[ZipMember, ...]
 
 
-def read_directory(
-    read_range: ReadRange, size: int, *, selection: Selection = Selection(), limits: Limits | None = None
-) -> list[ZipMember]:
+def read_directory(read_range: ReadRange, size: int, *, selection: Selection = Selection()) -> list[ZipMember]:
     """The wanted files of an archive of `size` bytes, in the order of their offsets.
 
     Up to three ranges are read, plus those of links to be followed. The file that a link points to is listed under both
@@ -57,11 +56,10 @@ def read_directory(
         UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `read_range` raises.
     """
-    limits = limits or Limits()
-    names = MemberNames(selection, limits)
-    found = list_members(read_range, size, names, limits)
+    names = MemberNames(selection)
+    found = list_members(read_range, size, names)
     for each in plan_ranges([member for member in found if member.link is not None], gap=_LINK_GAP_BYTES):
-        for member, content in read_members(each, BytesIO(read_range(each.start, each.end)), limits):
+        for member, content in read_members(each, BytesIO(read_range(each.start, each.end))):
             if member.size > _TARGET_BYTES:
                 _refuse(member, f"it is a link with a target of {member.size} bytes")
             names.add_link(member.link or "", b"".join(content).decode(errors="surrogateescape"))
@@ -70,7 +68,7 @@ def read_directory(
         by_name = {member.name: member for member in members}
         members += [replace(by_name[original], name=name) for name, original in copies.items()]
         members.sort(key=lambda member: member.start)
-    limits.check_ratio(sum(member.size for member in members), size)
+    check_ratio(sum(member.size for member in members), size)
     return members
 
 
@@ -101,9 +99,7 @@ def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
     return ranges
 
 
-def read_members(
-    fetched: FetchRange, source: Readable, limits: Limits | None = None
-) -> Iterator[tuple[ZipMember, Iterator[bytes]]]:
+def read_members(fetched: FetchRange, source: Readable) -> Iterator[tuple[ZipMember, Iterator[bytes]]]:
     """The members in a range, one after another, each with its content in chunks, from a stream of that range.
 
     Size and CRC-32 have been checked only when the iterator of a content has ended. Content that the caller does not
@@ -117,15 +113,15 @@ def read_members(
     stream = Stream(read, "the zip archive", fetched.start)
     for member in fetched.members:
         stream.skip_to(member.start)
-        content = _read_content(member, stream, limits or Limits())
+        content = _read_content(member, stream)
         yield member, content
         content.close()
 
 
-def _read_content(member: ZipMember, stream: Stream, limits: Limits) -> Generator[bytes, None, None]:
+def _read_content(member: ZipMember, stream: Stream) -> Generator[bytes, None, None]:
     _check_local_header(member, stream)
     crc = 0
-    for chunk in _decoded(member, stream, limits):
+    for chunk in _decoded(member, stream):
         crc = zlib.crc32(chunk, crc)
         yield chunk
     if crc != member.crc32:
@@ -152,11 +148,11 @@ def _check_local_header(member: ZipMember, stream: Stream) -> None:
         _refuse(member, "its local header and the central directory disagree")
 
 
-def _decoded(member: ZipMember, stream: Stream, limits: Limits) -> Iterator[bytes]:
+def _decoded(member: ZipMember, stream: Stream) -> Iterator[bytes]:
     packed = map(bytes, stream.chunks(stream.position + member.packed))
     if member.method == STORED:
         return packed
-    decoder: Decoder = InflateDecoder(-15) if member.method == DEFLATED else zstd_decoder(limits)
+    decoder: Decoder = InflateDecoder(-15) if member.method == DEFLATED else zstd_decoder()
     return decode_frame(
         decoder, packed, member.size, f"the compressed data of member {member.name!r} of the zip archive"
     )

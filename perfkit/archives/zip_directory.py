@@ -12,7 +12,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from perfkit.archives.members import SYMLINK, Limits, Member, MemberNames
+from perfkit.archives import limits
+from perfkit.archives.members import SYMLINK, Member, MemberNames
 from perfkit.errors import ManifestError
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
@@ -22,7 +23,6 @@ _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 _CENTRAL = struct.Struct("<4sH2x2H4x3L4H2x2L")  # 4.3.12, without version, times and internal attributes
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
 
-_TAIL_BYTES = 64 << 10  # searched first for the end record; most central directories are in it, too
 _COMMENT_BYTES = 0xFFFF  # maximum of an archive comment, and of an extra field
 _DIRECTORY_BYTES = 32 << 20
 _DESCRIPTOR_BYTES = 24  # maximum of a data descriptor, 4.3.9
@@ -59,16 +59,16 @@ class _Directory:
     shift: int  # to add to all offsets, in archives with a prefix, such as self-extracting ones
 
 
-def list_members(read_range: ReadRange, size: int, names: MemberNames, limits: Limits) -> list[ZipMember]:
+def list_members(read_range: ReadRange, size: int, names: MemberNames) -> list[ZipMember]:
     """The wanted files of an archive of `size` bytes, and links to be followed, in the order of their offsets.
 
-    One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one. The caller
-    has to close `names`. See `zip.read_directory`.
+    One or two ranges are read; three, where a long comment leaves no room for the Zip64 records in the first one. The
+    caller has to close `names`. See `zip.read_directory`.
     """
     tail = _Tail(read_range, size)
     directory = _find_directory(tail)
-    if directory.count > limits.members:
-        raise ManifestError(f"the archive has more than {limits.members} members")
+    if directory.count > limits.MEMBERS:
+        raise ManifestError(f"the archive has more than {limits.MEMBERS} members")
     data = tail.read(directory.start, directory.end)
     return list(_parse_directory(data, directory, names))
 
@@ -94,16 +94,15 @@ class _Tail:
 
 def _find_directory(tail: _Tail) -> _Directory:
     """Find the central directory, by the end records."""
-    for reach in (_TAIL_BYTES, _END.size + _COMMENT_BYTES):
-        begins = max(0, tail.size - reach)
-        data = tail.read(begins, tail.size)
-        at = data.rfind(_END_SIGNATURE)
-        while at >= 0:
-            if len(data) - at >= _END.size:
-                fields = _END.unpack_from(data, at)
-                if at + _END.size + fields[-1] == len(data):  # else the signature is part of other data
-                    return _locate_directory(tail, begins + at, fields)
-            at = data.rfind(_END_SIGNATURE, 0, at)
+    begins = max(0, tail.size - _END.size - _COMMENT_BYTES)  # most central directories are in this, too
+    data = tail.read(begins, tail.size)
+    at = data.rfind(_END_SIGNATURE)
+    while at >= 0:
+        if len(data) - at >= _END.size:
+            fields = _END.unpack_from(data, at)
+            if at + _END.size + fields[-1] == len(data):  # else the signature is part of other data
+                return _locate_directory(tail, begins + at, fields)
+        at = data.rfind(_END_SIGNATURE, 0, at)
     raise ManifestError(
         "not a zip archive, or truncated: it has no end of central directory record (a plain file? --type file)"
     )

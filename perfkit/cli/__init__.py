@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 
 from perfkit._version import __version__
-from perfkit.cli.output import exit_code_of, interrupted, log_shown, print_error
+from perfkit.cli.output import errors_as_json, exit_code_of, interrupted, log_shown, print_error
 from perfkit.cli.parser import Parser
 from perfkit.errors import PerfkitError
 from perfkit.progress.text import described
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = command_parser().parse_args(argv)
-        with log_shown(arguments):
+        with log_shown(arguments), errors_as_json(arguments):
             code: int = arguments.run(arguments)
         return code
     except (PerfkitError, OSError) as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from perfkit.cli import output
+from perfkit.cli.output import Outcome
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import config_for
 from perfkit.errors import ConfigError, PerfkitError
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 _SETTINGS_FILE = "perfkit.toml"
 
 
-class Outcome(NamedTuple):
-    """The outcome of a command."""
-
-    record: Mapping[str, object]  # printed with `--json`
-    note: str  # printed on standard error otherwise, if not empty, unless `--quiet` is given
-    text: str = ""  # printed before the note, on standard output
-    code: int = 0  # the exit code
-
-
 def outcome_of_check(report: VerifyReport | SiteReport, note: str, *faults: str) -> Outcome:
     """The outcome of a check: a line for each name in the lists `faults` of its report, and then exit code 1."""
     text = "".join(f"{fault} {printable(name)}\n" for fault in faults for name in getattr(report, fault))
@@ -42,12 +33,12 @@ def outcome_of_check(report: VerifyReport | SiteReport, note: str, *faults: str)
 
 
 Work = Callable[["Toolkit", argparse.Namespace], Outcome]
-After = Callable[[argparse.Namespace, Mapping[str, Outcome]], None]  # the keys are the absolute paths of trees
+After = Callable[[argparse.Namespace, list[tuple[argparse.Namespace, Outcome]]], None]
 
 
 def define(command: Parser, work: Work, about: str, examples: str, *, after: After | None = None) -> None:
     """Give a command its description, the options that all commands have, and what it does: `work`, for each tree if
-    it is for trees, then `after`, with the outcomes of those for which `work` did not fail.
+    it is for trees, then `after`, with the trees for which `work` did not fail, and their outcomes.
     """
     add_output(command, "print one JSON object on standard output")
     command.describe(about, examples, partial(_run, command, work, after))
@@ -70,64 +61,46 @@ def _add_config(command: Parser) -> None:
     command.add_argument("--config", metavar="FILE", help=what)
 
 
-@contextlib.contextmanager
-def toolkit_for(arguments: argparse.Namespace) -> Iterator[Toolkit]:
-    """A Toolkit for a command line. With `--json`, an exception in the block is printed as JSON."""
-    with output.errors_as_json(arguments), _toolkit(arguments) as kit:
-        yield kit
-
-
-def _toolkit(arguments: argparse.Namespace) -> Toolkit:
+def _run(command: Parser, work: Work, after: After | None, arguments: argparse.Namespace) -> int:
+    """Do the work, for each tree if the command is for trees. If there are several, the failure of one does not stop
+    the others, and the exit code is that of the first that failed.
+    """
     from perfkit.toolkit import Toolkit
 
-    return Toolkit(config_for(arguments), progress=output.progress_for(arguments))
-
-
-def _run(command: Parser, work: Work, after: After | None, arguments: argparse.Namespace) -> int:
-    each = [arguments]
-    if "config" in arguments:
-        with output.errors_as_json(arguments):
-            each = _for_each_tree(command, arguments)
-    if vars(arguments).get("all") or len(each) > 1:
-        return _run_for_all(work, after, arguments, each)
-    with toolkit_for(each[0]) as kit:
-        outcome = work(kit, each[0])
-        if after is not None:
-            after(arguments, {os.path.abspath(each[0].dest): outcome})
-    if outcome.text and not (arguments.json or arguments.quiet):
-        output.print_text(outcome.text)
-    output.print_result(arguments, outcome.record, outcome.note)
-    return outcome.code
-
-
-def _run_for_all(
-    work: Work, after: After | None, arguments: argparse.Namespace, trees: list[argparse.Namespace]
-) -> int:
-    """Do the work for each tree, whatever fails; the exit code is that of the first tree that failed."""
+    trees = _for_each_tree(command, arguments) if "config" in arguments else [arguments]
+    several = vars(arguments).get("all", False) or len(trees) > 1
     records: dict[str, object] = {}
-    outcomes: dict[str, Outcome] = {}
+    done: list[tuple[argparse.Namespace, Outcome]] = []
     codes = []
     for tree in trees:
         try:
-            with _toolkit(tree) as kit:
+            with Toolkit(config_for(tree), progress=output.progress_for(tree)) as kit:
                 outcome = work(kit, tree)
         except (PerfkitError, OSError) as error:
+            if not several:
+                raise
             output.print_error(f"{tree.name}: {described(error)}")
             records[tree.name] = {"error": output.error_as_json(error)}
             codes.append(output.exit_code_of(error))
             continue
-        records[tree.name] = outcome.record
-        outcomes[os.path.abspath(tree.dest)] = outcome
+        done.append((tree, outcome))
         codes.append(outcome.code)
-        if not arguments.json:
-            if outcome.text and not arguments.quiet:
-                output.print_text(f"{tree.name}\n" + "".join(f"  {line}\n" for line in outcome.text.splitlines()))
-            output.print_result(arguments, {}, outcome.note and f"{tree.name}: {outcome.note}")
+        if several:
+            records[tree.name] = outcome.record
+            outcome = _headed(outcome, tree.name)
+        if not (several and arguments.json):
+            output.print_outcome(arguments, outcome)
     if after is not None:
-        after(arguments, outcomes)
-    if arguments.json:
-        output.print_result(arguments, {"trees": records}, "")
+        after(arguments, done)
+    if several and arguments.json:
+        output.print_outcome(arguments, Outcome({"trees": records}, ""))
     return next((code for code in codes if code not in (0, output.CHANGED)), max(codes, default=0))
+
+
+def _headed(outcome: Outcome, name: str) -> Outcome:
+    """The outcome for one of several trees, with its name."""
+    text = "".join(f"  {line}\n" for line in outcome.text.splitlines())
+    return outcome._replace(text=text and f"{name}\n{text}", note=outcome.note and f"{name}: {outcome.note}")
 
 
 # -- which trees ------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def add_get(get: Parser) -> None:
 def _get(arguments: argparse.Namespace) -> int:
     from perfkit.downloads.http.dial import connect_early
 
-    with _Results(as_json=arguments.json) as results:
+    with _Results(arguments) as results:
         # Invalid arguments are found before anything is requested or written.
         if not arguments.urls and arguments.input is None:
             raise ConfigError("no URLs: give at least one, or -i FILE with a list")
@@ -172,15 +172,15 @@ class _Results:
     The object is written as results arrive and is complete however the run ends; `error` says what ended it early.
     """
 
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
         self._began_s = time.monotonic()
         self._received = 0
         self._separator = ""
         self.failed = 0
 
     def __enter__(self) -> _Results:
-        if self._as_json:
+        if self._arguments.json:
             print_text('{"files":[')
         return self
 
@@ -191,13 +191,14 @@ class _Results:
             self.failed += 1
             where = "" if isinstance(error, PerfkitError) else f"{redacted(download.url)}: "
             print_error(where + described(error))
-        if self._as_json:
+        if self._arguments.json:
             print_text(self._separator + json.dumps(_as_json(download)))
             self._separator = ","
 
     def __exit__(self, kind: object, value: BaseException | None, at: object) -> None:
-        if not self._as_json:
+        if not self._arguments.json:
             return
+        self._arguments.json = False  # so that an error is not printed again
         end: dict[str, object] = {
             "bytes_received": self._received,
             "seconds": round(time.monotonic() - self._began_s, 3),

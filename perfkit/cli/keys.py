@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from perfkit.cli.output import errors_as_json, print_result
+from perfkit.cli.output import Outcome, print_outcome
 from perfkit.cli.parser import Parser, add_output
 from perfkit.errors import ConfigError
 from perfkit.libc import sync_file
@@ -28,21 +28,20 @@ def add_keygen(keygen: Parser) -> None:
 def _keygen(arguments: argparse.Namespace) -> int:
     from perfkit.minisign.secret_keys import SecretKey
 
-    with errors_as_json(arguments):
-        key = SecretKey.generate()
-        files = {arguments.file: (key.encode(), 0o600), f"{arguments.file}.pub": (key.public.encode(), 0o644)}
-        for path in files:
-            if os.path.lexists(path):
-                raise ConfigError(f"{path} exists already; choose another file")
-        for path, (content, mode) in files.items():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            with open(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                sync_file(descriptor)
+    key = SecretKey.generate()
+    files = {arguments.file: (key.encode(), 0o600), f"{arguments.file}.pub": (key.public.encode(), 0o644)}
+    for path in files:
+        if os.path.lexists(path):
+            raise ConfigError(f"{path} exists already; choose another file")
+    for path, (content, mode) in files.items():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            sync_file(descriptor)
     names = {"secret_key": arguments.file, "public_key": str(key.public), "id": key.public.name}
     note = f"{arguments.file} is the secret key, {arguments.file}.pub the public one: {key.public}"
-    print_result(arguments, names, note)
+    print_outcome(arguments, Outcome(names, note))
     return 0
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from perfkit.errors import ConfigError, ExpiredError, StaleSourceError
 from perfkit.progress.lines import JsonLines, PlainLines, print_line
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 CHANGED = 10  # the exit code of `sync --exit-code` after a change
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in shells
+
+
+class Outcome(NamedTuple):
+    """The outcome of a command."""
+
+    record: Mapping[str, object]  # printed with `--json`
+    note: str  # printed on standard error otherwise, if not empty, unless `--quiet` is given
+    text: str = ""  # printed before the note, on standard output
+    code: int = 0  # the exit code
 
 
 def exit_code_of(error: Exception) -> int:
@@ -53,21 +62,24 @@ def print_text(text: str) -> None:
         raise OSError(error.errno, f"standard output: {error.strerror}") from error
 
 
-def print_result(arguments: argparse.Namespace, record: Mapping[str, object], note: str) -> None:
-    """Print the result of a command: the record with `--json`, else the note, if any, unless `--quiet` was given."""
+def print_outcome(arguments: argparse.Namespace, outcome: Outcome) -> None:
+    """Print the outcome of a command as its options say."""
     if arguments.json:
-        print_text(json.dumps(record, default=list) + "\n")  # a long list is made only now
-    elif note and not arguments.quiet:
-        print_line(f"perfkit: {note}")
+        print_text(json.dumps(outcome.record, default=list) + "\n")  # a long list is made only now
+    elif not arguments.quiet:
+        if outcome.text:
+            print_text(outcome.text)
+        if outcome.note:
+            print_line(f"perfkit: {outcome.note}")
 
 
 @contextlib.contextmanager
 def errors_as_json(arguments: argparse.Namespace) -> Iterator[None]:
-    """For commands that print one JSON object: with `--json`, an exception is printed as one too."""
+    """With `--json`, an exception that ends the command is printed as its JSON object."""
     try:
         yield
-    except BaseException as error:
-        if arguments.json:
+    except (Exception, KeyboardInterrupt) as error:
+        if getattr(arguments, "json", False):
             with contextlib.suppress(OSError):  # standard output may be what failed
                 print_text(json.dumps({"error": error_as_json(error)}) + "\n")
         raise

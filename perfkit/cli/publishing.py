@@ -7,10 +7,10 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
-from perfkit.cli.frame import Outcome, define, outcome_of_check, toolkit_for
+from perfkit.cli.frame import define, outcome_of_check
 from perfkit.cli.keys import add_sign_key
-from perfkit.cli.output import INTERRUPTED, print_result
-from perfkit.cli.parser import Parser, add_output, add_progress
+from perfkit.cli.output import INTERRUPTED, Outcome, print_outcome
+from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
 from perfkit.errors import ConfigError
@@ -43,7 +43,8 @@ def add_publish(publish: Parser) -> None:
     publish.add_argument("site", metavar="SITE", help="the site: a directory for any static file server")
     what = "the name of the release; {n} is replaced by its number, {time} by its time"
     publish.add_argument("--version", required=True, metavar="V", help=what)
-    publish.add_argument("--watch", action="store_true", help="publish again whenever files change, until Ctrl-C")
+    what = "publish again whenever files change, until Ctrl-C; --json prints an object for each release"
+    publish.add_argument("--watch", action="store_true", help=what)
     what = "earlier releases with a direct delta (default 3)"
     publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help=what)
     what = "how many releases can be installed (default 16)"
@@ -60,11 +61,10 @@ def add_publish(publish: Parser) -> None:
     add_sign_key(publish)
     add_wait(publish)
     add_progress(publish)
-    add_output(publish, "print one JSON object for each release")
-    publish.describe("Publish a directory as the current release of a static site.", _PUBLISH_EXAMPLES, _publish)
+    define(publish, _publish, "Publish a directory as the current release of a static site.", _PUBLISH_EXAMPLES)
 
 
-def _publish(arguments: argparse.Namespace) -> int:
+def _publish(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     if arguments.watch and arguments.serial is not None:
         raise ConfigError("--serial is for one release: leave it out with --watch")
     names = ("version", "keep_deltas", "keep_releases", "level", "exclude", "links")
@@ -75,20 +75,17 @@ def _publish(arguments: argparse.Namespace) -> int:
         "sign_key": arguments.sign_key,
         "expires_s": None if arguments.expires is None else parse_seconds(arguments.expires),
     }
-    with toolkit_for(arguments) as kit:
-        if arguments.watch:
-            with contextlib.closing(kit.publish_on_change(arguments.src, arguments.site, **options)) as releases:
-                try:
-                    for release in releases:
-                        _print_release(arguments, release)
-                except KeyboardInterrupt:  # this is how to stop it
-                    return INTERRUPTED
-        release = kit.publish(arguments.src, arguments.site, serial=arguments.serial, **options)
-    _print_release(arguments, release)
-    return 0
+    if arguments.watch:
+        with contextlib.closing(kit.publish_on_change(arguments.src, arguments.site, **options)) as releases:
+            try:
+                for release in releases:
+                    print_outcome(arguments, _published(arguments, release))
+            except KeyboardInterrupt:  # this is how to stop it
+                raise SystemExit(INTERRUPTED) from None
+    return _published(arguments, kit.publish(arguments.src, arguments.site, serial=arguments.serial, **options))
 
 
-def _print_release(arguments: argparse.Namespace, release: Release) -> None:
+def _published(arguments: argparse.Namespace, release: Release) -> Outcome:
     if release.unchanged:
         done = "nothing to do" if arguments.expires is None else "its expiry is renewed"
         note = f"{arguments.site} offers {release.version} already; {done}"
@@ -98,7 +95,7 @@ def _print_release(arguments: argparse.Namespace, release: Release) -> None:
             f"{amount(release.bytes)}; {counted(release.objects_written, 'object')} with "
             f"{amount(release.bytes_written)} written in {release.seconds:.1f} s"
         )
-    print_result(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
+    return Outcome({**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
 
 
 def add_releases(releases: Parser) -> None:

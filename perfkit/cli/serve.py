@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from perfkit.cli.output import INTERRUPTED, print_text
+from perfkit.cli.output import INTERRUPTED, Outcome, print_outcome
 from perfkit.cli.parser import Parser, add_output
-from perfkit.progress.lines import print_line
 
 _EXAMPLES = """\
   perfkit serve public                 at http://127.0.0.1:8000/
@@ -31,10 +29,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     server = Server(arguments.site, port=arguments.port)
     try:
         with server:
-            if arguments.json:
-                print_text(json.dumps({"url": server.url}) + "\n")
-            elif not arguments.quiet:
-                print_line(f"perfkit: serving {arguments.site} at {server.url}; press Ctrl-C to stop")
+            note = f"serving {arguments.site} at {server.url}; press Ctrl-C to stop"
+            print_outcome(arguments, Outcome({"url": server.url}, note))
             server.wait()
     except KeyboardInterrupt:
         server.close()  # the interrupt may have come before the block was entered

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from perfkit.config import Config, parse_auth, parse_size
+from perfkit.config import Config, convert, parse_auth
 from perfkit.errors import ConfigError
 
+_FIELDS = {  # by option: the fields of Config that it sets
+    "workers": ("workers", "connections_per_host"),
+    "segments": ("segments",),
+    "retries": ("retries",),
+    "check_contents": ("check_contents",),
+    "limit_rate": ("rate_limit",),
+    "user": ("auth",),
+}
 
-def add_rates(command: argparse.ArgumentParser) -> None:
+
+def add_rates(command: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the options for concurrency and bandwidth."""
     command.add_argument("-j", "--workers", type=int, metavar="N", help="files at once (default 8), requests (16)")
     limit = "bytes per second for all transfers together, such as 500K or 5M"
@@ -31,6 +40,27 @@ def add_wait(command: argparse.ArgumentParser) -> None:
     command.add_argument("--wait", metavar="TIME", default="0", help=what)
 
 
+def fields_for(options: Mapping[str, object]) -> dict[str, object]:
+    """The fields of `Config` that options of a command line set.
+
+    Raises:
+        ConfigError: the value of an option is invalid; the message names the option.
+    """
+    chosen: dict[str, object] = {}
+    for option, fields in _FIELDS.items():
+        value = options.get(option)
+        if value is None or value is False:
+            continue
+        try:
+            for name in fields:
+                chosen[name] = convert(Config, name, parse_auth(str(value)) if name == "auth" else value)
+                Config(**{name: chosen[name]})  # type: ignore[arg-type]
+        except ConfigError as error:
+            reason = str(error).replace(f"Config.{name}", "it")
+            raise ConfigError(f"--{option.replace('_', '-')}: {reason}") from error
+    return chosen
+
+
 def config_for(arguments: argparse.Namespace) -> Config:
     """The Config for a command line.
 
@@ -38,20 +68,9 @@ def config_for(arguments: argparse.Namespace) -> Config:
         ConfigError: an option or a `PERFKIT_*` variable has an invalid value.
     """
     given = vars(arguments)
-    limit = given.get("limit_rate")
-    chosen: dict[str, object] = {
-        "workers": given.get("workers"),
-        "connections_per_host": given.get("workers"),
-        "segments": given.get("segments"),
-        "retries": given.get("retries"),
-        "check_contents": given.get("check_contents") or None,
-        "rate_limit": None if limit is None else parse_size(limit),
-        "auth": None if given.get("user") is None else parse_auth(given["user"]),
-    }
-    chosen = {name: value for name, value in chosen.items() if value is not None}
     of_the_tree = given.get("settings", {})  # in perfkit.toml; the environment takes precedence
     unset = {name: value for name, value in of_the_tree.items() if not os.environ.get(f"PERFKIT_{name.upper()}")}
-    config = Config.from_env(**{**unset, **chosen})
+    config = Config.from_env(**{**unset, **fields_for(given)})
     headers = _headers(given.get("header", ()))
     return replace(config, headers={**config.headers, **headers}) if headers else config
 

@@ -8,9 +8,9 @@ import dataclasses
 from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perfkit.cli.frame import Outcome, add_all, define
+from perfkit.cli.frame import add_all, define
 from perfkit.cli.keys import add_public_key
-from perfkit.cli.output import CHANGED, print_error
+from perfkit.cli.output import CHANGED, Outcome, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_rates, add_wait
 from perfkit.config import parse_seconds
@@ -63,15 +63,12 @@ def add_sync(sync: Parser) -> None:
     what = "symbolic links in an archive: refuse it (default), skip them, or copy what they point to"
     sync.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
     sync.add_argument("--channel", metavar="NAME", help="install the release that this channel of the site offers")
-    sync.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
-    sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    add_once(sync)
     what = "hash every file of the tree, even if its size and times are unchanged"
     sync.add_argument("--check-contents", action="store_true", help=what)
     what = "run before anything changes, with the changed names on standard input; {} is the tree as it will be"
     sync.add_argument("--check", metavar="CMD", help=what)
     sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="time limit for --check (default 10m)")
-    sync.add_argument("--retry-rejected", action="store_true", help="check again a version that was refused before")
-    sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
     add_public_key(sync)
     sync.add_argument("--threshold", type=int, default=1, metavar="N", help="how many of the keys (default 1)")
     sync.add_argument("--allow-expired", action="store_true", help="accept a release whose expiry has passed")
@@ -79,10 +76,7 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--null", action="store_true", help="end each name with NUL instead of a line feed")
     interval = "do nothing if a sync succeeded less than this ago, or failed less than 1, 2, 4, ... minutes ago"
     sync.add_argument("--min-interval", metavar="TIME", default="0", help=interval)
-    sync.add_argument("--now", action="store_true", help="ignore --min-interval, and a pause that a server asked for")
     sync.add_argument("--splay", metavar="TIME", help="first wait up to this long; always the same for a host and tree")
-    sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
-    add_wait(sync)
     add_credentials(sync)
     add_rates(sync)
     add_progress(sync)
@@ -90,24 +84,38 @@ def add_sync(sync: Parser) -> None:
     define(sync, _sync, about, _EXAMPLES)
 
 
+def add_once(sync: argparse.ArgumentParser) -> None:
+    """Add the options that are about one run, not about the tree."""
+    sync.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
+    sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    sync.add_argument("--retry-rejected", action="store_true", help="check again a version that was refused before")
+    sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
+    what = "ignore the minimum interval between syncs, and a pause that a server asked for"
+    sync.add_argument("--now", action="store_true", help=what)
+    sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
+    add_wait(sync)
+
+
 def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     if arguments.dry_run:
-        return _planned(kit.plan(arguments.source, arguments.dest, **_chosen(arguments)))
+        return outcome_of_plan(kit.plan(arguments.source, arguments.dest, **_chosen(arguments)))
     synced = sync_tree(kit, arguments)
-    report, note = synced.report, synced.not_due
-    if not note:
-        done = (
-            f"{report.version or 'nothing is installed'}, generation {report.generation}: {report.added} "
-            f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
-            f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
-        )
-        held = _held(report.held, report.version)
-        note = "; ".join([done, *report.edits(), *held, *_selected(report, arguments)])
+    report, outcome = synced.report, outcome_of_sync(synced.report)
+    note = synced.not_due or "; ".join([outcome.note, *_selected(report, arguments)])
     code = CHANGED if arguments.exit_code and report.generation_is_new else 0
     if synced.failure is not None:
         print_error(f"{synced.failure}; the next sync runs it again")
         code = _ON_CHANGE_FAILED
-    return Outcome(dataclasses.asdict(report), note, code=code)
+    return outcome._replace(note=note, code=code)
+
+
+def outcome_of_sync(report: SyncReport) -> Outcome:
+    done = (
+        f"{report.version or 'nothing is installed'}, generation {report.generation}: {report.added} "
+        f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
+        f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
+    )
+    return Outcome(dataclasses.asdict(report), "; ".join([done, *report.edits(), *_held(report.held, report.version)]))
 
 
 class Synced(NamedTuple):
@@ -216,7 +224,7 @@ def _selection(arguments: argparse.Namespace) -> Selection | None:
     )
 
 
-def _planned(plan: Plan) -> Outcome:
+def outcome_of_plan(plan: Plan) -> Outcome:
     values = ("version", "held", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds")
     names = ("fetch", "remove", "added", "changed")
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
@@ -224,8 +232,9 @@ def _planned(plan: Plan) -> Outcome:
     record = {each: getattr(plan, each) for each in (*values, *names)}
     version = plan.version or "nothing is installed"
     work = (
-        f"{version}: {counted(len(plan.fetch), 'file')} to fetch, {here} available locally, {len(plan.remove)} to "
-        f"remove; by {plan.route}: {amount(plan.bytes)} in {counted(plan.requests, 'request')}, "
+        f"{version}: {len(plan.added)} added, {len(plan.changed)} changed, {len(plan.remove)} removed; "
+        f"{counted(len(plan.fetch), 'file')} to fetch, {here} available locally; "
+        f"by {plan.route}: {amount(plan.bytes)} in {counted(plan.requests, 'request')}, "
         f"about {plan.seconds:.1f} s"
     )
     note = "; ".join([work, *_held(plan.held, plan.version)])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.frame import Outcome, add_all, add_tree, define, outcome_of_check
+from perfkit.cli.frame import add_all, add_tree, define, outcome_of_check
+from perfkit.cli.output import Outcome
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
@@ -18,6 +20,7 @@ from perfkit.progress.text import amount, counted, printable
 if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
     from perfkit.transactions.history import Generation
+    from perfkit.updates.report import SyncReport, VerifyReport
     from perfkit.updates.status import TreeStatus
 
 _ROLLBACK_EXAMPLES = """\
@@ -47,7 +50,10 @@ def add_rollback(rollback: Parser) -> None:
 
 def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     wait_s = parse_seconds(arguments.wait)
-    report = kit.rollback(arguments.dest, to=arguments.to, hold=not arguments.no_hold, wait_s=wait_s)
+    return outcome_of_rollback(kit.rollback(arguments.dest, to=arguments.to, hold=not arguments.no_hold, wait_s=wait_s))
+
+
+def outcome_of_rollback(report: SyncReport) -> Outcome:
     version = report.version or "the tree before the first change"
     note = (
         f"{version}, generation {report.generation}: {report.added} added, "
@@ -65,10 +71,10 @@ def add_history(history: Parser) -> None:
 def _history(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     found = kit.history(arguments.dest)
     record = {"generations": [dataclasses.asdict(each) for each in found]}
-    return Outcome(record, "", text="".join(map(_generation_line, found)))
+    return Outcome(record, "", text="".join(map(generation_line, found)))
 
 
-def _generation_line(each: Generation) -> str:
+def generation_line(each: Generation) -> str:
     mark = "*" if each.current else " "
     if each.number == 0:
         return f"{mark} {each.number:>4}  before the first change\n"
@@ -92,7 +98,12 @@ def add_verify(verify: Parser) -> None:
 
 def _verify(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     wait_s = parse_seconds(arguments.wait)
-    report = kit.verify(arguments.dest, repair=arguments.repair, mirrors=arguments.mirrors, wait_s=wait_s)
+    return outcome_of_verify(
+        kit.verify(arguments.dest, repair=arguments.repair, mirrors=arguments.mirrors, wait_s=wait_s)
+    )
+
+
+def outcome_of_verify(report: VerifyReport) -> Outcome:
     note = (
         f"{counted(report.files, 'file')}: "
         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
@@ -117,12 +128,12 @@ def _status(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     return Outcome(
         dataclasses.asdict(found),
         "",
-        text="".join(f"{name:<11} {printable(value)}\n" for name, value in _rows(found)),
+        text=status_text(found),
         code=1 if max_age_s is not None and found.age_s() > max_age_s else 0,
     )
 
 
-def _rows(found: TreeStatus) -> list[tuple[str, str]]:
+def status_text(found: TreeStatus) -> str:
     rows = [
         ("version", found.version or "nothing is installed"),
         ("generation", f"{found.generation}, since {_local(found.changed_s)}"),
@@ -140,14 +151,14 @@ def _rows(found: TreeStatus) -> list[tuple[str, str]]:
         rows.append(("held", f"{held.version}, {held.reason}, since {_local(held.since_s)}{said}"))
     if found.interrupted:
         rows.append(("interrupted", "a change; the next use of the tree completes it"))
-    return rows
+    return "".join(f"{name:<11} {printable(value)}\n" for name, value in rows)
 
 
 def _local(seconds: float | None) -> str:
     return "never" if seconds is None else datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome]) -> None:
+def _write_metrics(arguments: argparse.Namespace, trees: list[tuple[argparse.Namespace, Outcome]]) -> None:
     """Write the text format of node_exporter's textfile collector, which may read the file at any time."""
     if not arguments.metrics:
         return
@@ -164,8 +175,8 @@ def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome
     with replace_own(arguments.metrics, 0o644) as file:
         for name, value in values.items():
             file.write(f"# TYPE {name} gauge\n".encode())
-            for dest, outcome in outcomes.items():
-                label = dest.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+            for tree, outcome in trees:
+                label = os.path.abspath(tree.dest).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
                 file.write(f'{name}{{dest="{label}"}} {value(outcome.record)}\n'.encode(errors="replace"))
 
 

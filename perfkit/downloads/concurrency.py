@@ -164,7 +164,7 @@ class AdaptiveController:
     answers_per_window = 4  # a shorter one would judge streams without a response yet, or in slow start (RFC 5681)
     far_s = 0.02  # a response that takes this long comes over a network,
     network_s = 0.002  # and so do packets that take this long
-    congested_s = 2.0  # how long a path counts as congested after packets have queued
+    congested_s, congested_round_trips = 2.0, 25  # how long a path counts as congested after packets queued
     far_streams = 8
     doubling_pays = 1.15  # the gain in goodput for which a doubling is kept
     halving_costs = 0.95
@@ -278,7 +278,10 @@ class AdaptiveController:
     @property
     def congested(self) -> bool:
         """Whether packets have queued lately, so that losses may come from a full queue."""
-        return self._clock() - self._queued_at_s < self.congested_s
+        lasting_s = self.congested_s
+        if self._least_trip_s >= self.far_s:
+            lasting_s = min(lasting_s, self.congested_round_trips * self._least_trip_s)
+        return self._clock() - self._queued_at_s < lasting_s
 
     def _looks_useless(self, goodput: float) -> bool:
         """Whether streams added on trial have not paid so far."""

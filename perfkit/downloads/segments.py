@@ -12,7 +12,7 @@ from perfkit.downloads.cancel import Cancel
 
 Range = tuple[int, int]  # start, end (exclusive)
 
-_RANGE_S = 2.0  # a range is about what a connection fetches in this time,
+_RANGE_S, _RANGE_ROUND_TRIPS = 2.0, 25  # a range is about what a connection fetches in the shorter of these times,
 _RANGES = 32  # but at least what is missing divided by this: each costs a round trip
 _ROUND_TRIPS = 2  # a range that takes no longer than this many is not split, nor than two more to open a connection
 _FAR_S = 0.02
@@ -20,6 +20,7 @@ _FIRST_BYTES, _MOST_DOUBLINGS = 14_600, 40  # a connection starts with ten packe
 _BEHIND = 3  # round trips by which losses in a full queue delay a connection's slow start
 _SLOW_S = 2.0
 _LONG_S = 0.5  # a short range that takes longer is split anyway, if that is worth the round trips
+_SILENT_ROUND_TRIPS = 4  # a lost packet or the request of a new connection takes fewer
 _YOUNG_S = 1.0
 _RECENT_S = 0.5  # a runner's speed is that of the last one or two periods of this length
 _LEAST_BYTES = 32 << 10  # less than this is not split, however slow it is
@@ -77,7 +78,8 @@ class Runner:
             begins = now - self.started_s < _YOUNG_S or self.position == self.start
             seconds = left / max(1.0, pace if begins else 0.0, self.speed(now))
         silent_s = now - self.came_s
-        return max(seconds, silent_s) if silent_s > _LONG_S else seconds
+        answered = self.position > self.start  # then, what came after a lost packet may be in the kernel
+        return max(seconds, silent_s) if silent_s > _patience_s(_LONG_S, 0.0 if answered else round_trip_s) else seconds
 
     def _in_slow_start(self, now: float, round_trip_s: float, behind: int) -> bool:
         """Whether it is no more than so many round trips behind one that meets no loss, limit or full link."""
@@ -205,7 +207,8 @@ class SegmentMap:
             pace, missing = max(1.0, self._pace(now)), self._missing()
             own = max(1.0, self._idle[-1]) if self._idle else pace
             runners = sum(len(each.runners) for each in self._active) or 1
-            usual_s = min(_RANGE_S, max(worth_s, missing / (pace * runners) / 2))  # shorter and shorter towards the end
+            range_s = min(_RANGE_S, _RANGE_ROUND_TRIPS * self._far_s or _RANGE_S)
+            usual_s = min(range_s, max(worth_s, missing / (pace * runners) / 2))  # shorter and shorter towards the end
             usual = max(int(own * usual_s), missing // _RANGES)
             segment, seconds = self._slowest(now, pace, worth_s, 2 * usual)
             if segment is None:
@@ -234,7 +237,7 @@ class SegmentMap:
         with self._lock:
             now = self._clock()
             pace = self._pace(now)
-            segment, seconds = self._slowest(now, pace, _SLOW_S)
+            segment, seconds = self._slowest(now, pace, _patience_s(_SLOW_S, self._far_s))
             if segment is None or _left(segment) >= seconds * pace / 2:  # all are slow, as under a rate limit
                 return None
             return self._run(segment, segment.position)
@@ -336,6 +339,11 @@ class SegmentMap:
     def runners(self) -> list[Runner]:
         with self._lock:
             return [runner for segment in self._active for runner in segment.runners]
+
+
+def _patience_s(near_s: float, round_trip_s: float) -> float:
+    """How long to wait for a connection: `near_s`, or less where a few round trips over a distance are less."""
+    return min(near_s, _SILENT_ROUND_TRIPS * round_trip_s or near_s)
 
 
 def _slow_start_bytes(round_trips: float) -> float:

@@ -14,28 +14,29 @@ from perfkit.filesystem.paths import PRIVATE_DIR
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import link, syncfs
 
-_MAX_CACHED = 128
-_MIN_CACHED = 16  # enough for two names and their parents
+_MAX_CACHED = 16  # enough for two names and their parents; 128 were no faster
 _NOT_REMOVABLE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}  # EBUSY: a mount point
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class RootDir:
     """The files below `root`, by names with forward slashes. Not thread-safe.
 
     A directory is opened component by component with O_NOFOLLOW (open(2)), so that no symbolic link, not even one that
-    is moved into place during an operation, leads out of the root. A name may have any depth: the 128 most recently
-    used descriptors are cached, or fewer where the process may not open so many.
+    is moved into place during an operation, leads out of the root. A name may have any depth, however few files the
+    process may open: only the 16 most recently used descriptors are kept.
 
     Every method raises UnsafePathError where a component is a symbolic link or not a plain name (empty, `.`, `..`, or
     with a NUL), and OSError as the system call does.
+
+    Args:
+        follow_symlinks: whether a component may be a symbolic link.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, follow_symlinks: bool = False) -> None:
         self.root = os.path.abspath(root)
-        self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow_symlinks else os.O_NOFOLLOW)
         self._cached: OrderedDict[str, int] = OrderedDict()
-        self._most = _MAX_CACHED
         self._in_use = ""  # a directory whose descriptor must stay open
         self._missing: str | None = None  # see `remember_missing`
         try:
@@ -85,10 +86,8 @@ class RootDir:
         while missing:
             at, leaf = missing.pop()
             try:
-                fd = os.open(leaf, _DIRECTORY, dir_fd=fd)
+                fd = os.open(leaf, self._flags, dir_fd=fd)
             except OSError as error:
-                if self._closed_some(error):
-                    return self.directory(name)
                 if error.errno == errno.ENOENT and self._missing is not None:
                     self._missing = f"{at}/"
                 elif error.errno != errno.ENOENT and _is_symlink(leaf, fd):
@@ -117,16 +116,8 @@ class RootDir:
     def _close_oldest(self) -> None:
         if self._in_use in self._cached:
             self._cached.move_to_end(self._in_use)
-        while len(self._cached) > self._most:
+        while len(self._cached) > _MAX_CACHED:
             os.close(self._cached.popitem(last=False)[1])
-
-    def _closed_some(self, error: OSError) -> bool:
-        """If there are too many open files, close some cached ones; returns whether the caller should try again."""
-        if error.errno not in (errno.EMFILE, errno.ENFILE) or len(self._cached) <= _MIN_CACHED:
-            return False
-        self._most = max(_MIN_CACHED, len(self._cached) // 2)
-        self._close_oldest()
-        return True
 
     def _parents(self, one: str, other: str) -> tuple[tuple[int, str], tuple[int, str]]:
         """`parent` of two names; both descriptors are valid until the next call."""
@@ -167,8 +158,6 @@ class RootDir:
         try:
             descriptor = os.open(leaf, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode, dir_fd=fd)
         except OSError as error:
-            if self._closed_some(error):
-                return self.open(name, flags, mode)
             error.filename = name
             raise
         if flags & os.O_CREAT:
@@ -185,11 +174,6 @@ class RootDir:
             entries = os.scandir(self.directory(name))
         except FileNotFoundError:
             return
-        except OSError as error:
-            if self._closed_some(error):
-                yield from self.iterdir(name)
-                return
-            raise
         with entries:
             for entry in entries:
                 yield entry.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -10,12 +11,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
+from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import name_matcher
+from perfkit.filesystem.rootdir import RootDir
 
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-BELOW = DIRECTORY | os.O_NOFOLLOW  # for a directory in the tree: no link may lead out of it
 _BATCH = 1024
-_MAX_OPEN = 32  # directories held open at once; others are opened again on the way back
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 
 Path = str | os.PathLike[str]
@@ -34,7 +34,7 @@ class ScanEntry(NamedTuple):
     inode: int
     device: int
     mode: int  # type and permissions, as st_mode
-    error: OSError | None = None  # it vanished, or can't be read; then all numbers are 0
+    error: Exception | None = None  # it vanished, or can't be read; then all numbers are 0
 
     @property
     def kind(self) -> str:
@@ -79,42 +79,37 @@ def scan_batches(
     Args:
         types_only: read only names and types, in half the time: all numbers are 0, and `mode` has the type alone.
     """
-    walk = _Walk(options, batch, types_only)
-    walk.levels.append(Level(os.open(root, DIRECTORY), ""))
-    level: Level | None = walk.levels[0]
-    try:
-        while level is not None:
-            yield from walk.list(level)
-            level = walk.next_directory()
+    with contextlib.closing(RootDir(root, follow_symlinks=options.follow_symlinks)) as rootdir:
+        walk = _Walk(rootdir, options, batch, types_only)
+        while walk.directories:
+            yield from walk.list(walk.directories.pop())
         if walk.out:
             yield walk.out
-    finally:
-        for each in walk.levels:
-            each.close()
 
 
 class _Walk:
-    """A depth-first traversal: `list` a directory, then go to the `next_directory`."""
+    """A depth-first traversal."""
 
-    def __init__(self, options: ScanOptions, batch: int, types_only: bool) -> None:
-        self.levels: list[Level] = []  # the open directory and those above it
+    def __init__(self, rootdir: RootDir, options: ScanOptions, batch: int, types_only: bool) -> None:
+        self.directories = [""]  # those that are still to be listed, the next one last
         self.out: list[ScanEntry] = []  # entries that are not yielded yet
+        self._rootdir = rootdir
+        self._above: list[tuple[str, os.stat_result]] = []  # with `follow_symlinks`: the directories on the way down
         self._options = options
         self._included, self._excluded = name_matcher(options.include), name_matcher(options.exclude)
-        self._flags = DIRECTORY if options.follow_symlinks else BELOW
         self._batch = batch
         self._types_only = types_only
 
-    def list(self, level: Level) -> Iterator[list[ScanEntry]]:
-        """Full batches of the entries of a directory; its subdirectories are added to the level."""
-        prefix, names = level.prefix, level.names
-        follow, directories = self._options.follow_symlinks, self._options.directories
+    def list(self, directory: str) -> Iterator[list[ScanEntry]]:
+        """Full batches of the entries of a directory; its subdirectories are added to `directories`."""
+        prefix = f"{directory}/" if directory else ""
+        follow, with_directories = self._options.follow_symlinks, self._options.directories
         included, excluded, types_only, batch = self._included, self._excluded, self._types_only, self._batch
         skipped = self._options.without if not prefix else ()
         make = tuple.__new__
         out = self.out
         try:
-            with os.scandir(level.descriptor) as found:
+            with os.scandir(self._open(directory)) as found:
                 for entry in found:
                     name = prefix + entry.name
                     if skipped and entry.name in skipped:
@@ -124,8 +119,8 @@ class _Walk:
                         if excluded is not None and excluded(f"{name}/" if is_directory else name):
                             continue
                         if is_directory:
-                            names.append(entry.name)
-                            if not directories:
+                            self.directories.append(name)
+                            if not with_directories:
                                 continue
                         if included is not None and not included(f"{name}/" if is_directory else name):
                             continue
@@ -142,96 +137,22 @@ class _Walk:
                     if len(out) >= batch:
                         yield out
                         self.out = out = []
-        except OSError as error:
-            if not prefix:
+        except (OSError, UnsafePathError) as error:
+            if not directory:
                 raise
-            out.append(_failed(prefix[:-1], error))
+            out.append(_failed(directory, error))
 
-    def next_directory(self) -> Level | None:
-        """Open the next directory; None at the end. One that can't be opened becomes an entry with an error."""
-        levels = self.levels
-        while levels:
-            parent = levels[-1]
-            if not parent.names:
-                levels.pop().close()
-                continue
-            name = parent.names.pop()
-            try:
-                level = descend(levels, name, self._flags)
-            except OSError as error:
-                self.out.append(_failed(parent.prefix + name, error))
-                continue
-            if self._options.follow_symlinks and any(level.identity == above.identity for above in levels[:-1]):
-                levels.pop().close()
-                loop = OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
-                self.out.append(_failed(level.prefix[:-1], loop))
-                continue
-            return level
-        return None
-
-
-class Level:
-    """A directory on the way down from the root, open unless there are too many."""
-
-    __slots__ = ("_identity", "descriptor", "names", "prefix")
-
-    def __init__(self, descriptor: int, prefix: str) -> None:
-        self.descriptor = descriptor  # of the open directory; -1 if it was closed
-        self.prefix = prefix  # its name relative to the root, with a slash at the end; empty for the root
-        self.names: list[str] = []  # its entries that are still to be visited, the next one last
-        self._identity: tuple[int, int] | None = None
-
-    @property
-    def identity(self) -> tuple[int, int]:
-        """Its device and inode, as first read while it was open."""
-        if self._identity is None:
-            status = os.fstat(self.descriptor)
-            self._identity = status.st_dev, status.st_ino
-        return self._identity
-
-    def reopen(self, root: Level, flags: int = BELOW) -> None:
-        """Open it again if it was closed because there were too many."""
-        if self.descriptor < 0:
-            self.descriptor = open_below(root.descriptor, self.prefix, flags)
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-
-def descend(levels: list[Level], leaf: str, flags: int = BELOW) -> Level:
-    """Open a directory in the last of `levels`, and append it; if too many are open then, one of them is closed.
-
-    Raises:
-        OSError: it can't be opened.
-    """
-    parent = levels[-1]
-    parent.reopen(levels[0], flags)
-    level = Level(os.open(leaf, flags, dir_fd=parent.descriptor), f"{parent.prefix}{leaf}/")
-    levels.append(level)
-    if len(levels) > _MAX_OPEN:
-        levels[-_MAX_OPEN].close()
-    return level
-
-
-def open_below(root: int, name: str, flags: int = BELOW) -> int:
-    """Open the directory `name` below the open directory `root`, one component at a time.
-
-    So no symlink can lead out of `root`, and the path may be longer than PATH_MAX.
-
-    Raises:
-        OSError: a component is missing, not a directory, or a symlink (ELOOP, ENOTDIR).
-    """
-    descriptor = os.open(".", DIRECTORY, dir_fd=root)
-    for component in name.split("/"):
-        if component:
-            try:
-                below = os.open(component, flags, dir_fd=descriptor)
-            finally:
-                os.close(descriptor)
-            descriptor = below
-    return descriptor
+    def _open(self, directory: str) -> int:
+        """A descriptor of a directory, unless it is one of those above it."""
+        descriptor = self._rootdir.directory(directory)
+        if self._options.follow_symlinks:
+            status = os.fstat(descriptor)
+            while self._above and not directory.startswith(self._above[-1][0]):
+                self._above.pop()
+            if any(os.path.samestat(status, above) for _, above in self._above):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), directory)
+            self._above.append((f"{directory}/" if directory else "", status))
+        return descriptor
 
 
 def _without_stat(entry: os.DirEntry[str], name: str, is_directory: bool, follow_symlinks: bool) -> ScanEntry:
@@ -244,7 +165,7 @@ def _without_stat(entry: os.DirEntry[str], name: str, is_directory: bool, follow
     return tuple.__new__(ScanEntry, (name, 0, 0, 0, 0, 0, mode, None))
 
 
-def _failed(name: str, error: OSError) -> ScanEntry:
+def _failed(name: str, error: Exception) -> ScanEntry:
     return ScanEntry(name, 0, 0, 0, 0, 0, 0, error)
 
 
@@ -269,42 +190,43 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
     Raises:
         OSError: the root can't be opened or listed.
     """
-    levels = [Level(os.open(root, DIRECTORY), "")]
     make = tuple.__new__
-    try:
-        _list_sorted(levels[0], without)
+    with contextlib.closing(RootDir(root)) as rootdir:
+        levels = [("", _names(rootdir.fd, without))]  # the directories on the way down, and what is left of each
+        descriptor = rootdir.fd  # of the last one; -1: not open
         while levels:
-            level = levels[-1]
-            if not level.names:
-                levels.pop().close()
+            prefix, names = levels[-1]
+            if not names:
+                levels.pop()
+                descriptor = -1
                 continue
-            leaf = level.names.pop()
-            name = level.prefix + leaf
+            leaf = names.pop()
+            name = prefix + leaf
             try:
                 if leaf.endswith("/"):
-                    _list_sorted(descend(levels, leaf[:-1]))
+                    descriptor = rootdir.directory(name[:-1])
+                    levels.append((name, _names(descriptor)))
                     continue
-                level.reopen(levels[0])
-                status = os.stat(leaf, dir_fd=level.descriptor, follow_symlinks=False)
-            except OSError as error:
-                yield ScanEntry(name.rstrip("/"), 0, 0, 0, 0, 0, 0, error)
+                if descriptor < 0:
+                    descriptor = rootdir.directory(prefix[:-1])
+                status = os.stat(leaf, dir_fd=descriptor, follow_symlinks=False)
+            except (OSError, UnsafePathError) as error:
+                yield _failed(name.rstrip("/"), error)
                 continue
             mode = status.st_mode
             if stat.S_ISDIR(mode):  # it became a directory after it was listed: ignore it
                 continue
             mtime_ns, ctime_ns = status.st_mtime_ns, status.st_ctime_ns
             yield make(ScanEntry, (name, status.st_size, mtime_ns, ctime_ns, status.st_ino, status.st_dev, mode, None))
-    finally:
-        for level in levels:
-            level.close()
 
 
-def _list_sorted(level: Level, without: Collection[str] = ()) -> None:
-    """Read the names in a directory. Those of directories end in a slash, which sorts `a.txt` before `a/b`."""
-    with os.scandir(level.descriptor) as found:
-        level.names = [
+def _names(directory: int, without: Collection[str] = ()) -> list[str]:
+    """The names in a directory, the first one last. Those of directories end in a slash: `a.txt` is before `a/b`."""
+    with os.scandir(directory) as found:
+        names = [
             f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
             for entry in found
             if entry.name not in without
         ]
-    level.names.sort(reverse=True)
+    names.sort(reverse=True)
+    return names

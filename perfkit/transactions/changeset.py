@@ -173,6 +173,14 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         number = self._sources[row]
         return f"{staged}{number}" if number else fetched + self._sha256(row)
 
+    def fetched(self) -> Iterator[tuple[int, Content]]:
+        """The rows that get a fetched file, and its content."""
+        for row in range(len(self._flags)):
+            if self.is_written(row) and not self._sources[row] and row not in self._other_sources:
+                content = self.after(row)
+                assert content is not None
+                yield row, content
+
     def freeze(self) -> None:
         """Free the lookup by name; from now on only rows can be used."""
         self.rows()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from perfkit.errors import FileChangedError
+from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import fold_name
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.libc import set_mode
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.journal_ops import check_conflicts
 from perfkit.transactions.layout import is_private
-from perfkit.transactions.object_store import EMPTY, ObjectStore
+from perfkit.transactions.object_store import EMPTY, ObjectStore, open_regular
 from perfkit.transactions.records import Content, Seen
 
 
@@ -61,6 +63,7 @@ def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: Chan
         UpdateError, UnsafePathError: something is in the way of a new file.
         FileChangedError: a file is not as the caller saw it.
     """
+    _prepare_fetched(rootdir, change_set)
     check_conflicts(rootdir, change_set)
     renamed = set()  # where case is ignored: names that are written under another spelling
     if rootdir.folds_case:
@@ -81,6 +84,22 @@ def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: Chan
         change_set.record_found(name)
     change_set.freeze()
     return tuple(restored_with_edits)
+
+
+def _prepare_fetched(rootdir: RootDir, change_set: ChangeSet) -> None:
+    """Check that the fetched files that become files of the tree are there, and give them their mode and owner."""
+    for row, content in change_set.fetched():
+        source = change_set.source(row)
+        found = rootdir.lstat(source)
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size != content.size:
+            raise UpdateError(f"{source}: it is not the file that was fetched; sync again")
+        if stat.S_IMODE(found.st_mode) != content.mode or rootdir.owner is not None:
+            fd = open_regular(rootdir, source)
+            try:
+                set_mode(fd, content.mode)
+                rootdir.hand_over(fd)
+            finally:
+                os.close(fd)
 
 
 def _found(rootdir: RootDir, name: str, known: Known, inspect: Callable[[str, Seen | None], Content]) -> Content | None:

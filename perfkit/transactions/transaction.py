@@ -15,7 +15,7 @@ from perfkit.libc import set_mode
 from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import record_lines
-from perfkit.transactions.layout import FETCH, check_own_name, check_recorded_name
+from perfkit.transactions.layout import FETCH, FETCHED_OBJECT, check_own_name, check_recorded_name
 from perfkit.transactions.object_store import content_of, copy_into, digest_of, open_regular, write_all
 from perfkit.transactions.prepare import Known, prepare
 from perfkit.transactions.records import Change, Content
@@ -185,6 +185,21 @@ class Transaction:
             return self._set_staged(name, source, fd, mode, sha256)
         finally:
             os.close(fd)
+
+    def expect(self, name: str, content: Content) -> None:
+        """`adopt` the fetched file with this content, which need not be there yet: by the end of the block it must be,
+        and the caller must have verified it.
+
+        Raises:
+            UnsafePathError: as `write`.
+            UpdateError: it was adopted already. At the end of the block: it is not a regular file of that size.
+        """
+        check_name(name)
+        self._check_open()
+        source = FETCHED_OBJECT + content.sha256
+        if self._change_set.uses_fetched(source):
+            raise UpdateError(f"{source}: a file can be adopted only once")
+        self._change_set[name] = StagedFile(source, content)
 
     def _set_staged(self, name: str, source: str, fd: int, mode: int, digest: str | None = None) -> Content:
         """Set the mode of a complete staged file, and add it to the change set."""

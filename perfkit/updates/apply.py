@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -61,25 +62,39 @@ class PlanApplier:
     Args:
         root: the tree's root directory.
         manifest: the manifest of the version to install.
-        staging: has the blobs that the tree lacks.
-        shown: counts the files.
+        staging: knows which blobs the tree lacks.
     """
 
-    def __init__(self, root: str, tx: Transaction, manifest: Manifest, staging: StagingArea, shown: Stage) -> None:
+    def __init__(self, root: str, tx: Transaction, manifest: Manifest, staging: StagingArea, plan: Plan) -> None:
         self.bytes_written = 0  # total size of new files; moved files do not count
-        self._shown = shown
+        self._shown: Stage | None = None
         self._root = root
         self._tx = tx
         self._manifest = manifest
         self._staging = staging
+        self._plan = plan
+        self._copies: array[int] | None = None  # entries whose content is staged for another one; None: not known yet
+        self._adopted_bytes = 0
 
-    def apply(self, plan: Plan) -> None:
-        """Make all changes of the plan.
+    def expect(self) -> None:
+        """Prepare the transaction for what is still to be staged, unless files have to be moved out of the way first.
+
+        For many files this takes as long as a round trip, and while contents come there is time for it.
+        """
+        if not (self._plan.saved_as or self._plan.local):
+            self._copies = self._adopt_staged()
+
+    def apply(self, shown: Stage) -> None:
+        """Make all changes of the plan; all that it needs is staged.
+
+        Args:
+            shown: counts the files.
 
         Raises:
             UpdateError, FileChangedError: a file of the tree changed while it was copied; it was removed.
             OSError: as the methods of `Transaction`.
         """
+        self._shown, plan = shown, self._plan
         try:
             for name, saved in plan.saved_as.items():
                 self._tx.move_aside(name, saved)
@@ -88,10 +103,13 @@ class PlanApplier:
             self._place_local(plan.local)
             for name in plan.modes:
                 self._copy(name, os.path.join(self._root, name))
-            self._place_staged(chain(plan.stored, plan.fetch))
+            copies = self._adopt_staged() if self._copies is None else self._copies
+            self._place_copies(copies)
+            adopted = len(plan.stored) + len(plan.fetch) - len(copies)
+            shown.count(files=adopted, count_bytes=self._adopted_bytes)
             for name in plan.remove:
                 self._tx.remove(name, missing_ok=True)
-                self._shown.count(files=1)
+                shown.count(files=1)
         except FileNotFoundError as error:
             reason = "it was removed during the update; nothing was changed, retry"
             raise FileChangedError(str(error.filename), reason) from error
@@ -101,23 +119,31 @@ class PlanApplier:
         for each in local:
             if each.move:
                 self._tx.move(each.source, each.name)
-                self._shown.count(files=1)
+                self._count(0)
             else:
                 self._copy(each.name, os.path.join(self._root, each.source))
 
-    def _place_staged(self, names: Iterable[str]) -> None:
-        """Place files whose content is staged: the first file of each blob adopts it, others are copies."""
-        for name in names:
+    def _adopt_staged(self) -> array[int]:
+        """Have the first file of each staged blob adopt it; returns the entries of the other files."""
+        copies, first = array("I"), self._staging.expected.index.first
+        for name in chain(self._plan.stored, self._plan.fetch):
             at, entry = self._find(name)
-            if not entry.size:
-                self._tx.write(name, b"", mode=_mode(entry))
-                self._shown.count(files=1)
-            elif self._staging.expected.index.first(entry.sha256) == at:
-                path = self._staging.path(entry.sha256)
-                self._tx.adopt(name, path, sha256=entry.sha256.hex(), mode=_mode(entry))
-                self._count(entry)
+            if entry.size and first(entry.sha256) == at:
+                self._tx.expect(name, Content(entry.sha256.hex(), entry.size, _mode(entry)))
+                self._adopted_bytes += entry.size
             else:
-                self._copy(name, self._staging.path(entry.sha256))
+                copies.append(at)
+        self.bytes_written += self._adopted_bytes
+        return copies
+
+    def _place_copies(self, entries: Iterable[int]) -> None:
+        """Place files that are empty, or whose content another file has adopted."""
+        for entry in map(self._manifest.__getitem__, entries):
+            if entry.size:
+                self._copy(entry.name, self._staging.path(entry.sha256))
+            else:
+                self._tx.write(entry.name, b"", mode=_mode(entry))
+                self._count(0)
 
     def _find(self, name: str) -> tuple[int, Entry]:
         at = self._manifest.find(name)
@@ -130,11 +156,12 @@ class PlanApplier:
         content = self._tx.replace(name, path, mode=_mode(entry))
         if content.sha256 != entry.sha256.hex():
             raise UpdateError(f"{path} changed while it was copied to {name}; the tree was not changed, sync again")
-        self._count(entry)
+        self._count(entry.size)
 
-    def _count(self, entry: Entry) -> None:
-        self.bytes_written += entry.size
-        self._shown.count(files=1, count_bytes=entry.size)
+    def _count(self, size: int) -> None:
+        self.bytes_written += size
+        if self._shown is not None:
+            self._shown.count(files=1, count_bytes=size)
 
 
 def _mode(entry: Entry) -> int:

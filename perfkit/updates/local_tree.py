@@ -6,7 +6,7 @@ What happens to files that the user has edited is decided in `planner.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import BinaryIO
 
@@ -17,12 +17,12 @@ from perfkit.filesystem.scan import ScanEntry, scan_in_order
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
-from perfkit.releases.format.manifest import EntrySubset, Manifest
+from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.releases.statcache import StatCache
 from perfkit.transactions import layout
 from perfkit.transactions.records import Seen
 from perfkit.updates.digest_index import BlobIndex
-from perfkit.updates.planner import ExistingFile, ExistingFiles
+from perfkit.updates.planner import ExistingFiles
 
 
 def _scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, ScanEntry]]:
@@ -41,11 +41,12 @@ def _scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, S
         yield at if name == entry.name else None, entry
 
 
-class LocalTree(Mapping[str, ExistingFile]):
+class LocalTree:
     """The files of a tree, by name.
 
     Managed files whose row in the stat cache does not match are hashed at once, in parallel; unmanaged files when their
-    content is needed. A file that is as the manifest has it takes one byte of memory, any other an object.
+    content is needed. A file that is as the manifest has it takes one byte of memory, any other an `Entry`; the SHA-256
+    of anything but a regular file is empty.
 
     Raises:
         OSError: something can't be read.
@@ -63,12 +64,12 @@ class LocalTree(Mapping[str, ExistingFile]):
     ) -> None:
         self.cache = cache  # the rows of the managed files, with those that were hashed
         self.now_ns = now_ns  # the file system's time before anything was read
-        self.hashed_bytes = 0  # total size of the managed files that were hashed
+        self.hashed_bytes = 0  # total size of the files that were hashed
         self._root = root
         self._progress = progress
         self._installed = cache.manifest
         self._intact = bytearray(len(cache.manifest))  # 1 for each entry of the manifest that the tree has unchanged
-        self._others: dict[str, ExistingFile] = {}  # changed files, and unmanaged ones that were read
+        self._others: dict[str, Entry] = {}  # changed files, and unmanaged ones that were read
         self._hashed: dict[str, ScanEntry] = {}  # files that were read and have no row
         self._unread: dict[str, ScanEntry] = {}  # unmanaged files
         self._stable: list[ScanEntry] = []  # unmanaged files that did not change while they were read
@@ -76,45 +77,71 @@ class LocalTree(Mapping[str, ExistingFile]):
             self._compare(phase)
 
     def _compare(self, phase: str) -> None:
-        pending: dict[str, tuple[int, ScanEntry]] = {}  # being hashed
-
         def unmatched() -> Iterator[ScanEntry]:
             for at, entry in _scan_managed(self._root, self._installed):
                 if at is None:
                     self._unread[entry.name] = entry
                 elif entry.kind != "file":
-                    self._others[entry.name] = ExistingFile(b"", entry.size)
+                    self._others[entry.name] = Entry(entry.name, entry.size, b"")
                 elif self.cache.matches(at, entry):
                     self._intact[at] = 1
                     shown.count(files=1, count_bytes=entry.size)
                 else:
-                    pending[entry.name] = at, entry
                     yield entry
 
         installed = self._installed
         with Stage(self._progress, phase, files=len(installed), total_bytes=installed.total_bytes) as shown:
-            for found in hash_many(self._root, unmatched()):
-                at, entry = pending.pop(found.name)
-                if found.error is None and found.sha256 is not None:
-                    self.hashed_bytes += found.size
-                    self._add_hash(at, entry, bytes.fromhex(found.sha256), stable=_same_times(entry, found))
-                elif found.error is not None and not isinstance(found.error, FileNotFoundError):
-                    raise found.error
-                shown.count(files=1, count_bytes=entry.size)
+            self._hash(unmatched(), shown)
 
-    def _add_hash(self, at: int, entry: ScanEntry, sha256: bytes, *, stable: bool) -> None:
-        """Record the content of a managed file that was hashed."""
-        executable = bool(entry.mode & 0o100) if self.cache.modes else self._installed.executable(at)
-        if sha256 == self._installed.digest(at) and executable == self._installed.executable(at):
+    def _read(self, names: Iterable[str]) -> None:
+        """Hash unmanaged files; those that vanished are skipped."""
+        chosen = [self._unread.pop(name) for name in names]
+        files = [entry for entry in chosen if entry.kind == "file"]
+        self._others.update((each.name, Entry(each.name, each.size, b"")) for each in chosen if each.kind != "file")
+        if files:
+            size = sum(entry.size for entry in files)
+            with Stage(self._progress, "checking files", files=len(files), total_bytes=size) as shown:
+                self._hash(files, shown)
+
+    def _hash(self, entries: Iterable[ScanEntry], shown: Stage) -> None:
+        """Hash files, in parallel, and record their content."""
+        pending: dict[str, ScanEntry] = {}
+
+        def begun() -> Iterator[ScanEntry]:
+            for entry in entries:
+                pending[entry.name] = entry
+                yield entry
+
+        for found in hash_many(self._root, begun()):
+            entry = pending.pop(found.name)
+            if found.error is None:
+                self._add_hash(entry, found)
+            elif not isinstance(found.error, FileNotFoundError):
+                raise found.error
+            shown.count(files=1, count_bytes=entry.size)
+
+    def _add_hash(self, entry: ScanEntry, found: FileHash) -> None:
+        """Record the content of a file that was hashed."""
+        at, sha256 = self._installed.find(entry.name), bytes.fromhex(found.sha256 or "")
+        # whether the file did not change between the scan and the hash
+        stable = (found.size, found.mtime_ns, found.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns)
+        executable = bool(entry.mode & 0o100)
+        if at is not None and not self.cache.modes:
+            executable = self._installed.executable(at)
+        self.hashed_bytes += found.size
+        self._hashed[entry.name] = entry
+        if at is not None and (sha256, executable) == (self._installed.digest(at), self._installed.executable(at)):
             self._intact[at] = 1
             if stable:
                 self.cache.record_at(at, entry, content_ns=self.now_ns, seen_ns=self.now_ns)
                 if self.cache.matches(at, entry):
-                    return
-        else:
-            self._others[entry.name] = ExistingFile(sha256, entry.size, executable)
+                    del self._hashed[entry.name]  # the row has what `seen` needs
+            return
+        self._others[entry.name] = Entry(entry.name, entry.size, sha256, executable)
+        if at is not None:
             self.cache.forget_at(at)
-        self._hashed[entry.name] = entry
+        elif stable:
+            self._stable.append(entry)
 
     @property
     def all_intact(self) -> bool:
@@ -134,63 +161,31 @@ class LocalTree(Mapping[str, ExistingFile]):
         """Whether the tree has this entry of the manifest unchanged."""
         return self._intact[at] == 1
 
-    def __getitem__(self, name: str) -> ExistingFile:
-        if (found := self._others.get(name)) is not None:
-            return found
+    def get(self, name: str) -> Entry | None:
+        """The file with this name, if there is one; an unmanaged one is read for its content."""
         if name in self._unread:
             self._read((name,))
-            return self._others[name]
-        at = self._installed.find(name)
-        if at is None or not self._intact[at]:
-            raise KeyError(name)
-        return ExistingFile(self._installed.digest(at), self._installed.size(at), self._installed.executable(at))
+        return self._others.get(name) or self._intact_entry(name)
 
-    def __iter__(self) -> Iterator[str]:
-        yield from (name for name, intact in zip(self._installed.names(), self._intact, strict=True) if intact)
-        yield from [*self._others, *self._unread]
+    def _intact_entry(self, name: str) -> Entry | None:
+        at = self._installed.find(name)
+        return None if at is None or not self._intact[at] else self._installed[at]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._others or name in self._unread or self._intact_entry(name) is not None
 
     def __len__(self) -> int:
         return sum(self._intact) + len(self._others) + len(self._unread)
 
-    def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        at = self._installed.find(name)
-        return name in self._others or name in self._unread or (at is not None and self._intact[at] == 1)
-
     def existing(self, installed: EntrySubset, wanted: EntrySubset) -> ExistingFiles:
         """The tree's files under the names of these entries of the installed and the wanted manifest."""
         intact = EntrySubset(self._installed)
-        others: dict[str, ExistingFile] = {}
-        for at, name in installed.places():
+        for at, _ in installed.places():
             if self._intact[at]:
                 intact.add(at)
-            elif name in self._others:
-                others[name] = self._others[name]
         self._read([name for name in wanted if name in self._unread])
-        others.update((name, self._others[name]) for name in wanted if name in self._others)
-        return ExistingFiles(intact, others)
-
-    def _read(self, names: Iterable[str]) -> None:
-        """Hash unmanaged files; those that vanished are skipped."""
-        chosen = [self._unread.pop(name) for name in names]
-        self._others.update((entry.name, ExistingFile(b"", entry.size)) for entry in chosen if entry.kind != "file")
-        files = {entry.name: entry for entry in chosen if entry.kind == "file"}
-        if not files:
-            return
-        size = sum(entry.size for entry in files.values())
-        with Stage(self._progress, "checking files", files=len(files), total_bytes=size) as shown:
-            for found in hash_many(self._root, files.values()):
-                entry = files[found.name]
-                if found.error is None:
-                    self._hashed[entry.name] = entry
-                    sha256 = bytes.fromhex(found.sha256 or "")
-                    self._others[entry.name] = ExistingFile(sha256, entry.size, bool(entry.mode & 0o100))
-                    if _same_times(entry, found):
-                        self._stable.append(entry)
-                elif not isinstance(found.error, FileNotFoundError):
-                    raise found.error
-                shown.count(files=1, count_bytes=entry.size)
+        names = (name for name in chain(installed, wanted) if name in self._others)
+        return ExistingFiles(intact, {name: self._others[name] for name in names})
 
     def cache_for(self, manifest: Manifest) -> StatCache:
         """The rows for another manifest, including the unmanaged files that it has."""
@@ -239,16 +234,12 @@ class LocalTree(Mapping[str, ExistingFile]):
 
     def seen(self, name: str) -> Seen | None:
         """The file as it was scanned, so that the commit can check that it is unchanged; None: it was absent."""
-        if (entry := self._hashed.get(name)) is not None:
+        found = self._others.get(name) or self._intact_entry(name)
+        if found is not None and (entry := self._hashed.get(name)) is not None:
             later = entry.mtime_ns >= self.now_ns  # a write within the same tick of the clock would not show
-            return Seen(self[name].sha256.hex(), entry.inode, entry.size, -1 if later else entry.mtime_ns)
+            return Seen(found.sha256.hex(), entry.inode, entry.size, -1 if later else entry.mtime_ns)
         at = self._installed.find(name)
-        if name in self._others or at is None or not self._intact[at]:
+        if found is None or name in self._others or at is None:
             return None
         inode, mtime_ns = self.cache.identity_at(at)
-        return Seen(self._installed.digest(at).hex(), inode, self._installed.size(at), mtime_ns)
-
-
-def _same_times(entry: ScanEntry, found: FileHash) -> bool:
-    """Whether a file did not change between the scan and the hash."""
-    return (found.size, found.mtime_ns, found.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns)
+        return Seen(found.sha256.hex(), inode, found.size, mtime_ns)

@@ -8,55 +8,38 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
 from perfkit.filesystem.compact import DigestIndex, pack_numbers
 from perfkit.filesystem.paths import backup_name
-from perfkit.releases.format.manifest import EntrySubset, LazySequence
+from perfkit.releases.format.manifest import Entry, EntrySubset, LazySequence
 from perfkit.updates.routes import Link, Offer, route_seconds
 
 _NAMES_SHOWN = 5  # in an error
 _FEW = 3  # files with the same content that are searched again for each copy
 
 
-class FileInfo(Protocol):
-    """The content and mode of a file; `Entry` of a manifest is one."""
+class ExistingFiles(Mapping[str, Entry]):
+    """Some files of the tree: the intact ones, which match the manifest, and the others. The SHA-256 of anything but a
+    regular file is empty.
+    """
 
-    @property
-    def sha256(self) -> bytes: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def executable(self) -> bool: ...
-
-
-class ExistingFile(NamedTuple):
-    """A file in the tree. `sha256` is empty for anything but a regular file."""
-
-    sha256: bytes
-    size: int
-    executable: bool = False
-
-
-class ExistingFiles(Mapping[str, FileInfo]):
-    """Some files of the tree: the intact ones, which match the manifest, and the others."""
-
-    def __init__(self, intact: EntrySubset, others: Mapping[str, ExistingFile]) -> None:
+    def __init__(self, intact: EntrySubset, others: Mapping[str, Entry]) -> None:
         self._intact = intact
         self._others = others
         self._other_names = tuple(others)
         self.names = LazySequence(self._name, range(len(self)))
-        self.entries = LazySequence(self._file, range(len(self)))
+        self.entries = LazySequence(self._entry, range(len(self)))
 
     def _name(self, at: int) -> str:
         return self._intact.names[at] if at < len(self._intact) else self._other_names[at - len(self._intact)]
 
-    def _file(self, at: int) -> FileInfo:
+    def _entry(self, at: int) -> Entry:
         return self._intact.entries[at] if at < len(self._intact) else self._others[self._name(at)]
 
-    def __getitem__(self, name: str) -> FileInfo:
+    def __getitem__(self, name: str) -> Entry:
         return self._others[name] if name in self._others else self._intact[name]
 
     def __contains__(self, name: object) -> bool:
@@ -67,22 +50,6 @@ class ExistingFiles(Mapping[str, FileInfo]):
 
     def __len__(self) -> int:
         return len(self._intact) + len(self._other_names)
-
-
-class _Files(NamedTuple):
-    """A mapping from names to files, as two sequences."""
-
-    names: Sequence[str]
-    files: Sequence[FileInfo]
-
-    @classmethod
-    def of(cls, files: Mapping[str, FileInfo]) -> _Files:
-        if isinstance(files, (EntrySubset, ExistingFiles)):
-            return cls(files.names, files.entries)
-        return cls(tuple(files), tuple(files.values()))
-
-    def names_at(self, places: Sequence[int]) -> Sequence[str]:
-        return LazySequence(self.names.__getitem__, pack_numbers(places))
 
 
 class LocalCopy(NamedTuple):
@@ -169,9 +136,9 @@ class Plan:
 
 
 def decide(
-    wanted: Mapping[str, FileInfo],
-    existing: Mapping[str, FileInfo],
-    installed: Mapping[str, FileInfo],
+    wanted: EntrySubset,
+    existing: ExistingFiles,
+    installed: EntrySubset,
     *,
     stored: Callable[[bytes], bool] = lambda digest: False,
     taken: Callable[[str], bool] = lambda name: False,
@@ -191,10 +158,9 @@ def decide(
     Raises:
         UpdateError: there are local changes, and `local_changes` is `refuse`.
     """
-    files = _Files.of(wanted)
     keep, modes, added, changed, missing = (array("I") for _ in range(5))
-    for at, (name, entry) in enumerate(zip(*files, strict=True)):
-        found = existing.get(name)
+    for at, entry in enumerate(wanted.entries):
+        found = existing.get(entry.name)
         if found is None:
             added.append(at)
         elif _same(found, entry):
@@ -205,7 +171,7 @@ def decide(
             missing.append(at)
         elif found.executable != entry.executable:
             modes.append(at)
-    tree = _Tree(_Files.of(existing), wanted, installed)
+    tree = _Tree(existing, wanted, installed)
     if local_changes == "refuse":
         _refuse_edits(tree.edited)
     saved_as: dict[str, str] = {}
@@ -213,21 +179,22 @@ def decide(
     for name in tree.edited if local_changes == "keep" else ():
         saved_as[name] = backup_name(name, lambda n: n in wanted or n in existing or n in fresh or taken(n))
         fresh.add(saved_as[name])
-    local, kept, fetch = _locate(files, missing, tree, stored)
+    local, kept, fetch = _locate(wanted.entries, missing, tree, stored)
     moved = {each.source for each in local if each.move}
+    kept_names = _names_at(wanted.names, keep)
     return Plan(
-        keep=files.names_at(keep),
+        keep=kept_names,
         unchanged=len(keep),
         local=tuple(local),
-        stored=files.names_at(kept),
-        modes=files.names_at(modes),
-        fetch=files.names_at(fetch),
+        stored=_names_at(wanted.names, kept),
+        modes=_names_at(wanted.names, modes),
+        fetch=_names_at(wanted.names, fetch),
         remove=tree.unwanted(but={*moved, *saved_as}),
-        already_applied=tuple(_already_applied(files.names_at(keep), wanted, existing, installed)),
+        already_applied=tuple(_already_applied(kept_names, wanted, existing, installed)),
         saved_as=saved_as,
         overwritten=tuple(tree.edited) if local_changes == "overwrite" else (),
-        added=files.names_at(added),
-        changed=files.names_at(changed),
+        added=_names_at(wanted.names, added),
+        changed=_names_at(wanted.names, changed),
     )
 
 
@@ -243,30 +210,31 @@ def _refuse_edits(edited: Collection[str]) -> None:
 class _Tree:
     """The existing files, and which of them become unused."""
 
-    def __init__(self, files: _Files, wanted: Mapping[str, FileInfo], installed: Mapping[str, FileInfo]) -> None:
+    def __init__(self, files: ExistingFiles, wanted: EntrySubset, installed: EntrySubset) -> None:
         self._files = files
         self._unwanted = array("I")
         # names whose content is neither that of the installed version nor that of the wanted one
         self.edited: list[str] = []
         self._movable = bytearray(len(files.names))  # 1 for each unwanted name whose file nothing else needs yet
-        for at, (name, found) in enumerate(zip(*files, strict=True)):
+        for at, (name, found) in enumerate(zip(files.names, files.entries, strict=True)):
             entry = wanted.get(name)
             if entry is None:
                 self._unwanted.append(at)
-            if (entry is None or entry.sha256 != found.sha256) and _edited(found, installed.get(name)):
+            if not (_is_content(entry, found) or _is_content(installed.get(name), found)):
                 self.edited.append(name)
             else:
                 self._movable[at] = entry is None
-        self._index = DigestIndex(found.sha256 for found in files.files)
+        self._index = DigestIndex(found.sha256 for found in files.entries)
         self._searched: dict[bytes, int] = {}  # blob: how many of its files were tried, where there are many
 
     def unwanted(self, but: Collection[str]) -> Sequence[str]:
         """The names that the wanted version does not have."""
-        return self._files.names_at(array("I", (at for at in self._unwanted if self._files.names[at] not in but)))
+        names = self._files.names
+        return _names_at(names, (at for at in self._unwanted if names[at] not in but))
 
-    def source(self, wanted: FileInfo) -> tuple[str, bool] | None:
+    def source(self, wanted: Entry) -> tuple[str, bool] | None:
         """A name that has this content, and whether its file can be moved; none is moved twice."""
-        names, files = self._files
+        names, files = self._files.names, self._files.entries
         searched = self._searched.get(wanted.sha256, 0)
         for number, at in enumerate(self._index.candidates(wanted.sha256, skip=searched), searched + 1):
             if number > _FEW:
@@ -278,15 +246,20 @@ class _Tree:
         return next(((names[at], False) for at in matches), None)
 
 
-def _same(found: FileInfo, entry: FileInfo) -> bool:
+def _is_content(entry: Entry | None, found: Entry) -> bool:
+    return entry is not None and entry.sha256 == found.sha256
+
+
+def _same(found: Entry, entry: Entry) -> bool:
     return found.sha256 == entry.sha256 and found.executable == entry.executable
 
 
+def _names_at(names: Sequence[str], places: Iterable[int]) -> Sequence[str]:
+    return LazySequence(names.__getitem__, pack_numbers(places))
+
+
 def _already_applied(
-    keep: Iterable[str],
-    wanted: Mapping[str, FileInfo],
-    existing: Mapping[str, FileInfo],
-    installed: Mapping[str, FileInfo],
+    keep: Iterable[str], wanted: EntrySubset, existing: ExistingFiles, installed: EntrySubset
 ) -> Iterator[str]:
     """The names that somebody else already changed or removed as the wanted version does."""
     for name in keep:
@@ -295,21 +268,17 @@ def _already_applied(
     yield from (name for name in installed if name not in wanted and name not in existing)
 
 
-def _edited(found: FileInfo, installed: FileInfo | None) -> bool:
-    return installed is None or found.sha256 != installed.sha256
-
-
 def _locate(
-    wanted: _Files, missing: Iterable[int], tree: _Tree, stored: Callable[[bytes], bool]
+    wanted: Sequence[Entry], missing: Iterable[int], tree: _Tree, stored: Callable[[bytes], bool]
 ) -> tuple[list[LocalCopy], array[int], array[int]]:
     """Where the content of each missing file is: in the tree, in its history, or on the network."""
     local: list[LocalCopy] = []
     kept, fetch = array("I"), array("I")
     for at in missing:
-        entry = wanted.files[at]
+        entry = wanted[at]
         if (found := tree.source(entry)) is not None:
             source, move = found
-            local.append(LocalCopy(wanted.names[at], source, move=move))
+            local.append(LocalCopy(entry.name, source, move=move))
         elif stored(entry.sha256):
             kept.append(at)
         else:

@@ -232,9 +232,13 @@ class Sync:
         moved = [each.source for each in plan.local if each.move]
         replaced = [plan.changed, plan.remove, moved, plan.saved_as]
         check_replaceable(tree.rootdir, chain(*replaced), chain(*replaced, plan.added, plan.saved_as.values()))
-        routes = self.fetch(tree, local, manifest, plan, staging)
-        self.check(manifest, plan, staging)
-        applied = self.apply(tree, local, manifest, plan, staging)
+        applied: Applied | None = None
+        routes: tuple[str, ...] = ()
+        if plan.empty and not self._record_differs(manifest):
+            if self._source.serial > self._installed.highest_serial(self._source.url):
+                self._installed.record_serial(self._source.url, self._source.serial)
+        else:
+            applied, routes = self.change(tree, local, manifest, plan, staging)
         report = self._report(tree, plan, applied, routes)
         del plan, staging  # frees megabytes if there are many files
         self._save_statcache(local, manifest, applied, report)
@@ -327,15 +331,37 @@ class Sync:
         unchanged = len(manifest) - len(plan.added) - len(plan.changed)
         return replace(plan, version=version, installed_version=installed.version, unchanged=unchanged)
 
-    def fetch(
+    def change(
         self, tree: Tree, local: LocalTree, manifest: Manifest, plan: Plan, staging: StagingArea
-    ) -> tuple[str, ...]:
-        """Stage every blob that the plan needs and the tree does not have; returns the routes taken.
+    ) -> tuple[Applied, tuple[str, ...]]:
+        """Fetch what is missing, and change the tree as planned, all of it or nothing; returns the routes, too.
 
         Raises:
-            OSError: there is not enough space for them (ENOSPC), or the disk failed.
-            ManifestError, TransferError: as `Source.fetch`.
+            as `fetch`, `check`, `PlanApplier.apply` and `Tree.transaction`.
         """
+        source, installed = self._source, self._installed
+        label = {"version": source.version, "source": redacted(source.url)}  # history shows and logs it
+        known = Known(expected=installed_content(installed.manifest), seen=local.seen, copy_of=local.name_of_blob)
+        with contextlib.ExitStack() as stages:
+            with tree.transaction(label, known=known) as tx:
+                missing = self.expect(local, manifest, plan, staging)
+                applier = PlanApplier(self._root, tx, manifest, staging, plan)
+                applier.expect()
+                routes = self.fetch(tree, local, manifest, plan, staging, missing)
+                self.check(manifest, plan, staging)
+                installed.record_serial(installed.source, installed.serial)
+                shown = stages.enter_context(Stage(self._progress, "applying", files=plan.steps))
+                tx.write_private(layout.MANIFEST, chunks(manifest.data))
+                secret = "?" in source.url  # such as an account key
+                tx.write_private(layout.RELEASE, encode_record(source, manifest), mode=0o600 if secret else 0o644)
+                applier.apply(shown)
+                written_ns = next_tick_ns(self._clock)
+            assert tx.result is not None
+        moved = frozenset(each.name for each in plan.local if each.move)
+        return Applied(tx.result, applier.bytes_written, written_ns, moved), routes
+
+    def expect(self, local: LocalTree, manifest: Manifest, plan: Plan, staging: StagingArea) -> Set[bytes]:
+        """Stage every blob that only the tree's history has; returns those that have to be fetched."""
         found = f"{plan.unchanged} files unchanged, {len(plan.local) + len(plan.stored)} from the tree or its history"
         steps = f"{found}, {len(plan.fetch)} to fetch, {len(plan.remove)} to remove"
         _log.debug("%s: %s offers %s: %s", self._root, self._source.type, self._source.version, steps)
@@ -346,8 +372,24 @@ class Sync:
         staging.expect(needed)
         for digest in staging.missing(BlobSet.of_files(manifest, plan.stored)):
             staging.copy(digest, self._object(digest.hex()))
-        missing = staging.missing(needed)
-        size = needed.index.bytes_of(missing)
+        return staging.missing(needed)
+
+    def fetch(
+        self,
+        tree: Tree,
+        local: LocalTree,
+        manifest: Manifest,
+        plan: Plan,
+        staging: StagingArea,
+        missing: Set[bytes],
+    ) -> tuple[str, ...]:
+        """Stage every blob that the plan needs and the tree does not have; returns the routes taken.
+
+        Raises:
+            OSError: there is not enough space for them (ENOSPC), or the disk failed.
+            ManifestError, TransferError: as `Source.fetch`.
+        """
+        size = staging.expected.index.bytes_of(missing)
         self._expect(unpacking_s=size / _UNPACKED_BYTES_PER_S, applying_s=plan.steps / _APPLIED_FILES_PER_S)
         self._check_space(tree, local, manifest, plan, missing, fetched=size)
         routes = self._source.fetch(missing, manifest, local, staging)
@@ -381,7 +423,7 @@ class Sync:
             needed -= sum({each.sha256: each.size for each in staged}.values())
         if not links and not clones:
             gone = chain(plan.changed, plan.remove, (each.source for each in plan.local if each.move))
-            needed += sum(local[name].size for name in gone if name in local)
+            needed += sum(found.size for name in gone if (found := local.get(name)) is not None)
         if missing:
             needed += sum(offer.bytes for offer in self._source.offers(missing, manifest, local))
         tree.rootdir.check_free_space(needed)
@@ -407,30 +449,6 @@ class Sync:
             hold = hold_on(HoldReason.CHECK, source.url, source.version, source.serial, error.reason)
             add_hold(self._root, hold)
             raise
-
-    def apply(
-        self, tree: Tree, local: LocalTree, manifest: Manifest, plan: Plan, staging: StagingArea
-    ) -> Applied | None:
-        """Change the tree as planned, all of it or nothing; None: there was nothing to change."""
-        source, installed = self._source, self._installed
-        if plan.empty and not self._record_differs(manifest):
-            if source.serial > installed.highest_serial(source.url):
-                installed.record_serial(source.url, source.serial)
-            return None
-        installed.record_serial(installed.source, installed.serial)
-        label = {"version": source.version, "source": redacted(source.url)}  # history shows and logs it
-        known = Known(expected=installed_content(installed.manifest), seen=local.seen, copy_of=local.name_of_blob)
-        transaction = tree.transaction(label, known=known)
-        with Stage(self._progress, "applying", files=plan.steps) as shown, transaction as tx:
-            tx.write_private(layout.MANIFEST, chunks(manifest.data))
-            secret = "?" in source.url  # such as an account key
-            tx.write_private(layout.RELEASE, encode_record(source, manifest), mode=0o600 if secret else 0o644)
-            applier = PlanApplier(self._root, tx, manifest, staging, shown)
-            applier.apply(plan)
-            written_ns = next_tick_ns(self._clock)
-        assert tx.result is not None
-        moved = frozenset(each.name for each in plan.local if each.move)
-        return Applied(tx.result, applier.bytes_written, written_ns, moved)
 
     def _record_differs(self, manifest: Manifest) -> bool:
         """Whether the tree's record of what is installed changes, even if no file does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,17 +11,6 @@ if TYPE_CHECKING:
 
     _U8 = NDArray[np.uint8]
     _I64 = NDArray[np.int64]
-
-
-class BlockSums(NamedTuple):
-    """The checksums of a file's blocks, as a control file lists them."""
-
-    # for each block `rsum_bytes` of its weak checksum, big-endian, and the first `strong_bytes` of its MD4
-    sums: bytes | memoryview
-    block_size: int
-    rsum_bytes: int
-    strong_bytes: int
-    sequence: int  # how many adjacent blocks must match: 1 or 2
 
 
 def rsum(blocks: _U8, size: int = 4) -> _U8:

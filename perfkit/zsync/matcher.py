@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perfkit.libc import preadv
-from perfkit.zsync.block_sums import BlockSums, md4, rsum
+from perfkit.zsync.block_sums import md4, rsum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from perfkit.zsync.control import Control
 
     _U8 = NDArray[np.uint8]
     _U32 = NDArray[np.uint32]
@@ -38,14 +40,14 @@ _PAIR_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SIXTEEN = np.array(16, np.uint32)
 
 
-def find_blocks(descriptor: int, wanted: BlockSums, *, strict: bool = False) -> _I64:
+def find_blocks(descriptor: int, wanted: Control, *, strict: bool = False) -> _I64:
     """For each block of the wanted file, an offset in the file of `descriptor` that has it, or -1.
 
     If `sequence` is 2, a block is only accepted together with an adjacent one, as in zsync, since the checksums are
     short. The file is padded with zeros. Others may write to it: verify what was found when using it.
 
     Args:
-        wanted: the blocks of the wanted file.
+        wanted: describes the wanted file, which has blocks.
         strict: compute the MD4 of runs of blocks, too. Without this, about one in 65,000 changed blocks is not noticed.
 
     Raises:
@@ -89,7 +91,7 @@ class _Target:
         open: how many units had not been found when the filters were built.
     """
 
-    def __init__(self, wanted: BlockSums) -> None:
+    def __init__(self, wanted: Control) -> None:
         self.block_size = wanted.block_size
         self.rsum_bytes = rsum_bytes = wanted.rsum_bytes
         self.strong_bytes = wanted.strong_bytes

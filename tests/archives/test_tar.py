@@ -10,22 +10,24 @@ import lzma
 import subprocess
 import tarfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfkit.archives.members import Limits, Member, Selection, stage_if_changed
+from perfkit.archives import limits
+from perfkit.archives.members import Member, Selection
 from perfkit.archives.tar import is_header, read_members
 from perfkit.errors import FileChangedError, ManifestError, PerfkitError, UnsafePathError
+from perfkit.updates.sources.tar_source import add_unless_equal
 from tests.support.archive_tools import FILES, Drip, add, make_tar
 from tests.support.tools import need
 
 
-def unpack(data: bytes, selection: Selection = Selection(), limits: Limits | None = None) -> dict[str, bytes]:
-    members = read_members(Drip(data, 5000), selection=selection, limits=limits)
+def unpack(data: bytes, selection: Selection = Selection()) -> dict[str, bytes]:
+    members = read_members(Drip(data, 5000), selection=selection)
     return {member.name: b"".join(content) for member, content in members}
 
 
@@ -174,22 +176,27 @@ def test_a_directory_that_is_a_file_is_refused() -> None:
             unpack(built(build))
 
 
-def test_bombs_are_refused() -> None:
+def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """By ratio while unpacking, by count, by depth, by headers without end, by layers of compression."""
-    limits = Limits(ratio_from_bytes=1 << 20, ratio=100, members=20)
+    for name, value in (("RATIO_FROM_BYTES", 1 << 20), ("RATIO", 100), ("MEMBERS", 20)):
+        monkeypatch.setattr(limits, name, value)
     bomb = make_tar({"zeros": bytes(8 << 20)})
     for packer in ("gzip", "bzip2", "xz", "zstd"):
         with pytest.raises(ManifestError, match="to 1"):
-            unpack(PACKERS[packer](bomb), limits=limits)
+            unpack(PACKERS[packer](bomb))
     with pytest.raises(ManifestError, match="more than 20 members"):
-        unpack(make_tar({f"f{number}": b"" for number in range(21)}), limits=limits)
+        unpack(make_tar({f"f{number}": b"" for number in range(21)}))
     with pytest.raises(ManifestError, match="deep"):
         unpack(make_tar({"/".join("d" * 100): b""}, directories=False))
     header = built(lambda archive: add(archive, "x", pax_headers={"comment": "y"}))[:1024]
     with pytest.raises(ManifestError, match="too many extension headers"):
-        unpack(header * 100, limits=limits)
+        unpack(header * 100)
     with pytest.raises(ManifestError, match="not a tar"):
         unpack(gzip.compress(gzip.compress(make_tar())))
+
+
+def test_padding_without_end_is_refused() -> None:
+    """What follows the end of the archive is read for the checksum of the compression, but not for ever."""
     with pytest.raises(ManifestError, match="after its end"):
         unpack(gzip.compress(make_tar() + bytes(65 << 20)))
 
@@ -203,11 +210,12 @@ def test_headers_too_large_to_hold_are_refused() -> None:
             unpack(info.tobuf(tarfile.GNU_FORMAT))
 
 
-def test_windows_too_large_to_hold_are_refused() -> None:
+def test_windows_too_large_to_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decompressor that would need more memory than allowed."""
+    monkeypatch.setattr(limits, "WINDOW_BYTES", 1 << 20)
     tar = make_tar()
     with pytest.raises(ManifestError, match="memory"):
-        unpack(lzma.compress(tar, preset=9), limits=Limits(window_bytes=1 << 20))
+        unpack(lzma.compress(tar, preset=9))
 
 
 @pytest.mark.parametrize("packer", PACKERS)
@@ -284,42 +292,29 @@ def test_headers_are_recognised() -> None:
     assert not is_header(b"")
 
 
-class Stage:
-    """Opens a file, and knows whether it was asked to."""
+class Staging:
+    """Takes content as a staging area does."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    content: bytes | None = None
 
-    def __call__(self) -> io.BufferedWriter:
-        return self.path.open("xb")
+    def add(self, chunks: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
+        self.content = b"".join(chunks)
+        return hashlib.sha256(self.content).digest(), len(self.content)
 
 
-@pytest.mark.parametrize(
-    "new",
-    [
-        b"",
-        b"old content" * 50_000,
-        b"old content" * 50_000 + b"!",
-        b"new content" * 50_000,
-        b"old content" * 49_999 + b"old conten!",
-    ],
-)
-@pytest.mark.parametrize("old", [None, b"", b"old content" * 50_000])
-def test_only_contents_that_differ_are_written(tmp_path: Path, old: bytes | None, new: bytes) -> None:
-    """A stage is opened at the first difference, and then has everything; the digest is there either way."""
-    stage = Stage(tmp_path / "stage")
-    [(member, content)] = [next(read_members(io.BytesIO(make_tar({"a": new}, directories=False))))]
-    if old is None:
-        digest, staged = stage_if_changed(member, content, None, stage)
-    else:
-        (tmp_path / "old").write_bytes(old)
-        with (tmp_path / "old").open("rb", buffering=0) as file:
-            digest, staged = stage_if_changed(member, content, file, stage)
-    assert staged == (old != new)
+OLD = b"old content" * 50_000
+
+
+@pytest.mark.parametrize("new", [OLD, b"new content" * 50_000, OLD[:-1] + b"!", b"!" + OLD[1:]])
+def test_only_contents_that_differ_are_written(tmp_path: Path, new: bytes) -> None:
+    """From the first difference on, all of it is staged; the digest is there either way."""
+    staging = Staging()
+    [(_, content)] = [next(read_members(io.BytesIO(make_tar({"a": new}, directories=False))))]
+    (tmp_path / "old").write_bytes(OLD)
+    with (tmp_path / "old").open("rb", buffering=0) as file:
+        digest = add_unless_equal(content, file, staging.add)
     assert digest == hashlib.sha256(new).digest()
-    assert stage.path.exists() == staged
-    if staged:
-        assert stage.path.read_bytes() == new
+    assert staging.content == (None if new == OLD else new)
 
 
 def test_a_file_that_changes_while_it_is_compared_is_not_used(tmp_path: Path) -> None:
@@ -327,13 +322,13 @@ def test_a_file_that_changes_while_it_is_compared_is_not_used(tmp_path: Path) ->
     path = tmp_path / "old"
     path.write_bytes(b"a" * 1000)
 
-    def content() -> object:
+    def content() -> Iterator[bytes]:
         yield b"a" * 500
         path.write_bytes(b"b" * 1000)
         yield b"c" * 500
 
     with path.open("rb", buffering=0) as file, pytest.raises(FileChangedError):
-        stage_if_changed(Member("a", 1000, False), content(), file, Stage(tmp_path / "stage"))  # type: ignore[arg-type]
+        add_unless_equal(content(), file, Staging().add)
 
 
 def test_memory_stays_bounded() -> None:

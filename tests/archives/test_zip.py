@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfkit.archives import limits
 from perfkit.archives.coalesce import coalesce
-from perfkit.archives.members import Limits, Selection
+from perfkit.archives.members import Selection
 from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_directory, read_members
 from perfkit.archives.zip_directory import ZipMember
 from perfkit.errors import ConfigError, ManifestError, PerfkitError, UnsafePathError
@@ -229,16 +230,17 @@ def test_a_link_may_be_left_out() -> None:
         unpack(raw_zip([{"name": "../x"}, {"name": "a"}]), Selection(exclude=("*x",)))
 
 
-def test_bombs_are_refused() -> None:
+def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """By ratio and by count, before any member is fetched; one that lies about its size, while it is unpacked."""
-    limits = Limits(ratio_from_bytes=1 << 20, ratio=100, members=50)
+    for name, value in (("RATIO_FROM_BYTES", 1 << 20), ("RATIO", 100), ("MEMBERS", 50)):
+        monkeypatch.setattr(limits, name, value)
     zeros = bytes(3 << 20)
     with pytest.raises(ManifestError, match="to 1"):
-        unpack(make_zip({"zeros": zeros}), limits=limits)
+        unpack(make_zip({"zeros": zeros}))
     with pytest.raises(ManifestError, match="more than 50 members"):
-        unpack(make_zip({f"f{number}": b"" for number in range(51)}), limits=limits)
+        unpack(make_zip({f"f{number}": b"" for number in range(51)}))
     with pytest.raises(ManifestError, match="more than 10 bytes"):
-        unpack(raw_zip([{"name": "a", "method": 8, "data": zeros, "size": 10}]), limits=limits)
+        unpack(raw_zip([{"name": "a", "method": 8, "data": zeros, "size": 10}]))
 
 
 def test_nested_archives_are_files() -> None:

@@ -158,6 +158,8 @@ def test_what_fails(cli_origin: Origin, capsys: Capture, command: list[str], tol
      (["sync", "URL", "tree", "--strip-components", "-1"], 2, "ConfigError"),
      (["publish", "src", "src/site", "--version", "1"], 2, "ConfigError"),
      (["publish", "src", "README", "--version", "1", "--watch"], 1, "NotADirectoryError"),
+     (["serve", "nothing"], 2, "ConfigError"),
+     (["keygen", "README"], 2, "ConfigError"),
      (["get"], 2, "ConfigError"),
      (["get", "-i", "nothing"], 2, "ConfigError")],
 )  # fmt: skip

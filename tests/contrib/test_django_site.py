@@ -60,7 +60,7 @@ def test_a_release_that_cannot_be_loaded(example: Path, kit: Toolkit, tmp_path: 
         manage("migrate", "--verbosity", "0")
         assert "no changes detected" in manage("makemigrations", "--check", "--dry-run").lower()
         assert "no issues" in manage("check")
-        assert manage("perfkit_sync", "rules").startswith("rules: 2026.10 (generation 1)\n")
+        assert manage("perfkit_sync", "rules").startswith("rules: 2026.10, generation 1: ")
         rules = manage("list_rules")
         assert rules.startswith("2026.10: 5 rules\n")
 
@@ -71,7 +71,7 @@ def test_a_release_that_cannot_be_loaded(example: Path, kit: Toolkit, tmp_path: 
         assert tree_of(example / "data/rules").keys() == {"base.rules", "dns.rules", "web.rules"}
         assert manage("list_rules") == rules
         assert "some receivers of tree_updated have not processed this generation" in manage("perfkit_status")
-    assert manage("perfkit_rollback", "rules").startswith("rules: 2026.10 (generation 1)\n")
+    assert manage("perfkit_rollback", "rules").startswith("rules: 2026.10, generation 1: ")
     assert tree_of(example / "data/rules").keys() == {"base.rules", "web.rules"}
     assert manage("list_rules") == rules
 
@@ -101,6 +101,6 @@ def test_its_readme(example: Path, tmp_path: Path, warm_django: WarmPython) -> N
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for told in re.findall(r"# ((?:rules|2026\.10): .+)", script):
         assert told in ended.stdout, ended.stdout
-    assert "2026.10 would become 2026.11: 1 added, 1 changed, 0 removed" in ended.stdout
+    assert "rules: 2026.11: 1 added, 1 changed, 0 removed; " in ended.stdout
     assert "3 files match release 2026.11" in ended.stdout
     assert tree_of(example / "data/rules").keys() == {"base.rules", "web.rules"}

@@ -34,10 +34,11 @@ def with_tree(**entry: object) -> override_settings:
 
 def test_the_verify_command_repairs(published: Site) -> None:
     run("perfkit_sync", "rules")
-    assert run("perfkit_verify", "--all")[0] == "rules: 20 files; 0 missing, 0 changed, 0 extra\n"
+    assert run("perfkit_verify", "--all")[0].startswith("rules: 20 files: 0 missing, 0 changed, 0 extra; ")
     (published.dest / "03.rules").unlink()
     (published.dest / "own").touch()
-    assert failure("perfkit_verify", "rules") == (1, "rules: 20 files; 1 missing, 0 changed, 1 extra")
+    code, message = failure("perfkit_verify", "rules")
+    assert (code, message.partition(";")[0]) == (1, "20 files: 1 missing, 0 changed, 1 extra")
     (record,) = answer("perfkit_verify", "rules", "--repair")
     assert (record["name"], record["missing"], record["intact"]) == ("rules", ["03.rules"], True)
     assert set(tree_of(published.dest)) == {*FIRST, "own"}
@@ -46,19 +47,19 @@ def test_the_verify_command_repairs(published: Site) -> None:
 def test_nothing_stays(published: Site) -> None:
     """After a rollback to before the first install."""
     run("perfkit_sync", "rules")
-    assert run("perfkit_rollback", "rules", "--to", "0")[0].startswith("rules: the tree before the first sync")
+    assert run("perfkit_rollback", "rules", "--to", "0")[0].startswith("rules: the tree before the first change")
     for options in ((), ("--dry-run",)):
-        assert run("perfkit_sync", "rules", *options)[0] == "rules: nothing is installed: 1 is on hold\n"
+        assert run("perfkit_sync", "rules", *options)[0].endswith("; 1 is on hold\n")
 
 
 def test_the_hold_command_pins_and_skips(published: Site) -> None:
     run("perfkit_sync", "rules")
     assert run("perfkit_hold", "rules")[0] == "rules: stays at 1\n"
     published.publish("2", SECOND)
-    assert run("perfkit_sync", "rules")[0] == "rules: 1 stays: it is pinned\n"
+    assert run("perfkit_sync", "rules")[0].endswith("; the tree is pinned\n")
     (record,) = answer("perfkit_status")
     assert (record["held"]["version"], record["held"]["reason"]) == ("1", "pin")
-    assert "  on hold: 1 (pin)" in run("perfkit_status")[0]
+    assert "  held        1, pin, since " in run("perfkit_status")[0]
     assert answer("perfkit_hold", "rules", "--off") == [{"name": "rules", "released": "1"}]
     assert run("perfkit_hold", "rules", "--off")[0] == "rules: nothing was on hold\n"
     assert answer("perfkit_hold", "rules", "--skip", "2")[0] == {"name": "rules", "held": "2", "reason": "hand"}
@@ -99,7 +100,7 @@ def test_exit_code(published: Site) -> None:
     with pytest.raises(SystemExit) as caught:
         run("perfkit_sync", "rules", "--exit-code")
     assert caught.value.code == 10
-    assert "is installed already" in run("perfkit_sync", "rules", "--exit-code")[0]
+    assert "; 20 unchanged; " in run("perfkit_sync", "rules", "--exit-code")[0]
 
 
 def test_a_source_that_is_behind(published: Site) -> None:
@@ -127,7 +128,7 @@ def test_age_and_pauses_in_the_status(published: Site) -> None:
     assert status["not_before"] > status["failed"] > status["checked"]
     out = run("perfkit_status")[0]
     assert "as the source asks" in out
-    assert "a change was interrupted" in out
+    assert "interrupted a change; " in out
 
 
 def test_json_of_failures(published: Site) -> None:

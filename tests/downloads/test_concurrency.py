@@ -222,6 +222,18 @@ def test_a_queue_is_remembered_for_a_while(busy: int) -> None:
     assert not bench.controller.congested
 
 
+@pytest.mark.parametrize(("trip_s", "remembered"), [(0.02, False), (0.08, True), (0.01, True)])
+def test_a_queue_is_remembered_for_some_round_trips(trip_s: float, remembered: bool) -> None:
+    """Losses that slow a connection soon after would have to be those of a queue for as long as that; from 20 ms on."""
+    full = Path(2 * trip_s, trip_s, 3)
+    bench = Bench(lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: full)
+    bench.controller.answered(trip_s)
+    bench.run(5)
+    bench.path = lambda streams: Path(trip_s, trip_s, 3)
+    bench.run(1)
+    assert bench.controller.congested is remembered
+
+
 def test_goodput_decides_where_there_is_no_distance() -> None:
     """On loopback and in a local network, the kernel's round trips say nothing of queues."""
     bench = Bench(lambda streams: 1e6 * min(streams, 2), path=lambda streams: Path(0.0005, 0.0001, 0))

@@ -165,7 +165,24 @@ def test_ranges_are_as_long_as_two_seconds_take() -> None:
     assert shared(ranges).remaining == int(2 * pace)
 
 
-@pytest.mark.parametrize("slowest", [1.0, 0.25])
+def test_over_a_distance_a_range_takes_few_round_trips() -> None:
+    """So that a connection that losses have slowed is soon replaced, and each request costs a small part of a range."""
+    clock = Clock()
+    ranges = SegmentMap(2_000_000, clock=clock)
+    first = claimed(ranges)
+    clock.now = 1.0
+    ranges.advance(first, 100_000)
+    second = shared(ranges)
+    clock.now = 1.5
+    brought = second.remaining or 0
+    ranges.advance(second, brought)
+    ranges.release(second)
+    third = ranges.split(1_000, 0.02)
+    assert third is not None
+    assert third.remaining == brought  # in half a second, which is 25 round trips
+
+
+@pytest.mark.parametrize("slowest", [1.0, 0.25, 0.1])
 def test_all_connections_end_together(slowest: float) -> None:
     """Sixteen of them, one slower than the others: within half a second of what all would take together, with few
     requests, and with few ranges cut short.
@@ -180,12 +197,12 @@ def test_all_connections_end_together(slowest: float) -> None:
         clock.now += step_s
         for number, runner in enumerate(at_work):
             if runner is None:
-                runner = ranges.split(10_000, 0.075)
+                runner = ranges.split(10_000, 0.075) or ranges.hedge()
                 if runner is not None:
                     ends[runner], requests = runner.segment.end, requests + 1
             else:
                 ranges.advance(runner, min(int(speeds[number] * step_s), runner.remaining or 0))
-                if not runner.remaining:
+                if not runner.remaining or runner.cancel.cancelled:
                     ranges.release(runner)
                     cut += runner in ends and runner.segment.end != ends[runner]
                     runner = None
@@ -285,6 +302,28 @@ def test_a_short_silence_is_no_reason_to_split() -> None:
         assert ranges.split(10_000, 0.05) is None
     clock.now = 2.6
     assert ranges.split(10_000, 0.05) is not None
+
+
+@pytest.mark.parametrize("left", [40_000, 15_000])
+def test_a_connection_without_an_answer_is_not_waited_for(left: int) -> None:
+    """Over a distance: nothing of its range is in the kernel, and TCP tries again only after a second (RFC 6298)."""
+    clock = Clock()
+    ranges = SegmentMap(1_100_000 + left, [(1_000_000, 1_100_000)], clock=clock)
+    first, silent = claimed(ranges), claimed(ranges)
+    ranges.advance(first, 1_000_000)
+    ranges.release(first)  # its connection is free
+
+    def relief() -> Runner | None:
+        return ranges.split(10_000, 0.05) or ranges.hedge()
+
+    clock.now = 0.15
+    assert relief() is None
+    clock.now = 0.25
+    while (runner := relief()) is not None:
+        ranges.advance(runner, runner.remaining or 0)
+        ranges.release(runner)
+    assert ranges.complete
+    assert silent.cancel.cancelled
 
 
 def test_a_slow_connection_is_relieved_of_all_it_has() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,21 @@ def test_moves_build_on_each_other(tmp_path: Path) -> None:
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"d": b"a", "c": b"c", "f": b"e"}
     move_many([(at("c"), at("f"))], replace=True)
     assert at("f").read_bytes() == b"c"
+
+
+def test_all_pairs_are_read_before_the_first_move(tmp_path: Path) -> None:
+    """A scan that the pairs come from does not meet a file again under its new name, as ext4 may list it."""
+    make(tmp_path, {"a": b"a", "b": b"b"})
+    listed = []
+
+    def pairs() -> Iterator[tuple[Path, Path]]:
+        for name in "ab":
+            yield tmp_path / name, tmp_path / f"{name}.bak"
+            listed.append(sorted(os.listdir(tmp_path)))
+
+    move_many(pairs())
+    assert listed == [["a", "b"]] * 2
+    assert sorted(os.listdir(tmp_path)) == ["a.bak", "b.bak"]
 
 
 def test_removal_follows_no_link(tree: Path, tmp_path: Path) -> None:

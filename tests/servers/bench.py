@@ -148,6 +148,7 @@ def _started(server: Server, home: Path, www: Path, origin: tuple[str, int]) -> 
         "origin": "{}:{}".format(*origin),
         "origin_host": origin[0],
         "origin_port": origin[1],
+        "user": os.geteuid(),
     }
     (home / "config").write_text(_filled(server.config, values))
     command = shlex.split(_filled(server.command, values))

@@ -172,7 +172,7 @@ SERVERS = (
 
 CACHES = (
     Server(
-        "Squid", "apt:squid", "squid -N -f <home>/config",
+        "Squid", "apt:squid", "squid -n perfkit<user> -N -f <home>/config",  # -n: for shared memory
         "http_port <host>:<port> accel defaultsite=origin no-vhost\n"
         "cache_peer <origin_host> parent <origin_port> 0 no-query originserver\n"
         "http_access allow all\ncache_mem 64 MB\nmaximum_object_size 64 MB\nmaximum_object_size_in_memory 8 MB\n"

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 
-from perfkit.archives.members import Limits, Selection
+from perfkit.archives.members import Selection
 from perfkit.archives.zip import plan_ranges, read_directory, read_members
 
 FILES = {
@@ -191,11 +191,11 @@ class Drip:
         return piece
 
 
-def unpack_zip(data: bytes, selection: Selection = Selection(), limits: Limits | None = None) -> dict[str, bytes]:
+def unpack_zip(data: bytes, selection: Selection = Selection()) -> dict[str, bytes]:
     """All wanted members of a zip archive, by way of directory, ranges and streams."""
-    members = read_directory(Ranges(data), len(data), selection=selection, limits=limits)
+    members = read_directory(Ranges(data), len(data), selection=selection)
     found: dict[int, bytes] = {}
     for fetched in plan_ranges({member.start: member for member in members}.values(), gap=1000):
-        for member, content in read_members(fetched, Drip(data[fetched.start : fetched.end]), limits):
+        for member, content in read_members(fetched, Drip(data[fetched.start : fetched.end])):
             found[member.start] = b"".join(content)
     return {member.name: found[member.start] for member in members}

@@ -7,13 +7,11 @@ import gzip
 import hashlib
 import lzma
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from perfkit import CheckFailedError, ConfigError, IntegrityError, ManifestError, StagedTree, Toolkit, UpdateError
-from perfkit.archives.members import Limits
 from perfkit.releases.format.zstd import compress
 from tests.support.archive_tools import make_tar
 from tests.support.fakes import Exchange, MisbehavingServer
@@ -99,7 +97,7 @@ def test_what_can_not_be_decompressed(
     kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain data, damage, a bomb, and sources of other types: nothing is changed, and the next sync fetches anew."""
-    monkeypatch.setattr("perfkit.updates.sources.file_source.Limits", partial(Limits, ratio_from_bytes=1 << 20))
+    monkeypatch.setattr("perfkit.archives.limits.RATIO_FROM_BYTES", 1 << 20)
     for name, content, words in (
         ("plain.gz", OLD, "is not compressed; sync it without --decompress"),
         ("cut.gz", gzip.compress(OLD)[:-10], "truncated"),

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from perfkit import ManifestError, PerfkitError, Toolkit, UnsafePathError
-from perfkit.archives.members import Limits
 from perfkit.server.server import Server
 from tests.support.archive_tools import add, make_tar, make_zip, raw_zip
 from tests.support.sites import replace
@@ -92,9 +91,8 @@ def served_site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 @pytest.fixture(autouse=True)
 def tight_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bombs of megabytes and not of gigabytes."""
-    defaults = Limits.__init__.__kwdefaults__
-    for name, value in (("members", 100), ("ratio_from_bytes", 1 << 20), ("ratio", 100)):
-        monkeypatch.setitem(defaults, name, value)
+    for name, value in (("MEMBERS", 100), ("RATIO_FROM_BYTES", 1 << 20), ("RATIO", 100)):
+        monkeypatch.setattr(f"perfkit.archives.limits.{name}", value)
 
 
 def inside(tree: Path) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -10,29 +10,37 @@ from hypothesis import strategies as st
 
 from perfkit.errors import UpdateError
 from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
-from perfkit.updates.planner import ExistingFile, ExistingFiles, Plan, decide
+from perfkit.updates.planner import ExistingFiles, Plan, decide
 from perfkit.updates.routes import Link, Offer, choose_routes
 
 pytestmark = pytest.mark.once
 
-Tree = dict[str, ExistingFile]
+Tree = dict[str, Entry]
+
+
+def digest(text: str) -> bytes:
+    return text.encode().ljust(32, b".")
 
 
 def tree(**files: str) -> Tree:
     """Names to contents; an `!` after the content makes it executable."""
-    return {
-        name: ExistingFile(text.rstrip("!").encode(), len(text), text.endswith("!")) for name, text in files.items()
-    }
+    return {name: Entry(name, len(text), digest(text.rstrip("!")), text.endswith("!")) for name, text in files.items()}
+
+
+def subset(files: Tree, without: Iterable[str] = ()) -> EntrySubset:
+    found = EntrySubset(Manifest.of(files.values()))
+    for at, entry in enumerate(Manifest.of(files.values())):
+        if entry.name not in without:
+            found.add(at)
+    return found
 
 
 def plan(before: Tree, wanted: Tree, installed: Tree | None = None, **more: object) -> Plan:
-    existing = before if installed is None else installed
-    return decide(wanted, existing, before, **more)  # type: ignore[arg-type]
+    existing = ExistingFiles(subset({}), before if installed is None else installed)
+    return decide(subset(wanted), existing, subset(before), **more)  # type: ignore[arg-type]
 
 
-def apply(
-    plan: Plan, installed: Mapping[str, ExistingFile], wanted: Mapping[str, ExistingFile], stored: frozenset[bytes]
-) -> Tree:
+def apply(plan: Plan, installed: Tree, wanted: Tree, stored: frozenset[bytes]) -> Tree:
     """Do what a plan says, as the updater does: all sources are read before any name changes."""
     made = {name: wanted[name] for name in plan.fetch}
     for name in plan.stored:
@@ -96,7 +104,7 @@ def test_files_that_change_places() -> None:
 
 def test_content_in_the_history_costs_no_bytes() -> None:
     """Going forward again after a rollback takes what the history still has."""
-    found = plan(tree(a="1"), tree(a="2"), stored=lambda digest: digest == b"2")
+    found = plan(tree(a="1"), tree(a="2"), stored=digest("2").__eq__)
     assert found.stored == ("a",)
 
 
@@ -125,11 +133,11 @@ def test_a_local_edit_is_kept_aside() -> None:
 
 def test_names_of_kept_files_are_free_and_fit() -> None:
     """Numbers where the name is taken, by the release or by anything else; long names are cut, not broken."""
-    wanted = {**tree(a="2"), "a.perfkit-local": ExistingFile(b"3", 1)}
+    wanted = tree(a="2", **{"a.perfkit-local": "3"})
     found = plan(tree(a="1"), wanted, tree(a="mine"), taken=lambda name: name == "a.perfkit-local-2")
     assert found.saved_as == {"a": "a.perfkit-local-3"}
     long = "d/" + "é" * 127
-    found = plan({long: ExistingFile(b"1", 1)}, {long: ExistingFile(b"2", 1)}, {long: ExistingFile(b"mine", 4)})
+    found = plan(tree(**{long: "1"}), tree(**{long: "2"}), tree(**{long: "mine"}))
     assert len(found.saved_as[long].rpartition("/")[2].encode()) <= 255
 
 
@@ -159,19 +167,14 @@ def test_an_edit_to_the_wanted_content_is_not_an_edit() -> None:
 
 def test_files_as_the_updater_has_them() -> None:
     """Those that are as the manifest has them, and the others: as one mapping."""
-    digests = {name: name.encode() * 32 for name in "abcd"}
-    manifest = Manifest.of(Entry(name, 1, digest) for name, digest in digests.items())
-    intact = EntrySubset(manifest)
-    for place in (0, 2):
-        intact.add(place)
-    others = {"b": ExistingFile(b"x" * 32, 1), "z": ExistingFile(digests["d"], 1)}
-    files = ExistingFiles(intact, others)
-    assert dict(files) == {"a": manifest[0], "c": manifest[2], **others}
+    wanted = tree(a="1", b="2", c="3", d="4")
+    others = tree(b="mine", z="4")
+    files = ExistingFiles(subset(wanted, without="bd"), others)
+    assert dict(files) == {"a": wanted["a"], "c": wanted["c"], **others}
     assert [*files.names] == ["a", "c", "b", "z"]
-    assert [*files.entries] == [manifest[0], manifest[2], *others.values()]
+    assert [*files.entries] == [wanted["a"], wanted["c"], *others.values()]
     assert (len(files), "b" in files, "d" in files) == (4, True, False)
-    wanted = {name: manifest[at] for at, name in enumerate(digests)}
-    found, same = decide(wanted, files, wanted), decide(wanted, dict(files), wanted)
+    found, same = decide(subset(wanted), files, subset(wanted)), plan(wanted, wanted, dict(files))
     assert (found, found.fetch, found.saved_as) == (same, same.fetch, same.saved_as)
     assert [(each.name, each.source) for each in found.local] == [("d", "z")]
 
@@ -189,9 +192,8 @@ def test_a_deleted_file_comes_back() -> None:
     assert found.added == ("a",)
 
 
-digests = st.sampled_from([b"1", b"22", b"333"])
-contents = st.builds(lambda digest, mode: ExistingFile(digest, len(digest), mode), digests, st.booleans())
-trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6)
+contents = st.sampled_from(["1", "22", "333", "1!", "22!", "333!"])
+trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6).map(lambda files: tree(**files))
 
 
 @given(
@@ -199,7 +201,7 @@ trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6)
     edits=trees,
     deleted=st.sets(st.sampled_from(list("abcdef"))),
     wanted=trees,
-    stored=st.frozensets(st.sampled_from([b"1", b"22"])),
+    stored=st.frozensets(st.sampled_from([digest("1"), digest("22")])),
     policy=st.sampled_from(["keep", "overwrite"]),
 )
 @settings(max_examples=200, deadline=None)

@@ -46,7 +46,7 @@ def test_a_list_of_urls_is_read() -> None:
     """A line each: URL, name, checksum; comments and empty lines; relative to the list's own URL if it has one."""
     text = f"# files\n\nhttps://h/a%20b.txt\nhttps://h/x\tdir/y\tsha256:{SHA256}\n"
     first, second = parse_urls(text.split("\n"))
-    assert (first.name, first.request.url, first.size) == ("a b.txt", "https://h/a%20b.txt", None)
+    assert (first.name, first.request.url, first.request.size) == ("a b.txt", "https://h/a%20b.txt", None)
     assert (second.name, second.request.name, second.request.checksum) == ("dir/y", "dir/y", f"sha256:{SHA256}")
     [third] = parse_urls(["sub/f.bin\n"], base="https://h/lists/urls.txt")
     assert third.request.url == "https://h/lists/sub/f.bin"
@@ -79,11 +79,11 @@ def test_lists_that_can_not_be_are_refused(text: str, error: type[Exception]) ->
 def test_metalink_is_read() -> None:
     """Mirrors by priority, the best hash, the size; URLs that are not http are left out."""
     first, second = parse_metalink(io.BytesIO(METALINK.encode()))
-    assert (first.name, first.size) == ("dir/example.ext", 4)
+    assert (first.name, first.request.size) == ("dir/example.ext", 4)
     assert first.request.url == "https://one.example/example.ext"
     assert first.request.mirrors == ("http://two.example/example.ext", "http://last.example/example.ext")
     assert first.request.checksum == f"sha-256:{SHA256}"
-    assert (second.name, second.size, second.request.checksum) == ("other", None, None)
+    assert (second.name, second.request.size, second.request.checksum) == ("other", None, None)
     assert first.pieces is second.pieces is None
 
 

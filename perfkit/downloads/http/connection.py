@@ -37,6 +37,7 @@ class _Abortable:
     _handle: AbortHandle | None = None
     _requests = 0
     _established = False  # including a proxy's tunnel and TLS
+    _ahead = False  # opened before there is a request for it
 
     def __str__(self: Any) -> str:  # urllib3 begins its errors with it
         return f"{self.host} port {self.port}"
@@ -77,6 +78,7 @@ class _Abortable:
                 timeout_s=self.timeout,
                 aborted=aborted,
                 options=(*(self.socket_options or ()), *options),
+                ahead=self._ahead,
             )
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
@@ -93,9 +95,9 @@ class _Abortable:
 
     def warm(self: Any, timeout_s: float) -> None:
         """Connect for a later request, which treats this as a kept connection, which may have died since."""
-        self.timeout = timeout_s
+        self.timeout, self._ahead = timeout_s, True
         self.connect()
-        self._requests = 1
+        self._requests, self._ahead = 1, False
 
     def request(self: Any, method: str, url: str, *args: Any, **options: Any) -> None:
         exchange = exchange_here()

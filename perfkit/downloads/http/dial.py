@@ -15,7 +15,7 @@ from itertools import zip_longest
 from typing import Any
 
 from perfkit.config import Config
-from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread, call_abortable, result_of
+from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread, call_abortable, discard_result, result_of
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 
@@ -29,25 +29,28 @@ SocketOption = tuple[int, int, int | bytes]
 # By host and port, the address that answered last, which the next connection tries first. Shared by the process.
 _answered: dict[tuple[str, int], Any] = {}
 
-# By host and port, connections that were begun before they were needed. A forked process has no thread that makes them.
-_begun: dict[tuple[str, int], Future[socket.socket]] = {}
+# By host and port, connections that were begun before they were needed, and when. A forked process has no thread that
+# makes them.
+_begun: dict[tuple[str, int], tuple[float, Future[socket.socket]]] = {}
 os.register_at_fork(after_in_child=_begun.clear)
 _USUAL = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)  # urllib3's options
+_MOST_IDLE_S = 5.0  # servers and firewalls drop connections that have sent nothing for long
 
 
 def connect_early(url: str, config: Config) -> None:
     """Begin a connection to the origin of a URL, for the next `dial`: if requests is still to be imported, which takes
-    as long as some round trips, and if no proxy may be used.
+    as long as some round trips, and if neither a proxy nor a `FakeOrigin` may be used.
     """
     names = " ".join(os.environ).lower()
     proxied = config.proxies or (config.trust_env and ("_proxy" in names or sys.platform == "darwin"))
-    if proxied or "urllib3" in sys.modules:
+    if proxied or not sys.modules.keys().isdisjoint(("urllib3", "perfkit.testing")):
         return
     with contextlib.suppress(ConfigError):  # it is a path
         place = origin_of(url)[1:]
         if place not in _begun:
             connect_s = config.connect_timeout_s
-            _begun[place] = HelperThread().begin(lambda: _connect(*place, connect_s, lambda: False, _USUAL))
+            begun = HelperThread().begin(lambda: _connect(*place, connect_s, lambda: False, _USUAL))
+            _begun[place] = time.monotonic(), begun
 
 
 def dial(
@@ -57,6 +60,7 @@ def dial(
     timeout_s: float,
     aborted: Callable[[], bool],
     options: Iterable[SocketOption] = (),
+    ahead: bool = False,
 ) -> socket.socket:
     """Connect to the first address of the host that answers; a further one is tried every 250 ms (RFC 8305).
 
@@ -64,6 +68,7 @@ def dial(
         timeout_s: for all attempts together, name resolution excepted; also the timeout of the socket returned.
         aborted: called some twenty times a second; says whether to give up.
         options: for `setsockopt`, set before connecting.
+        ahead: no request waits for it, so leave what `connect_early` has begun to the first that does.
 
     Raises:
         socket.gaierror: the name does not resolve.
@@ -72,9 +77,22 @@ def dial(
         OSError: no address accepts connections; the error of the last attempt.
     """
     options = tuple(options)
-    if options == _USUAL and (begun := _begun.pop((host, port), None)) is not None:
-        return result_of(begun, aborted, discard=lambda sock: sock.close())
+    since_s, begun = (0.0, None) if ahead else _begun.pop((host, port), (0.0, None))
+    if begun is not None:
+        if options == _USUAL and time.monotonic() - since_s < _MOST_IDLE_S and not _has_ended(begun):
+            return result_of(begun, aborted, discard=socket.socket.close)
+        # Left open, it would hold up the request at a server that serves one connection at a time.
+        discard_result(begun, socket.socket.close)
     return _connect(host, port, timeout_s, aborted, options)
+
+
+def _has_ended(begun: Future[socket.socket]) -> bool:
+    """Whether connecting failed, or the server has sent something, such as the end, before it was asked."""
+    if not begun.done() or begun.exception() is not None:
+        return begun.done()
+    poll = select.poll()
+    poll.register(begun.result(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _connect(

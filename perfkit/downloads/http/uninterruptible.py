@@ -81,8 +81,13 @@ def result_of(made: Future[T], aborted: Callable[[], bool], discard: Callable[[T
         except TimeoutError as error:
             if made.done() and made.exception() is error:
                 raise
-    made.add_done_callback(lambda made: made.exception() or discard(made.result()))
+    discard_result(made, discard)
     raise AbortedError("aborted")
+
+
+def discard_result(made: Future[T], discard: Callable[[T], object]) -> None:
+    """Give the result of a call to `discard` as soon as there is one."""
+    made.add_done_callback(lambda made: made.exception() or discard(made.result()))
 
 
 def call_abortable(

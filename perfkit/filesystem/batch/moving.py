@@ -24,6 +24,8 @@ def move_many(
 ) -> list[BatchResult]:
     """Move files, symlinks and directories; see `Toolkit.move_many`."""
     run = BatchRun(on_error, progress, "moving", keep=True)
+    moves = list(pairs)  # before the first move: a scan that goes on would list what was moved, under its new name
+    run.expect(len(moves))
 
     def work(pair: tuple[Path, Path]) -> list[BatchResult]:
         source, target = os.fspath(pair[0]), os.fspath(pair[1])
@@ -32,7 +34,7 @@ def move_many(
         except (OSError, BatchError, ConfigError) as error:
             return [BatchResult(source, error=error)]
 
-    run.execute(work, pairs, threads=1)
+    run.execute(work, moves, threads=1)
     run.close()
     return run.results
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+from perfkit.errors import UnsafePathError
 from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path
-from perfkit.filesystem.scan import BELOW, Level, ScanOptions, descend, totals
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.scan import ScanOptions, totals
 from perfkit.progress.meter import Progress
 
 _REMOVED = BatchResult("", how="remove")  # the names of what was removed are not kept
@@ -16,72 +19,59 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
 
     See `Toolkit.remove_tree`.
     """
+    os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))  # refuses what is no directory
     run = BatchRun(on_error, progress, "removing")
-    levels = [Level(os.open(path, BELOW), "")]
-    try:
+    with contextlib.closing(RootDir(path)) as rootdir:
         if progress is not None:
             run.expect(totals(path, ScanOptions(directories=True))[0])
-        _unlink_files(levels[0], run)
-        while not run.stopped:
-            _descend(levels, run)
-            if len(levels) == 1:
-                break
-            gone = levels.pop()
-            gone.close()
-            levels[-1].reopen(levels[0])
-            _remove_directory(levels[-1], gone.prefix, run)
+        left = _unlink_files(rootdir, "", run)  # directories to remove; a slash at the end: it has been emptied
+        while left and not run.stopped:
+            name = left.pop()
+            if name.endswith("/"):
+                _remove_directory(rootdir, name[:-1], run)
+            else:
+                left += [f"{name}/", *_unlink_files(rootdir, name, run)]
         if not run.failed:
             os.rmdir(path)
-    finally:
-        for level in levels:
-            level.close()
     run.close()
     return run.files + 1
 
 
-def _descend(levels: list[Level], run: BatchRun) -> None:
-    """Go down until a directory has no more subdirectories, and remove the files on the way."""
-    while levels[-1].names and not run.stopped:
-        leaf = levels[-1].names.pop()
-        try:
-            below = descend(levels, leaf)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            run.add(BatchResult(levels[-1].prefix + leaf, error=error))
-            continue
-        _unlink_files(below, run)
-
-
-def _remove_directory(parent: Level, prefix: str, run: BatchRun) -> None:
+def _remove_directory(rootdir: RootDir, name: str, run: BatchRun) -> None:
     try:
-        os.rmdir(prefix[len(parent.prefix) : -1], dir_fd=parent.descriptor)
+        parent, leaf = rootdir.parent(name)
+        os.rmdir(leaf, dir_fd=parent)
     except FileNotFoundError:
         pass  # another process was faster
-    except OSError as error:
-        run.add(BatchResult(prefix[:-1], error=error))
+    except (OSError, UnsafePathError) as error:
+        run.add(BatchResult(name, error=error))
         return
     run.add(_REMOVED)
 
 
-def _unlink_files(level: Level, run: BatchRun) -> None:
-    """Remove everything in a directory except its subdirectories, whose names are kept for later."""
-    descriptor, unlink, add = level.descriptor, os.unlink, run.add
+def _unlink_files(rootdir: RootDir, directory: str, run: BatchRun) -> list[str]:
+    """Remove everything in a directory except its subdirectories, whose names are returned."""
+    unlink, add = os.unlink, run.add
+    prefix, directories = f"{directory}/" if directory else "", []
     try:
+        descriptor = rootdir.directory(directory)
         with os.scandir(descriptor) as found:
             for entry in found:
                 if entry.is_dir(follow_symlinks=False):
-                    level.names.append(entry.name)
+                    directories.append(prefix + entry.name)
                     continue
                 try:
                     unlink(entry.name, dir_fd=descriptor)
                 except FileNotFoundError:
                     pass  # another process was faster
                 except OSError as error:
-                    add(BatchResult(level.prefix + entry.name, error=error))
+                    add(BatchResult(prefix + entry.name, error=error))
                     if run.stopped:
-                        return
+                        break
                     continue
                 add(_REMOVED)
-    except OSError as error:
-        add(BatchResult(level.prefix[:-1] or os.curdir, error=error))
+    except FileNotFoundError:
+        pass  # another process was faster
+    except (OSError, UnsafePathError) as error:
+        add(BatchResult(directory or os.curdir, error=error))
+    return directories

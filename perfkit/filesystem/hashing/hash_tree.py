@@ -11,7 +11,7 @@ from itertools import islice
 from perfkit.filesystem.hashing.hash_file import FileHash, hash_one
 from perfkit.filesystem.hashing.hash_process import HashProcess
 from perfkit.filesystem.hashing.small_files import READ_BYTES, Digest, hash_small_files
-from perfkit.filesystem.scan import DIRECTORY, ScanEntry, ScanOptions, scan_batches, totals
+from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches, totals
 from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -58,7 +58,7 @@ def hash_many(root: str | os.PathLike[str], entries: Iterable[ScanEntry]) -> Ite
         return
     work, base = _Work(waiting), os.path.join(os.fspath(root), "")
     buffer = memoryview(bytearray(READ_BYTES))
-    directory = os.open(root, DIRECTORY)
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     helper: HashProcess | None = None
     alone = cpus == 1
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from io import BytesIO
 from urllib.parse import urlsplit
 
-from perfkit.archives.decompress import DecompressedStream, detect_compression
-from perfkit.archives.members import Limits
+from perfkit.archives.decompress import decompressed, detect_compression
 from perfkit.archives.tar import is_header
 from perfkit.downloads.request import split_line
 from perfkit.errors import ConfigError, ManifestError
@@ -60,12 +60,11 @@ def detect_type(url: str, first: bytes, content_type: str | None = None) -> Sour
 
 def _is_compressed_tar(url: str, first: bytes) -> bool:
     unpacked = b""
-    try:
-        reader = DecompressedStream(BytesIO(first), Limits())
-        while len(unpacked) < _BLOCK and (chunk := reader.read_chunk()):
+    with contextlib.suppress(ManifestError):  # mostly because more bytes are needed
+        for chunk in decompressed(BytesIO(first)):
             unpacked += chunk
-    except ManifestError:  # mostly because more bytes are needed
-        pass
+            if len(unpacked) >= _BLOCK:
+                break
     unknown = len(unpacked) < _BLOCK
     return is_header(unpacked[:_BLOCK]) or (unknown and _TARS.search(urlsplit(url).path) is not None)
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Set
-from typing import Any
+from collections.abc import Set
 
-from perfkit.archives.decompress import DecompressedStream
-from perfkit.archives.members import Limits
+from perfkit.archives.decompress import MAGIC_BYTES, decompressed, detect_compression
 from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, read_checksum_file
 from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, ManifestError
-from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.filesystem.paths import is_url, safe_basename
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.local_tree import LocalTree
-from perfkit.updates.routes import Offer
 from perfkit.updates.signers import FileSigners
 from perfkit.updates.source_types import SourceSpec, SourceType
 from perfkit.updates.sources.detect import is_html
-from perfkit.updates.sources.remote_file import RemoteFile, version_label
+from perfkit.updates.sources.remote_file import PromisedFile, RemoteFile
+from perfkit.updates.sources.single_file import SingleFileSource, adopt_download, refetched_if_damaged
 from perfkit.updates.staging import Fetcher, StagingArea
 
 _COMPRESSED = re.compile(r"(?<=.)\.(?:gz|bz2|xz|zst)$", re.IGNORECASE)
@@ -43,49 +40,32 @@ def file_name(url: str, *, decompress: bool) -> str:
     return _COMPRESSED.sub("", name) if decompress else name
 
 
-class FileSource:
-    """One version of a file. See `Source` for the methods.
+class FileSource(SingleFileSource):
+    """One version of a plain file.
 
     Args:
         decompress: whether to decompress the file, and to drop `.gz`, `.bz2`, `.xz` or `.zst` from its name.
     """
 
     type = SourceType.FILE
-    serial = 0
-    keep_staged: frozenset[str] = frozenset()
 
     def __init__(self, file: RemoteFile | PromisedFile, *, decompress: bool) -> None:
-        self.url = file.url
-        self._file = file
+        super().__init__(file)
         self._name = file_name(file.url, decompress=decompress)
         self._decompress = decompress
-        self._routes: tuple[str, ...] = ()
-
-    @property
-    def version(self) -> str:
-        return self._file.description
-
-    def unchanged(self) -> bool:
-        return self._file.unchanged
 
     def record(self) -> dict[str, object]:
-        signers = self._file.signers.names
-        return {"origin": self._file.record(), "decompress": self._decompress, "signers": signers}
+        return {**super().record(), "decompress": self._decompress}
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
-        digest, size = self._stage(staging)
+        digest, size = self._fetch(staging)
         existing = local.get(self._name)
         return Manifest.of([Entry(self._name, size, digest, existing is not None and existing.executable)])
 
-    def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
-        return ()
+    def _stage(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
+        self._fetch(staging)
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
-        if missing:
-            self._stage(staging)
-        return self._routes
-
-    def _stage(self, staging: StagingArea) -> tuple[bytes, int]:
+    def _fetch(self, staging: StagingArea) -> tuple[bytes, int]:
         """Fetch the file; returns the SHA-256 and the size of what the tree gets.
 
         Raises:
@@ -95,79 +75,14 @@ class FileSource:
         if isinstance(self._file, RemoteFile):
             _refuse_page(self._file.probe())
         path = self._file.whole()
-        self._routes = ("file",)
+        self._routes = ["file"]
         if not self._decompress:
-            digest, size = bytes.fromhex(hash_file(path).sha256 or ""), os.path.getsize(path)
-            staging.adopt(path, digest)
-            return digest, size
-        try:
-            with open(path, "rb", buffering=0) as packed, staging.show_progress():
-                content = DecompressedStream(packed, Limits())
-                if content.compression is None:
-                    raise ManifestError(f"{redacted(self.url)} is not compressed; sync it without --decompress")
-                return staging.add(iter(content.read_chunk, b""))
-        except ManifestError:
-            staging.discard_partial()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)  # so that the next sync downloads it again
-            raise
-
-
-class PromisedFile:
-    """The file at a URL, with a known checksum, which tells whether the file changed and whether it is intact.
-
-    Args:
-        before: what `record` returned for the installed version; empty: fetch the file again.
-        signers: who has to sign the file, or the checksum file if that is fetched.
-    """
-
-    def __init__(
-        self,
-        fetcher: Fetcher,
-        spec: SourceSpec,
-        checksum: Checksum,
-        before: Mapping[str, Any],
-        signers: FileSigners,
-    ) -> None:
-        self.url = spec.location
-        self.unchanged = before.get("checksum") == str(checksum)
-        self._fetcher = fetcher
-        self._mirrors = spec.mirrors
-        self._checksum = checksum
-        self.signers = signers
-        self._keys = () if is_url(spec.checksums or "") else signers.keys  # else that file has to be signed
-
-    @property
-    def description(self) -> str:
-        """What to call this version."""
-        return f"{version_label(self.url)} {self._checksum.hex[:12]}"
-
-    def record(self) -> dict[str, object]:
-        """JSON for `before`."""
-        return {"checksum": str(self._checksum)}
-
-    def whole(self) -> str:
-        """The path of the file, which has the checksum.
-
-        Raises:
-            IntegrityError: it has another checksum.
-            SignatureError: it lacks a required signature.
-            TransferError: it can't be fetched.
-        """
-        label = version_label(self.url)
-        name, promised = f"file-{self._checksum.hex}", str(self._checksum)
-        request = Request(
-            self.url,
-            name,
-            checksum=promised,
-            mirrors=self._mirrors,
-            home=self.url,
-            label=label,
-            public_keys=self._keys,
-        )
-        (found,) = self._fetcher.get([request])
-        self.signers.remember()
-        return found.path
+            return adopt_download(path, staging)
+        with refetched_if_damaged(staging, [path]), open(path, "rb", buffering=0) as packed, staging.show_progress():
+            if detect_compression(packed.read(MAGIC_BYTES)) is None:
+                raise ManifestError(f"{redacted(self.url)} is not compressed; sync it without --decompress")
+            packed.seek(0)
+            return staging.add(decompressed(packed))
 
 
 def find_checksum(fetcher: Fetcher, spec: SourceSpec, signers: FileSigners) -> Checksum:

@@ -12,16 +12,15 @@ from typing import Any, BinaryIO
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
-from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.filesystem.paths import is_url
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed, as_recorded
 from perfkit.updates.local_tree import LocalTree
-from perfkit.updates.planner import ExistingFile
 from perfkit.updates.routes import Offer
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.pieces import mend
 from perfkit.updates.sources.remote_file import version_label
+from perfkit.updates.sources.single_file import adopt_download
 from perfkit.updates.sources.url_lists import LIST_BYTES, ListedFile, parse_metalink, parse_urls
 from perfkit.updates.staging import Fetcher, StagingArea
 
@@ -75,11 +74,7 @@ def reopen_list(fetcher: Fetcher, installed: Installed) -> ListSource:
     try:
         items: dict[str, dict[str, Any]] = dict(installed.state["files"])
         listed = [
-            ListedFile(
-                Request(item["url"], name, checksum=item["checksum"], mirrors=tuple(item["mirrors"])),
-                name,
-                item["size"],
-            )
+            ListedFile(Request(item["url"], name, **{key: item[key] for key in ("checksum", "mirrors", "size")}))
             for name, item in items.items()
         ]
         assert installed.type is not None
@@ -163,7 +158,7 @@ class ListSource:
             self._stage(each, found, staging)
         return (str(self.type),) if self._fetched else ()
 
-    def _known(self, each: ListedFile, existing: ExistingFile | None) -> Version:
+    def _known(self, each: ListedFile, existing: Entry | None) -> Version:
         """The validators of the installed file, if neither it nor its line in the list has changed; else none."""
         if existing is None or not existing.sha256 or self._installed.type != self.type:
             return Version()
@@ -178,24 +173,23 @@ class ListSource:
         requests = []
         for each, known in requested:
             name = f"item-{hashlib.sha256(f'{as_recorded(each.request.url)} {each.name}'.encode()).hexdigest()[:32]}"
-            request = replace(each.request, name=name, max_bytes=each.size, known=known, home=self._home)
-            requests.append(replace(request, size=each.size, label=each.name))
+            size, label = each.request.size, each.name
+            requests.append(replace(each.request, name=name, max_bytes=size, known=known, home=self._home, label=label))
         return self._fetcher.get(requests)
 
     def _stage(self, each: ListedFile, found: Download, staging: StagingArea) -> tuple[bytes, int]:
         """Move a downloaded file into the staging area; returns its SHA-256 and its size."""
-        if each.pieces is not None and each.size is not None:
-            os.truncate(found.path, each.size)  # the pieces show what is wrong, and another mirror may have it
+        listed = each.request.size
+        if each.pieces is not None and listed is not None:
+            os.truncate(found.path, listed)  # the pieces show what is wrong, and another mirror may have it
         size = os.path.getsize(found.path)
-        if each.size is not None and size != each.size:
+        if listed not in (None, size):
             os.unlink(found.path)
-            raise IntegrityError(each.request.url, "not the size in the list", f"{each.size} bytes", f"{size} bytes")
+            raise IntegrityError(each.request.url, "not the size in the list", f"{listed} bytes", f"{size} bytes")
         if each.pieces is not None:
             mend(found.path, each.pieces, replace(each.request, home=self._home), self._fetcher)
-        digest = bytes.fromhex(hash_file(found.path).sha256 or "")
-        staging.adopt(found.path, digest)
         self._fetched = True
-        return digest, size
+        return adopt_download(found.path, staging)
 
 
 def _listed_sha256(each: ListedFile) -> str | None:
@@ -209,7 +203,7 @@ def _record_of(each: ListedFile, version: Version) -> dict[str, object]:
         "url": as_recorded(each.request.url),
         "mirrors": [as_recorded(url) for url in each.request.mirrors],
         "checksum": each.request.checksum and as_recorded(each.request.checksum),
-        "size": each.size,
+        "size": each.request.size,
         "etag": version.etag,
         "last_modified": version.last_modified,
         **({"pieces": each.pieces.digest} if each.pieces else {}),

@@ -6,7 +6,7 @@ The modules for each type, and for detection, are imported only when needed: a s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,10 @@ from perfkit.filesystem.paths import is_url
 from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
-from perfkit.updates.signers import FileSigners, Trust
+from perfkit.updates.signers import Trust
 from perfkit.updates.source_types import SourceSpec, SourceType, site_url
 from perfkit.updates.sources import Source
-from perfkit.updates.sources.remote_file import RemoteFile, known_version
+from perfkit.updates.sources.remote_file import PromisedFile, RemoteFile
 from perfkit.updates.staging import Fetcher
 
 if TYPE_CHECKING:
@@ -59,56 +59,73 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         ConfigError: the type is unknown, or does not fit the selection.
         ManifestError, TransferError, OSError: as the methods of `Source`.
     """
-    location, type, probed = spec.location, spec.type, None
-    fetcher.use_mirrors(location, ())
-    if not is_url(location):
-        type = _local_type(location, type)
-    elif type is None:
-        type = _installed_type(location, installed)
-    if type is None and (
-        spec.release is not None or spec.channel is not None or location.endswith(("/", POINTER_NAME))
-    ):
-        type = SourceType.RELEASE
-    if type is None:
-        type, probed = _detect_any(fetcher, spec)
-    if spec.selection is not None and type not in _ARCHIVES:
-        if type is not SourceType.RELEASE:
-            raise ConfigError(f"{location} is of type {type}: only parts of releases and archives can be selected")
-        if spec.selection.strip_components or spec.selection.links != "refuse":
-            raise ConfigError(f"{location} is a release: only include and exclude select its files")
-    if spec.decompress and type is not SourceType.FILE:
-        raise ConfigError(f"{location} is of type {type}: only plain files can be decompressed (type file)")
-    if spec.checksums and type is not SourceType.FILE:
-        raise ConfigError(f"{location} is of type {type}: checksums are for plain files (type file)")
-    _refuse_mirrors(spec, type)
+    fetcher.use_mirrors(spec.location, ())
+    type, probed = _type_of(fetcher, spec, installed)
+    _refuse_misfits(spec, type)
     if type is SourceType.RELEASE:
         return _open_release(fetcher, spec, installed, dry_run=dry_run)
-    if spec.release is not None or spec.channel is not None:
-        raise ConfigError(f"{location} is of type {type}: only release sites have earlier releases and channels")
     return _open(fetcher, spec, type, installed, probed, dry_run=dry_run)
 
 
-def _refuse_mirrors(spec: SourceSpec, type: SourceType) -> None:
-    if spec.mirrors and type is not SourceType.RELEASE and not (type is SourceType.FILE and spec.checksums):
-        raise ConfigError(
-            f"{spec.location} is of type {type}: mirrors are for sites, and for plain files with --checksums, "
-            "which show that two servers have the same file; a Metalink document lists its own mirrors"
-        )
+def _type_of(fetcher: Fetcher, spec: SourceSpec, installed: Installed) -> tuple[SourceType, Probe | None]:
+    """The type of a source, and the response to a request if one was needed to determine it."""
+    url = spec.location
+    if not is_url(url):
+        return _local_type(url, spec.type), None
+    same = installed.is_from(url) or installed.is_from(site_url(url))
+    if (type := spec.type or (installed.type if same else None)) is not None:
+        return type, None
+    if spec.release is not None or spec.channel is not None or url.endswith(("/", POINTER_NAME)):
+        return SourceType.RELEASE, None
+    return _detect_any(fetcher, spec)
 
 
-def _each_release(
+def _refuse_misfits(spec: SourceSpec, type: SourceType) -> None:
+    """Refuse what the caller says that does not fit the type of the source."""
+    release, file, archive = type is SourceType.RELEASE, type is SourceType.FILE, type in _ARCHIVES
+    selection = spec.selection
+    for refused, reason in (
+        (selection and not (archive or release), "only parts of releases and archives can be selected"),
+        (
+            selection and release and (selection.strip_components or selection.links != "refuse"),
+            "only include and exclude select files of a release",
+        ),
+        (spec.decompress and not file, "only plain files can be decompressed (type file)"),
+        (spec.checksums and not file, "checksums are for plain files (type file)"),
+        (
+            spec.mirrors and not release and not (file and spec.checksums),
+            "mirrors are for sites, and for plain files with --checksums; a Metalink document lists its own mirrors",
+        ),
+        (
+            not release and (spec.release is not None or spec.channel is not None),
+            "only release sites have earlier releases and channels",
+        ),
+        (
+            spec.demands.signers and not release and type not in _SIGNED,
+            "only releases, plain files and archives can be signed; perfkit get --public-key verifies single files",
+        ),
+    ):
+        if refused:
+            raise ConfigError(f"{redacted(spec.location)} is of type {type}: {reason}")
+
+
+def _first_release(
     fetcher: Fetcher,
     source: str,
     mirrors: Iterable[str],
     opened: Callable[[], ReleaseSource],
-    failures: list[PerfkitError],
-) -> Iterator[ReleaseSource]:
-    """The release of a site, and of each of its mirrors; the fetcher tries the site of the one yielded last first.
+    current: Callable[[ReleaseSource], bool],
+) -> ReleaseSource:
+    """The first current release that a site or its mirrors offer, else the first one; the fetcher tries the site that
+    was asked last first.
 
-    Args:
-        failures: if there are mirrors, receives the error of each site that offers no release.
+    Raises:
+        ExpiredError: no site offers a current one, and one of them offers an expired one.
+        PerfkitError: no site offers any; the error of the first.
     """
     sites = [site_url(url) for url in (source, *mirrors)]
+    behind: ReleaseSource | None = None
+    failures: list[PerfkitError] = []
     for url in fetcher.failed_last(sites):
         if len(sites) > 1:
             fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
@@ -119,32 +136,27 @@ def _each_release(
                 raise
             failures.append(error)
             _log.warning("%s: trying the next mirror: %s", redacted(url), error)
-        else:
-            yield found
-
-
-def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
-    """The release of the first site whose release is not older than what was installed; else an older one.
-
-    Raises:
-        ExpiredError: no site offers a current one, and one of them offers an expired one.
-        PerfkitError: no site offers any; the error of the first.
-    """
-    from perfkit.updates.sources.release_source import open_release
-
-    def opened() -> ReleaseSource:
-        return open_release(fetcher, spec, installed, dry_run=dry_run)
-
-    behind: Source | None = None
-    failures: list[PerfkitError] = []
-    for found in _each_release(fetcher, spec.location, spec.mirrors, opened, failures):
-        if spec.release is not None or found.serial >= installed.highest_serial(found.url):
+            continue
+        if current(found):
             return found
         behind = behind or found
     expired = [error for error in failures if isinstance(error, ExpiredError)]
     if behind is None or expired:  # a release that is behind must not hide that the newest one has expired
         raise (expired or failures)[0]
     return behind
+
+
+def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
+    """The release of the first site whose release is not older than what was installed; else an older one."""
+    from perfkit.updates.sources.release_source import open_release
+
+    def opened() -> ReleaseSource:
+        return open_release(fetcher, spec, installed, dry_run=dry_run)
+
+    def current(found: ReleaseSource) -> bool:
+        return spec.release is not None or found.serial >= installed.highest_serial(found.url)
+
+    return _first_release(fetcher, spec.location, spec.mirrors, opened, current)
 
 
 def _local_type(path: str, type: SourceType | None) -> SourceType:
@@ -161,10 +173,6 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
         what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"of type {found}, not a list"
         raise ConfigError(f"{path} is {what}; give sources other than lists by their URL")
     return found
-
-
-def _installed_type(url: str, installed: Installed) -> SourceType | None:
-    return installed.type if installed.is_from(url) or installed.is_from(site_url(url)) else None
 
 
 def _detect_any(fetcher: Fetcher, spec: SourceSpec) -> tuple[SourceType, Probe | None]:
@@ -222,11 +230,6 @@ def _open(
     dry_run: bool = False,
 ) -> Source:
     url = spec.location
-    if spec.demands.signers is not None and type not in _SIGNED:
-        raise ConfigError(
-            f"{redacted(url)} is of type {type}: only releases, plain files and archives can be signed; "
-            "perfkit get --public-key verifies single files"
-        )
     signers = Trust.read(installed.root).for_file(spec.demands.signers, url, type, remember=not dry_run)
     if signers.keys and type not in _SIGNED:
         raise SignatureError(url, f"this tree accepts only signed sources; one of type {type} has no signature")
@@ -237,19 +240,31 @@ def _open(
     before = installed.state if installed.type == type and installed.is_from(url) else {}
     if signers.are_new or before.get("signers", []) != signers.names:
         before = {}  # what is installed was not verified with these keys
+
+    def remote_file(before: Mapping[str, Any]) -> RemoteFile:
+        return RemoteFile(fetcher, url, signers, before.get("origin", {}), most=_PROBE_BYTES[type], probed=probed)
+
     if type is SourceType.ZSYNC:
         from perfkit.updates.sources.zsync_source import ZsyncSource
 
-        return ZsyncSource(_remote_file(fetcher, url, type, before, probed, signers), fetcher, installed)
+        return ZsyncSource(remote_file(before), fetcher, installed)
     if type is SourceType.FILE:
-        return _open_file(fetcher, spec, before, probed, signers)
+        from perfkit.updates.sources.file_source import FileSource, file_name, find_checksum
+
+        recorded = bool(before.get("decompress"))
+        decompress = recorded if spec.decompress is None else spec.decompress
+        before = before if decompress == recorded else {}
+        file_name(url, decompress=decompress)  # raises before anything is requested
+        if spec.checksums is None:
+            return FileSource(remote_file(before), decompress=decompress)
+        checksum = find_checksum(fetcher, spec, signers)
+        file = PromisedFile(fetcher, spec, signers, before.get("origin", {}), checksum)
+        return FileSource(file, decompress=decompress)
     from perfkit.archives.members import Selection
 
-    recorded = Selection.of(before.get("selection", {}))
-    selection = spec.selection or recorded
-    if selection != recorded:
-        before = {}
-    archive = _remote_file(fetcher, url, type, before, probed, signers)
+    installed_selection = Selection.of(before.get("selection", {}))
+    selection = spec.selection or installed_selection
+    archive = remote_file(before if selection == installed_selection else {})
     if type is SourceType.ZIP:
         from perfkit.updates.sources.zip_source import ZipSource
 
@@ -257,42 +272,6 @@ def _open(
     from perfkit.updates.sources.tar_source import TarSource
 
     return TarSource(archive, selection)
-
-
-def _open_file(
-    fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], probed: Probe | None, signers: FileSigners
-) -> Source:
-    from perfkit.updates.sources.file_source import FileSource, PromisedFile, file_name, find_checksum
-
-    recorded = bool(before.get("decompress"))
-    decompress = recorded if spec.decompress is None else spec.decompress
-    file_name(spec.location, decompress=decompress)  # raises before anything is requested
-    known = before if decompress == recorded else {}
-    file: RemoteFile | PromisedFile
-    if spec.checksums is not None:
-        file = PromisedFile(fetcher, spec, find_checksum(fetcher, spec, signers), known.get("origin", {}), signers)
-    else:
-        file = _remote_file(fetcher, spec.location, SourceType.FILE, known, probed, signers)
-    return FileSource(file, decompress=decompress)
-
-
-def _remote_file(
-    fetcher: Fetcher,
-    url: str,
-    type: SourceType,
-    before: Mapping[str, Any],
-    probed: Probe | None,
-    signers: FileSigners,
-) -> RemoteFile:
-    """The file at a URL.
-
-    Args:
-        before: the recorded state of the installed version; empty: fetch the file again.
-    """
-    most = _PROBE_BYTES[type]
-    if probed is None:
-        probed = fetcher.probe(url, most=most, known=known_version(before.get("origin", {})))
-    return RemoteFile(fetcher, probed, lambda: fetcher.probe(url, most=most), signers)
 
 
 def reopen_source(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ...] = ()) -> Source:
@@ -311,9 +290,13 @@ def reopen_source(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ..
     promised = installed.state.get("origin", {}).get("checksum")
     checksums = promised and str(parse_checksum(promised))
     spec = SourceSpec(installed.source, type, checksums=checksums, mirrors=mirrors)
-    _refuse_mirrors(spec, type)
+    _refuse_misfits(spec, type)
     if type is SourceType.RELEASE:
-        return _reopen_release(fetcher, installed, mirrors)
+        from perfkit.updates.sources.release_source import reopen_release
+
+        return _first_release(
+            fetcher, installed.source, mirrors, lambda: reopen_release(fetcher, installed), lambda found: True
+        )
     if type in _LISTS:
         from perfkit.updates.sources.list_source import reopen_list
 
@@ -322,19 +305,3 @@ def reopen_source(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ..
     if not found.unchanged():
         raise UpdateError(f"{installed.source} has changed since it was installed; run sync, which repairs the tree")
     return found
-
-
-def _reopen_release(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ...]) -> Source:
-    """The installed release, from the first site that responds.
-
-    Raises:
-        PerfkitError: none does; the error of the first.
-    """
-    from perfkit.updates.sources.release_source import reopen_release
-
-    failures: list[PerfkitError] = []
-    for found in _each_release(
-        fetcher, installed.source, mirrors, lambda: reopen_release(fetcher, installed), failures
-    ):
-        return found
-    raise failures[0]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain, repeat
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from perfkit.downloads.checksums import Checksum
 from perfkit.downloads.http.semantics import Version, parse_date
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.own_files import replace_own
+from perfkit.filesystem.paths import is_url
 from perfkit.progress.text import printable
 from perfkit.redact import redacted
 from perfkit.updates.installed import as_recorded
 from perfkit.updates.signers import FileSigners
+from perfkit.updates.source_types import SourceSpec
 from perfkit.updates.staging import Fetcher
 
 _TAG_CHARACTERS = 40
@@ -27,10 +29,9 @@ _TAG_CHARACTERS = 40
 _log = logging.getLogger(__name__)
 
 
-def known_version(state: Mapping[str, Any]) -> Version | None:
+def _known_version(record: Mapping[str, Any]) -> Version | None:
     """The version that `RemoteFile.record` recorded; None: it has no validators."""
-    version = Version(state.get("etag"), state.get("last_modified"))
-    return version or None
+    return Version(record.get("etag"), record.get("last_modified")) or None
 
 
 def version_label(url: str, version: Version = Version()) -> str:
@@ -48,20 +49,36 @@ class RemoteFile:
     """One version of the file at a URL. What is staged already is not fetched again.
 
     Args:
-        probed: the result of the first, conditional request.
-        probe: makes the request again without the condition, since a 304 has less metadata.
         signers: who has to sign the file; if anybody, it is fetched whole and verified.
+        before: what `record` returned for the installed version; empty: fetch the file again.
+        most: how many of its first bytes to request.
+        probed: the response to that request, if it was made already; else it is made here, with the condition that the
+            file is not the version `before`.
+
+    Raises:
+        TransferError: no usable response.
     """
 
-    def __init__(self, fetcher: Fetcher, probed: Probe, probe: Callable[[], Probe], signers: FileSigners) -> None:
-        self.url = probed.url
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        url: str,
+        signers: FileSigners,
+        before: Mapping[str, Any],
+        *,
+        most: int,
+        probed: Probe | None = None,
+    ) -> None:
+        if probed is None:
+            probed = fetcher.probe(url, most=most, known=_known_version(before))
+        self.url = url
+        self.signers = signers
+        self.unchanged = probed.unchanged
         self.version = probed.version
         self._lasting = probed.version.lasting
-        self.unchanged = probed.unchanged
         self._fetcher = fetcher
         self._probed = probed
-        self._probe = probe
-        self.signers = signers
+        self._most = most
         self._checked = False  # whether this run has accepted the whole file in the staging area
 
     def probe(self) -> Probe:
@@ -72,13 +89,13 @@ class RemoteFile:
             RemoteChangedError: the file is no longer the version of the first request.
         """
         if self._probed.unchanged:
-            self._probed = self._probe()
+            self._probed = self._fetcher.probe(self.url, most=self._most)  # a 304 has less metadata
             if self._probed.version != self.version:
                 raise RemoteChangedError(self.url, "it changed between two requests")
         return self._probed
 
     def record(self) -> dict[str, object]:
-        """JSON that `known_version` reads."""
+        """JSON for `before`."""
         return {"etag": self._lasting.etag, "last_modified": self._lasting.last_modified}
 
     @property
@@ -95,8 +112,13 @@ class RemoteFile:
             and probed.version.proves
             and probed.size is not None
             and not self.signers.keys
-            and not os.path.exists(self._whole_path)
+            and not self.has_whole
         )
+
+    @property
+    def has_whole(self) -> bool:
+        """Whether the whole file is in the staging area."""
+        return os.path.exists(self._whole_path)
 
     @property
     def size(self) -> int:
@@ -106,24 +128,27 @@ class RemoteFile:
 
     def parts(
         self, ranges: Iterable[tuple[int, int]], labels: Iterable[str] = (), *, phase: str = "fetching"
-    ) -> list[str] | None:
-        """Paths of files with the bytes of these ranges, which are not verified yet; None: they can't be fetched, so
-        fetch the whole file.
+    ) -> list[tuple[str, int]]:
+        """For each of these ranges, the path of a file with its bytes, which are not verified yet, and their offset in
+        it. Where ranges can't be fetched, that is the whole file.
 
         Args:
             labels, phase: what progress displays call each range (by default like the file), and the work.
 
         Raises:
             RemoteChangedError: the file is no longer this version.
-            CancelledError: cancelled.
+            TransferError: it can't be fetched.
         """
-        try:
-            return self._parts(ranges, labels, phase) if self.ranges else None
-        except (RemoteChangedError, CancelledError):
-            raise
-        except TransferError as error:
-            _log.warning("%s: falling back to a whole download: %s", redacted(self.url), error)
-            return None
+        ranges = list(ranges)
+        if self.ranges:
+            try:
+                return [(path, 0) for path in self._parts(ranges, labels, phase)]
+            except (RemoteChangedError, CancelledError):
+                raise
+            except TransferError as error:
+                _log.warning("%s: falling back to a whole download: %s", redacted(self.url), error)
+        path = self.whole()
+        return [(path, start) for start, _ in ranges]
 
     def _parts(self, ranges: Iterable[tuple[int, int]], labels: Iterable[str], phase: str) -> list[str]:
         probed = self.probe()
@@ -144,26 +169,11 @@ class RemoteFile:
         return paths
 
     def read(self, start: int, end: int) -> bytes:
-        """Some bytes of the file, by a range request if supported, else from the whole file.
-
-        Raises:
-            TransferError, RemoteChangedError: as `whole`.
-        """
-        paths = self.parts([(start, end)], phase="reading the table of contents")
-        if paths is not None:
-            with open(paths[0], "rb") as part:
-                return part.read()
-        with open(self.whole(), "rb") as file:
-            file.seek(start)
+        """Some bytes of the file. Raises as `parts`."""
+        ((path, offset),) = self.parts([(start, end)], phase="reading the table of contents")
+        with open(path, "rb") as file:
+            file.seek(offset)
             return file.read(end - start)
-
-    @contextlib.contextmanager
-    def open_range(self, path: str, start: int) -> Iterator[BinaryIO]:
-        """Open a path that `parts` or `whole` returned, at byte `start` of the remote file."""
-        with open(path, "rb", buffering=0) as file:
-            if path == self._whole_path:
-                file.seek(start)
-            yield file
 
     def whole(self) -> str:
         """The path of the whole file.
@@ -175,7 +185,7 @@ class RemoteFile:
         """
         probed = self.probe()
         path = self._whole_path
-        if not os.path.exists(path) or not (self._checked or self.version):
+        if not self.has_whole or not (self._checked or self.version):
             self._fetch_whole(probed, path)
         if not self._checked:
             self._checked = True
@@ -212,6 +222,58 @@ class RemoteFile:
         version = probed.version.etag, probed.version.last_modified, probed.size
         key = repr((as_recorded(self.url), *version, *self.signers.keys))  # an unverified file has another name
         return f"origin-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+class PromisedFile:
+    """The file at a URL, with a known checksum, which tells whether the file changed and whether it is intact.
+
+    Args:
+        before: what `record` returned for the installed version; empty: fetch the file again.
+        signers: who has to sign the file, or the checksum file if that is fetched.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, spec: SourceSpec, signers: FileSigners, before: Mapping[str, Any], checksum: Checksum
+    ) -> None:
+        self.url = spec.location
+        self.unchanged = before.get("checksum") == str(checksum)
+        self._fetcher = fetcher
+        self._mirrors = spec.mirrors
+        self._checksum = checksum
+        self.signers = signers
+        self._keys = () if is_url(spec.checksums or "") else signers.keys  # else that file has to be signed
+
+    @property
+    def description(self) -> str:
+        """What to call this version."""
+        return f"{version_label(self.url)} {self._checksum.hex[:12]}"
+
+    def record(self) -> dict[str, object]:
+        """JSON for `before`."""
+        return {"checksum": str(self._checksum)}
+
+    def whole(self) -> str:
+        """The path of the file, which has the checksum.
+
+        Raises:
+            IntegrityError: it has another checksum.
+            SignatureError: it lacks a required signature.
+            TransferError: it can't be fetched.
+        """
+        label = version_label(self.url)
+        name, promised = f"file-{self._checksum.hex}", str(self._checksum)
+        request = Request(
+            self.url,
+            name,
+            checksum=promised,
+            mirrors=self._mirrors,
+            home=self.url,
+            label=label,
+            public_keys=self._keys,
+        )
+        (found,) = self._fetcher.get([request])
+        self.signers.remember()
+        return found.path
 
 
 def _write(path: str, data: bytes) -> None:

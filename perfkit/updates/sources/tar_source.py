@@ -2,67 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
+from itertools import chain
+from typing import BinaryIO
 
-from perfkit.archives.members import Limits, Member, Selection, stage_if_changed
+from perfkit.archives.limits import check_ratio
+from perfkit.archives.members import CHUNK_BYTES, Member
 from perfkit.archives.tar import Content, read_members
-from perfkit.errors import ManifestError, UnsafePathError
+from perfkit.errors import FileChangedError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.source_types import SourceType
-from perfkit.updates.sources.archive_source import ArchiveSource
-from perfkit.updates.sources.remote_file import RemoteFile
+from perfkit.updates.sources.single_file import ArchiveSource, refetched_if_damaged
 from perfkit.updates.staging import StagingArea
 
 _SMALL_BYTES = 1 << 20  # members up to this size are kept in memory until their digest is known
 
 
 class TarSource(ArchiveSource):
-    """One version of a tar archive. See `Source` for the methods."""
+    """One version of a tar archive."""
 
     type = SourceType.TAR
 
-    def __init__(self, archive: RemoteFile, selection: Selection) -> None:
-        super().__init__(archive, selection)
-        self._routes: tuple[str, ...] = ()
-
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         entries: dict[str, Entry] = {}
-        with self._members(staging) as members:
-            for member, content in members:
+        path = self._archive.whole()
+        self._routes = ["tar"]
+        with (
+            refetched_if_damaged(staging, [path]),
+            open(path, "rb", buffering=0) as source,
+            staging.show_progress(),
+        ):
+            for member, content in read_members(source, selection=self._selection):
                 if member.copy_of is not None:
                     entries[member.name] = entries[member.copy_of]._replace(name=member.name)
                     continue
                 digest = _digest(member, content, local, staging)
                 entries[member.name] = Entry(member.name, member.size, digest, member.executable)
-            Limits().check_ratio(sum(entry.size for entry in entries.values()), self._archive.size)
+            check_ratio(sum(entry.size for entry in entries.values()), self._archive.size)
         return Manifest.of(entries.values())
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
-        names = {entry.name for entry in manifest if entry.sha256 in missing}
-        if names:
-            with self._members(staging) as members:
-                for member, content in members:
-                    if member.name in names and member.copy_of is None:
-                        staging.add(content)
-        return self._routes
-
-    @contextlib.contextmanager
-    def _members(self, staging: StagingArea) -> Iterator[Iterator[tuple[Member, Content]]]:
-        """The wanted members. A damaged archive is deleted, so that the next sync downloads it again."""
-        path = self._archive.whole()
-        self._routes = ("tar",)
-        try:
-            with open(path, "rb", buffering=0) as source, staging.show_progress():
-                yield read_members(source, selection=self._selection)
-        except (ManifestError, UnsafePathError):
-            staging.discard_partial()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            raise
+    def _stage(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
+        self.resolve(local, staging)  # stages whatever the tree has not under the same name
 
 
 def _digest(member: Member, content: Content, local: LocalTree, staging: StagingArea) -> bytes:
@@ -77,8 +59,45 @@ def _digest(member: Member, content: Content, local: LocalTree, staging: Staging
     old = None
     if existing is not None and existing.sha256 and existing.size == member.size:
         old = local.open_blob(existing.sha256)
-    with old or contextlib.nullcontext():
-        digest, staged = stage_if_changed(member, content, old, staging.create)
-    if staged:
-        staging.finish(digest)
-    return digest
+    if old is None:
+        return staging.add(content)[0]
+    with old:
+        return add_unless_equal(content, old, staging.add)
+
+
+def add_unless_equal(
+    content: Iterable[bytes | memoryview],
+    old: BinaryIO,
+    add: Callable[[Iterable[bytes | memoryview]], tuple[bytes, int]],
+) -> bytes:
+    """The SHA-256 of a member's content, which is added to the staging area unless the installed file has it. What
+    comes before the first difference is copied from that file.
+
+    Args:
+        old: the installed file, of the same size, open for reading and unbuffered.
+        add: as `StagingArea.add`.
+
+    Raises:
+        ManifestError: the archive is damaged (raised by `content`); discard what was staged.
+        FileChangedError: the installed file changed during the comparison.
+        OSError: the local disk failed.
+    """
+    digest, same, chunks = hashlib.sha256(), 0, iter(content)
+    for chunk in chunks:
+        if old.read(len(chunk)) != chunk:
+            return add(chain(_first_bytes(old, same, digest.digest()), (chunk,), chunks))[0]
+        digest.update(chunk)
+        same += len(chunk)
+    return digest.digest()
+
+
+def _first_bytes(old: BinaryIO, size: int, sha256: bytes) -> Iterator[bytes]:
+    """The first bytes of a file, which nobody must have changed."""
+    digest = hashlib.sha256()
+    old.seek(0)
+    while size and (chunk := old.read(min(size, CHUNK_BYTES))):
+        digest.update(chunk)
+        size -= len(chunk)
+        yield chunk
+    if digest.digest() != sha256:
+        raise FileChangedError(str(old.name), "it changed while it was compared with the archive")

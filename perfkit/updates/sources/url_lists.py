@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import BinaryIO, NamedTuple
 from urllib.parse import urljoin
 from xml.etree import ElementTree
 
@@ -26,14 +27,15 @@ _HASHES = ("sha-512", "sha-384", "sha-256", "sha-1", "md5")  # IANA hash functio
 _LAST_PRIORITY = "999999"  # RFC 5854 section 4.2.16.2: 1 is the highest; the default is the lowest
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
-    """A file of a list. Its request has the same name, which is safe and unique in the list."""
+class ListedFile(NamedTuple):
+    """A file of a list."""
 
-    request: Request
-    name: str
-    size: int | None = None  # bytes; None: not listed
+    request: Request  # its name is safe, and unique in the list; `size` is what the list says
     pieces: Pieces | None = None  # where the list has no checksum of the whole file
+
+    @property
+    def name(self) -> str:
+        return self.request.name or ""
 
 
 def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FILES) -> list[ListedFile]:
@@ -47,7 +49,10 @@ def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FI
         ManifestError: a line is malformed, or its URL is not http or https; too many lines.
         UnsafePathError: a name leads outside the tree, or two names collide.
     """
-    listed: list[ListedFile] = []
+    return _checked(_parse_lines(lines, base), most)
+
+
+def _parse_lines(lines: Iterable[str], base: str | None) -> Iterator[ListedFile]:
     for number, line in enumerate(lines, 1):
         try:
             if (parts := split_line(line)) is None:
@@ -56,28 +61,23 @@ def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FI
             if url.startswith("<"):
                 raise ConfigError("it is HTML or XML, not a URL")
             request = Request(urljoin(base, url) if base else url, checksum=checksum)
+            if (name := name or safe_basename(request.url_name)) is None:
+                raise ConfigError(f"{url!r} ends in no file name; add one after a tab")
         except (ConfigError, ValueError) as error:
             raise ManifestError(f"line {number} of the list of URLs: {error}") from error
-        name = name or safe_basename(request.url_name)
-        if name is None:
-            raise ManifestError(f"line {number} of the list of URLs: {url!r} ends in no file name; add one after a tab")
-        _add(listed, ListedFile(replace(request, name=name), name), most)
-    return _checked(listed)
+        yield ListedFile(replace(request, name=name))
 
 
-def _add(listed: list[ListedFile], file: ListedFile, most: int) -> None:
-    if len(listed) == most:
+def _checked(listed: Iterable[ListedFile], most: int) -> list[ListedFile]:
+    found = list(islice(listed, most + 1))
+    if len(found) > most:
         raise ManifestError(
             f"the list has more files than max_files, which is {most:,}; raise it if you trust the list"
         )
-    listed.append(file)
-
-
-def _checked(listed: list[ListedFile]) -> list[ListedFile]:
-    if not listed:
+    if not found:
         raise ManifestError("the list is empty")
-    check_names(each.name for each in listed)
-    return listed
+    check_names(each.name for each in found)
+    return found
 
 
 def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile]:
@@ -92,16 +92,21 @@ def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile
             an http or https URL; an invalid size or hash; a number of pieces that does not fit the size.
         UnsafePathError: a name leads outside the tree, or two names collide.
     """
-    builder = _Builder(most)
+    return _checked(_parse_document(document), most)
+
+
+def _parse_document(document: BinaryIO) -> Iterator[ListedFile]:
+    builder = _Builder()
     parser = ElementTree.XMLParser(target=builder)
     try:
         while data := document.read(_FEED_BYTES):  # expat parses all that it was fed, even after an error
             builder.count(len(data))
             parser.feed(data)
+            yield from builder.listed
+            builder.listed.clear()
         parser.close()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise ManifestError(f"the Metalink document is not well-formed: {error}") from error
-    return _checked(builder.listed)
 
 
 class _Builder(ElementTree.TreeBuilder):
@@ -109,10 +114,9 @@ class _Builder(ElementTree.TreeBuilder):
     number and size.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._most = most
-        self.listed: list[ListedFile] = []  # the files
+        self.listed: list[ListedFile] = []  # the files whose elements have ended
         self._depth = self._elements = self._bytes = 0
 
     def count(self, size: int) -> None:
@@ -141,7 +145,7 @@ class _Builder(ElementTree.TreeBuilder):
         self._depth -= 1
         if self._depth == 1:
             if tag == f"{_NAMESPACE}file":
-                _add(self.listed, _parse_file(element), self._most)
+                self.listed.append(_parse_file(element))
             self._root.clear()
             self._elements = self._bytes = 0
         return element
@@ -161,31 +165,36 @@ def _parse_file(element: ElementTree.Element) -> ListedFile:
     text = element.findtext(f"{_NAMESPACE}size")
     size = None if text is None else _integer(text.strip(), f"size of {name!r}")
     try:
-        request = Request(urls[0], mirrors=tuple(urls[1:]), checksum=_best_hash(element))
+        request = Request(urls[0], name, mirrors=tuple(urls[1:]), checksum=_best_hash(element), size=size)
         pieces = None if request.checksum else _best_pieces(element, name)
     except ConfigError as error:
         raise ManifestError(f"the file {name!r} of the Metalink document: {error}") from error
     if pieces is not None and size is not None and not pieces.fit(size):
         parts = f"{len(pieces.checksums)} pieces of {pieces.length} bytes"
         raise ManifestError(f"the Metalink document has {parts} for the {size} bytes of {name!r}")
-    return ListedFile(replace(request, name=name), name, size, pieces)
+    return ListedFile(request, pieces)
 
 
 def _best_pieces(element: ElementTree.Element, name: str) -> Pieces | None:
-    found = {each.get("type", "").lower(): each for each in element.iterfind(f"{_NAMESPACE}pieces")}
-    type = next((type for type in _HASHES if type in found), None)
-    if type is None:
+    if (found := _strongest(element, "pieces")) is None:
         return None
-    length = _integer(found[type].get("length", ""), f"length of the pieces of {name!r}")
+    type, pieces = found
+    length = _integer(pieces.get("length", ""), f"length of the pieces of {name!r}")
     if length < _PIECE_BYTES:
         raise ManifestError(f"the Metalink document has pieces of {length} bytes for {name!r}")
-    hashes = found[type].iterfind(f"{_NAMESPACE}hash")
+    hashes = pieces.iterfind(f"{_NAMESPACE}hash")
     return Pieces(length, tuple(parse_checksum(f"{type}:{(each.text or '').strip()}") for each in hashes))
 
 
 def _best_hash(element: ElementTree.Element) -> str | None:
-    found = {each.get("type", "").lower(): (each.text or "").strip() for each in element.iterfind(f"{_NAMESPACE}hash")}
-    return next((f"{name}:{found[name]}" for name in _HASHES if name in found), None)
+    found = _strongest(element, "hash")
+    return None if found is None else f"{found[0]}:{(found[1].text or '').strip()}"
+
+
+def _strongest(element: ElementTree.Element, tag: str) -> tuple[str, ElementTree.Element] | None:
+    """Of the elements with this tag, the one whose type of hash is the strongest, and that type."""
+    found = {each.get("type", "").lower(): each for each in element.iterfind(f"{_NAMESPACE}{tag}")}
+    return next(((type, found[type]) for type in _HASHES if type in found), None)
 
 
 def _integer(text: str, what: str) -> int:

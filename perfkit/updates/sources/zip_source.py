@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Set
 
 from perfkit.archives.members import Selection
-from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_directory, read_members
+from perfkit.archives.zip import matches_file, plan_ranges, read_directory, read_members
 from perfkit.archives.zip_directory import ZipMember
-from perfkit.errors import ManifestError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.source_types import SourceType
-from perfkit.updates.sources.archive_source import ArchiveSource
 from perfkit.updates.sources.remote_file import RemoteFile
+from perfkit.updates.sources.single_file import ArchiveSource, refetched_if_damaged
 from perfkit.updates.staging import StagingArea
 
 _GAP_BYTES = 64 << 10  # shorter gaps between members are fetched too; `coalesce` limits their sum
@@ -23,7 +21,7 @@ _WHOLE_FROM = 0.8  # of the archive: if more is wanted, all of it is downloaded
 
 
 class ZipSource(ArchiveSource):
-    """One version of a zip archive. See `Source` for the methods.
+    """One version of a zip archive.
 
     The CRC-32 of each installed file is recorded in the tree, in the order of the manifest: together with the size it
     tells which members are installed already, without reading a file. A CRC-32 can be forged: it counts only if what is
@@ -37,7 +35,6 @@ class ZipSource(ArchiveSource):
         self._installed = installed
         self._directory: dict[str, ZipMember] | None = None
         self._checksums = str(installed.state.get("crc32", "")) if archive.unchanged else ""
-        self._routes: list[str] = []
         self._by_crc = installed.state.get("signers", []) == archive.signers.names
 
     def record(self) -> dict[str, object]:
@@ -62,11 +59,9 @@ class ZipSource(ArchiveSource):
         self._checksums = "".join(f"{members[entry.name].crc32:08x}" for entry in manifest)
         return manifest
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
-        if missing:
-            members = self._members()
-            self._fetch([members[e.name] for e in manifest if e.sha256 in missing and e.name in members], staging)
-        return tuple(dict.fromkeys(self._routes))
+    def _stage(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
+        members = self._members()
+        self._fetch([members[e.name] for e in manifest if e.sha256 in missing and e.name in members], staging)
 
     def _members(self) -> dict[str, ZipMember]:
         if self._directory is None:
@@ -91,42 +86,31 @@ class ZipSource(ArchiveSource):
         ranges = plan_ranges({member.start: member for member in members}.values(), gap=_GAP_BYTES)
         if not ranges:
             return {}
-        wanted = sum(each.end - each.start for each in ranges)
-        paths = None
-        if wanted <= _WHOLE_FROM * self._archive.size:
-            labels = (each.members[0].name + " and others" * (len(each.members) > 1) for each in ranges)
-            paths = self._archive.parts(((each.start, each.end) for each in ranges), labels)
-        self._routes.append("zip" if paths is not None else "whole")
-        if paths is None:
-            paths = [self._archive.whole()] * len(ranges)
+        if sum(each.end - each.start for each in ranges) > _WHOLE_FROM * self._archive.size:
+            self._archive.whole()
+        labels = (each.members[0].name + " and others" * (len(each.members) > 1) for each in ranges)
+        parts = self._archive.parts(((each.start, each.end) for each in ranges), labels)
+        self._routes.append("whole" if self._archive.has_whole else "zip")
         digests = {}
         members = [member for each in ranges for member in each.members]
         size = sum(member.size for member in members)
-        try:
-            with staging.show_progress(files=len(members), total_bytes=size):
-                for each, path in zip(ranges, paths, strict=True):
-                    for member, content in self._contents(each, path):
+        with (
+            refetched_if_damaged(staging, [path for path, _ in parts]),
+            staging.show_progress(files=len(members), total_bytes=size),
+        ):
+            for each, (path, offset) in zip(ranges, parts, strict=True):
+                with open(path, "rb", buffering=0) as source:
+                    source.seek(offset)
+                    for member, content in read_members(each, source):
                         digests[member.start], _ = staging.add(content)
-        except ManifestError:
-            staging.discard_partial()
-            for path in set(paths):  # or the next sync would use them again
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            raise
         return digests
-
-    def _contents(self, each: FetchRange, path: str) -> Iterator[tuple[ZipMember, Iterator[bytes]]]:
-        with self._archive.open_range(path, each.start) as source:
-            yield from read_members(each, source)
 
 
 def _existing_digest(member: ZipMember, local: LocalTree) -> bytes | None:
     """The SHA-256 of the file with a member's name, if size and CRC-32 match the member."""
-    if member.name not in local:
+    existing = local.get(member.name)
+    if existing is None or not existing.sha256 or existing.size != member.size:
         return None
-    existing = local[member.name]
-    file = local.open_blob(existing.sha256) if existing.sha256 and existing.size == member.size else None
-    if file is None:
-        return None
-    with file:
-        return existing.sha256 if matches_file(member, file) else None
+    file = local.open_blob(existing.sha256)
+    with file or contextlib.nullcontext():
+        return existing.sha256 if file is not None and matches_file(member, file) else None

@@ -3,53 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import os
-from collections.abc import Set
+from collections import deque
+from collections.abc import Iterator, Set
+from functools import partial
 from typing import Any, BinaryIO
 
 from perfkit.downloads.http.redirects import may_have_secrets
 from perfkit.downloads.http.semantics import Version
-from perfkit.downloads.request import Download, Request
+from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
-from perfkit.updates.planner import ExistingFile
-from perfkit.updates.routes import Offer
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.remote_file import RemoteFile, version_label
+from perfkit.updates.sources.single_file import SingleFileSource, adopt_download, refetched_if_damaged
 from perfkit.updates.staging import Fetcher, StagingArea
-from perfkit.zsync.control import CONTROL_BYTES, Control, Recipe, assemble, make_recipe, parse_control, unpack_whole
+from perfkit.zsync.control import CONTROL_BYTES, Control, parse_control
+from perfkit.zsync.recipe import Fetch, Recipe, assemble, make_recipe, unpack_whole
 
 _log = logging.getLogger(__name__)
 _GAP_BYTES = 4 << 10
+_READ_BYTES = 256 << 10
 
 
-class ZsyncSource:
-    """One version of a file, as its control file describes it. See `Source` for the methods."""
+class ZsyncSource(SingleFileSource):
+    """One version of a file, as its control file describes it."""
 
     type = SourceType.ZSYNC
-    serial = 0
-    keep_staged: frozenset[str] = frozenset()
 
     def __init__(self, control_file: RemoteFile, fetcher: Fetcher, installed: Installed) -> None:
-        self.url = control_file.url
+        super().__init__(control_file)
         self._control_file = control_file
         self._fetcher = fetcher
         self._installed = installed
         self._control: Control | None = None
         self._sha1 = str(installed.state.get("sha1", "")) if control_file.unchanged else ""
-        self._routes: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
         return version_label(self.url, Version(etag=self._sha1[:12]))
-
-    def unchanged(self) -> bool:
-        return self._control_file.unchanged
 
     def record(self) -> dict[str, object]:
         return {"origin": self._control_file.record(), "sha1": self._sha1}
@@ -59,7 +54,7 @@ class ZsyncSource:
         name = control.filename
         entry = self._installed_entry(control)
         if entry is None:  # else only the control file is new, for the same file
-            seed = local[name] if name in local else self._renamed_seed(local)
+            seed = local.get(name) or self._renamed_seed(local)
             old = local.open_blob(seed.sha256) if seed is not None and seed.sha256 else None
             with old or contextlib.nullcontext():
                 digest, size = self._make(control, old, staging)
@@ -67,13 +62,8 @@ class ZsyncSource:
         self._sha1 = control.sha1
         return Manifest.of([entry])
 
-    def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
-        return ()
-
-    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
-        if missing:
-            self._make(self._read_control(), None, staging)
-        return self._routes
+    def _stage(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
+        self._make(self._read_control(), None, staging)
 
     def _read_control(self) -> Control:
         if self._control is None:
@@ -113,11 +103,10 @@ class ZsyncSource:
         entry = installed.manifest[0] if same and len(installed.manifest) == 1 else None
         return entry if entry is not None and entry.name == control.filename else None
 
-    def _renamed_seed(self, local: LocalTree) -> ExistingFile | None:
+    def _renamed_seed(self, local: LocalTree) -> Entry | None:
         """The file that was installed under another name, by an earlier control file."""
-        if self._installed.type is not SourceType.ZSYNC:
-            return None
-        return next((local[entry.name] for entry in self._installed.manifest if entry.name in local), None)
+        known = self._installed.manifest if self._installed.type is SourceType.ZSYNC else ()
+        return next(filter(None, (local.get(entry.name) for entry in known)), None)
 
     def _make(self, control: Control, old: BinaryIO | None, staging: StagingArea) -> tuple[bytes, int]:
         """Make the file in the staging area; returns its SHA-256 and its size."""
@@ -129,36 +118,30 @@ class ZsyncSource:
             except (ManifestError, TransferError, ConfigError) as error:
                 staging.discard_partial()
                 _log.warning("%s: falling back to a whole download: %s", redacted(self.url), error)
-        self._routes = ("whole",)
+        self._routes = ["whole"]
         return self._whole(control, staging)
 
     def _by_ranges(self, control: Control, old: BinaryIO, staging: StagingArea) -> tuple[bytes, int]:
         recipe = make_recipe(control, old, gap=_GAP_BYTES)
         try:
-            digest = self._assemble(control, recipe, old, staging)
+            made = staging.add(self._assembled(control, recipe, old))
         except ManifestError:
             checked = make_recipe(control, old, gap=_GAP_BYTES, strict=True)
             if checked == recipe:
                 raise
-            digest = self._assemble(control, checked, old, staging)
-        self._routes = ("zsync",)
-        staging.finish(digest)
-        return digest, control.size
+            made = staging.add(self._assembled(control, checked, old))
+        self._routes = ["zsync"]
+        return made
 
-    def _assemble(self, control: Control, recipe: Recipe, old: BinaryIO, staging: StagingArea) -> bytes:
-        parts = iter(self._parts(control, recipe))
-        with staging.create() as file:
-            made = _HashedFile(file)
-            assemble(control, recipe, old, lambda step: _Part(next(parts).path), made)
-        return made.digest
-
-    def _parts(self, control: Control, recipe: Recipe) -> list[Download]:
+    def _assembled(self, control: Control, recipe: Recipe, old: BinaryIO) -> Iterator[bytes]:
         """Fetch the ranges that the old file lacks; the SHA-1 of the result shows whether they are of one version."""
         requests = []
-        for step in recipe.fetches:
-            name = f"zsync-{control.sha1}.{step.start}-{step.end}"
-            requests.append(self._request(control, name, byte_range=(step.start, step.end)))
-        return self._fetcher.get(requests)
+        for step in recipe:
+            if isinstance(step, Fetch):
+                name = f"zsync-{control.sha1}.{step.start}-{step.end}"
+                requests.append(self._request(control, name, byte_range=(step.start, step.end)))
+        parts = iter(self._fetcher.get(requests))
+        return assemble(control, recipe, old, lambda step: _contents(next(parts).path))
 
     def _request(self, control: Control, name: str, **options: Any) -> Request:
         return Request(
@@ -166,62 +149,19 @@ class ZsyncSource:
         )
 
     def _whole(self, control: Control, staging: StagingArea) -> tuple[bytes, int]:
-        name = f"zsync-{control.sha1}.whole"
-        options = (
-            {}
-            if control.gzip
-            else {"max_bytes": control.size, "size": control.size, "checksum": f"sha1:{control.sha1}"}
-        )
-        (found,) = self._fetcher.get([self._request(control, name, **options)])
-        path = found.path
-        try:
-            with open(path, "rb", buffering=0) as file:
-                read = _HashedFile(file)
-                if control.gzip and not control.keep_gzip:
-                    with staging.create() as out:
-                        made = _HashedFile(out)
-                        unpack_whole(control, read, made)
-                    staging.finish(made.digest)
-                    return made.digest, control.size
-                unpack_whole(control, read, None)
-                size = os.fstat(file.fileno()).st_size
-        except ManifestError:
-            os.unlink(path)
-            raise
-        staging.adopt(path, read.digest)
-        return read.digest, size
+        options = {"max_bytes": control.size, "size": control.size, "checksum": f"sha1:{control.sha1}"}
+        request = self._request(control, f"zsync-{control.sha1}.whole", **({} if control.gzip else options))
+        path = self._fetcher.get([request])[0].path
+        if control.gzip:
+            with refetched_if_damaged(staging, [path]), open(path, "rb", buffering=0) as file:
+                unpacked = unpack_whole(control, file)
+                if not control.keep_gzip:
+                    return staging.add(unpacked)
+                deque(unpacked, maxlen=0)  # the end of it verifies it
+        return adopt_download(path, staging)
 
 
-class _HashedFile:
-    """A file that is read or written once, from start to end, and the SHA-256 of that."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
-
-    def read(self, size: int, /) -> bytes:
-        data = self._file.read(size)
-        self._sha256.update(data)
-        return data
-
-    def write(self, data: bytes, /) -> int:
-        self._sha256.update(data)
-        return self._file.write(data)
-
-    @property
-    def digest(self) -> bytes:
-        return self._sha256.digest()
-
-
-class _Part:
-    """A file that is open only while it is read: there may be more parts than a process may have open files."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._position = 0
-
-    def read(self, size: int, /) -> bytes:
-        with open(self._path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, self._position)
-        self._position += len(data)
-        return data
+def _contents(path: str) -> Iterator[bytes]:
+    """The content of a file that is open only while it is read: a process may have fewer open files than parts."""
+    with open(path, "rb", buffering=0) as file:
+        yield from iter(partial(file.read, _READ_BYTES), b"")

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from perfkit import Config
+from perfkit.downloads.http import dial
+
 WAIT_S = 60
 
 # Its import of urllib3 waits for a line from standard input.
@@ -69,6 +72,12 @@ def respond(peer: socket.socket) -> None:
         stream.flush()
 
 
+def ended(peer: socket.socket) -> bool:
+    peer.settimeout(WAIT_S)
+    with peer:
+        return peer.recv(1) == b""
+
+
 def has_no_connection(listener: socket.socket) -> None:
     listener.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -104,5 +113,56 @@ def test_a_proxy(origin: socket.socket, tmp_path: Path) -> None:
             go_on(process)
             respond(proxy.accept()[0])
             assert process.wait(WAIT_S) == 0
+    assert (tmp_path / "file").read_bytes() == b"body"
+    has_no_connection(origin)
+
+
+def test_one_that_the_server_has_closed_is_made_again(origin: socket.socket, tmp_path: Path) -> None:
+    with started("get", "-q", "--retries", "0", "-o", str(tmp_path / "file"), f"{url_of(origin)}/file") as process:
+        origin.accept()[0].close()
+        go_on(process)
+        respond(origin.accept()[0])
+        assert process.wait(WAIT_S) == 0
+
+
+def test_one_that_a_slow_download_cannot_use_is_closed(origin: socket.socket, tmp_path: Path) -> None:
+    """A server that serves one connection at a time would else wait for it."""
+    words = ("get", "-q", "--limit-rate", "1M", "-o", str(tmp_path / "file"), f"{url_of(origin)}/file")
+    with started(*words) as process:
+        early, _ = origin.accept()
+        go_on(process)
+        assert ended(early)
+        respond(origin.accept()[0])
+        assert process.wait(WAIT_S) == 0
+
+
+def test_one_that_was_idle_for_long_is_not_used(origin: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dial, "_MOST_IDLE_S", -1.0)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with monkeypatch.context() as without:
+        for name in ("urllib3", "perfkit.testing"):
+            without.delitem(sys.modules, name, raising=False)
+        dial.connect_early(url_of(origin), Config())
+    early, _ = origin.accept()
+    options = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
+    with dial.dial(*origin.getsockname(), timeout_s=WAIT_S, aborted=lambda: False, options=options) as used:
+        assert ended(early)
+        with origin.accept()[0] as peer:
+            assert peer.getpeername() == used.getsockname()
+
+
+def test_a_fake_origin_is_not_looked_for_on_the_network(origin: socket.socket, tmp_path: Path) -> None:
+    url, path = f"{url_of(origin)}/file", str(tmp_path / "file")
+    program = f"""
+from perfkit.cli import main
+from perfkit.testing import FakeOrigin
+
+with FakeOrigin() as fake, fake.installed():
+    fake.add({url!r}, "body")
+    assert main(["get", "-q", "-o", {path!r}, {url!r}]) == 0
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=WAIT_S, env=environment)
     assert (tmp_path / "file").read_bytes() == b"body"
     has_no_connection(origin)

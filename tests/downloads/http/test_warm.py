@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import select
+import socket
 import ssl
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ import urllib3
 
 from perfkit import Config
 from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http import dial
 from perfkit.downloads.http.connection import POOL_CLASSES
 from perfkit.downloads.http.transport import Get, HttpTransport
+from perfkit.downloads.http.urls import origin_of
 from tests.support.fakes import MisbehavingServer, Start
 from tests.support.network import server_context
 from tests.support.waiting import wait_until
@@ -40,6 +44,22 @@ def test_a_request_finds_it(misbehaving: Start, authority: trustme.CA, ca_file: 
         assert connections(server) == 1
     finally:
         transport.close()
+
+
+def test_a_connection_begun_early_is_left_to_the_first_request(misbehaving: Start) -> None:
+    """Which would otherwise wait for one of its own."""
+    server = misbehaving(lambda x: x.serve(b"body"))
+    place = origin_of(server.url)[1:]
+    begun = dial._begun[place] = Future()
+    begun.set_result(socket.create_connection(place))
+    transport = HttpTransport(Config())
+    try:
+        transport.warm(f"{server.url}/", Cancel())
+        assert dial._begun.pop(place) is begun
+        wait_until(lambda: connections(server) == 2)
+    finally:
+        transport.close()
+        begun.result().close()
 
 
 def test_session_tickets_do_not_end_it(authority: trustme.CA) -> None:

@@ -7,20 +7,22 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, TextIO, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from perfkit.config import Config, convert
+from perfkit.cli.output import INTERRUPTED, Outcome, exit_code_of
+from perfkit.cli.settings import add_rates, fields_for
+from perfkit.config import Config, parse_seconds
 from perfkit.contrib.django import conf
 from perfkit.contrib.django.signals import ReceiverError
-from perfkit.errors import BatchError, ConfigError, ExpiredError, PerfkitError, StaleSourceError
+from perfkit.errors import BatchError, ConfigError, PerfkitError
 from perfkit.progress.lines import terminal_size
 from perfkit.progress.meter import Progress
 from perfkit.progress.text import described, printable
 from perfkit.toolkit import Toolkit
 
-_FAILED, _BAD_USAGE, _RECEIVER_FAILED, _STALE, _INTERRUPTED = 1, 2, 3, 4, 130
+_RECEIVER_FAILED = 3  # exit code
 
 
 class ToolkitCommand(BaseCommand):
@@ -52,14 +54,8 @@ class ToolkitCommand(BaseCommand):
         Raises:
             ConfigError: an option is invalid.
         """
-        changes: dict[str, Any] = {}
-        for option, fields in _FIELDS.items():
-            if options.get(option) is not None:
-                try:
-                    changes |= {name: convert(Config, name, options[option]) for name in fields}
-                except ConfigError as error:
-                    raise ConfigError(f"--{option.replace('_', '-')}: {error}") from error
-        return dataclasses.replace(config, **changes)
+        chosen: dict[str, Any] = fields_for({name: options.get(name) for name in ("workers", "limit_rate")})
+        return dataclasses.replace(config, **chosen)
 
     def progress(self, options: dict[str, Any]) -> Progress | None:
         """The progress display, chosen by the options and by whether standard error is a terminal."""
@@ -75,9 +71,7 @@ class ToolkitCommand(BaseCommand):
         """Add the options here, so that subclasses need not call `super().add_arguments`."""
         parser = super().create_parser(prog_name, subcommand, **kwargs)
         group = parser.add_argument_group("transfers")
-        group.add_argument("--workers", type=int, metavar="N", help="concurrent transfers")
-        what = "bytes per second for all transfers, such as 500K or 5M"
-        group.add_argument("--limit-rate", metavar="RATE", help=what)
+        add_rates(group)
         group.add_argument("--no-progress", action="store_true", help="show no bars, even on a terminal")
         return parser
 
@@ -87,10 +81,7 @@ class ToolkitCommand(BaseCommand):
             super().run_from_argv(argv)
         except KeyboardInterrupt:
             self.stderr.write("interrupted; run the same command again to resume")
-            sys.exit(_INTERRUPTED)
-
-
-_FIELDS = {"workers": ("workers", "connections_per_host"), "limit_rate": ("rate_limit",)}
+            sys.exit(INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -113,20 +104,8 @@ def command_error(error: Exception) -> CommandError:
 
 
 def returncode_of(error: Exception) -> int:
-    """The exit code of a command: 2 invalid usage, 3 failed receivers, 4 a source that is behind, else 1."""
-    if isinstance(error, ReceiverError):
-        return _RECEIVER_FAILED
-    if isinstance(error, StaleSourceError | ExpiredError):
-        return _STALE
-    return _BAD_USAGE if isinstance(error, ConfigError) else _FAILED
-
-
-class Outcome(NamedTuple):
-    """The outcome of a command for a tree."""
-
-    record: Mapping[str, Any]  # printed with `--json`, with the tree's name
-    lines: list[tuple[int, str]]  # printed otherwise, each from a verbosity on
-    problem: str = ""  # why the command fails, although nothing was raised; empty if it does not
+    """The exit code of a command: that of `perfkit`, or 3 after failed receivers."""
+    return _RECEIVER_FAILED if isinstance(error, ReceiverError) else exit_code_of(error)
 
 
 class TreesCommand(BaseCommand):
@@ -136,7 +115,7 @@ class TreesCommand(BaseCommand):
     names = "+"  # how many trees a command line may name: `1`, `+` (any number, or `--all`), or `*` (all by default)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
-        """Do the work for one tree."""
+        """Do the work for one tree. If the outcome has an exit code, its note says why the command fails."""
         raise NotImplementedError("subclasses of TreesCommand must have a run_tree() method")
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -155,16 +134,15 @@ class TreesCommand(BaseCommand):
             try:
                 outcome = self.run_tree(name, options)
             except (PerfkitError, OSError) as error:
-                outcome = Outcome({"error": described(error)}, [])
+                outcome = Outcome({"error": described(error)}, "")
                 failed.append((name, command_error(error)))
-            if outcome.problem:
-                failed.append((name, CommandError(outcome.problem, returncode=1)))
+            if outcome.code:
+                failed.append((name, CommandError(outcome.note, returncode=outcome.code)))
             records.append({"name": name, **outcome.record})
-            for verbosity, line in outcome.lines:
-                if options["verbosity"] >= verbosity and not options["json"]:
-                    self.stdout.write(line)
+            if options["verbosity"] >= 1 and not options["json"]:
+                self._print(name, outcome)
         if options["json"]:
-            self.stdout.write(json.dumps({"trees": records}))
+            self.stdout.write(json.dumps({"trees": records}, default=list))
         if failed and len(names) == 1:
             raise failed[0][1]
         for name, problem in failed:
@@ -172,6 +150,13 @@ class TreesCommand(BaseCommand):
         if failed:
             worst = min(problem.returncode for _, problem in failed)
             raise CommandError(f"{len(failed)} of {len(names)} trees failed", returncode=worst)
+
+    def _print(self, name: str, outcome: Outcome) -> None:
+        label = self.style.MIGRATE_LABEL(name)
+        if outcome.note or outcome.text:
+            self.stdout.write(f"{label}: {printable(outcome.note)}" if outcome.note else label)
+        for line in outcome.text.splitlines():
+            self.stdout.write(f"  {line}")
 
     def _chosen(self, options: Mapping[str, Any]) -> list[str]:
         """The trees, without duplicates."""
@@ -184,7 +169,6 @@ class TreesCommand(BaseCommand):
         return list(dict.fromkeys(names)) or list(known)
 
 
-def add_wait(parser: CommandParser) -> None:
-    """Add the option of commands that lock a tree."""
-    about = "how long to wait while another command is at work (default 0)"
-    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help=about)
+def wait_s(options: Mapping[str, Any]) -> float:
+    """The value of `--wait`, which `call_command` may give as a number."""
+    return parse_seconds(str(options["wait"]))

@@ -6,9 +6,10 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from perfkit.cli.output import Outcome
+from perfkit.cli.settings import add_wait
 from perfkit.contrib.django import trees
-from perfkit.contrib.django.management.command import Outcome, TreesCommand, add_wait
-from perfkit.progress.text import printable
+from perfkit.contrib.django.management.command import TreesCommand, wait_s
 
 
 class Command(TreesCommand):
@@ -25,12 +26,9 @@ class Command(TreesCommand):
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         if not options["off"]:
-            held = trees.hold(name, options["skip"], wait_s=options["wait"])
+            held = trees.hold(name, options["skip"], wait_s=wait_s(options))
             what = "stays at" if options["skip"] is None else "passes over"
-            line = f"{name}: {what} {printable(held.version)}"
-            return Outcome({"held": held.version, "reason": str(held.reason)}, [(1, line)])
-        released = trees.unhold(name, wait_s=options["wait"])
-        if released is None:
-            return Outcome({"released": None}, [(1, f"{name}: nothing was on hold")])
-        line = f"{name}: {printable(released.version)} is no longer on hold"
-        return Outcome({"released": released.version}, [(1, line)])
+            return Outcome({"held": held.version, "reason": str(held.reason)}, f"{what} {held.version}")
+        released = trees.unhold(name, wait_s=wait_s(options))
+        note = f"{released.version} is no longer on hold" if released else "nothing was on hold"
+        return Outcome({"released": released.version if released else None}, note)

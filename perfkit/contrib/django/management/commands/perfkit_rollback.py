@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from django.core.management.base import CommandParser
 
+from perfkit.cli.output import Outcome
+from perfkit.cli.settings import add_wait
+from perfkit.cli.tree_commands import outcome_of_rollback
 from perfkit.contrib.django import trees
-from perfkit.contrib.django.management.command import Outcome, TreesCommand, add_wait
-from perfkit.progress.text import printable
+from perfkit.contrib.django.management.command import TreesCommand, wait_s
 
 
 class Command(TreesCommand):
@@ -24,11 +25,6 @@ class Command(TreesCommand):
         add_wait(parser)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
-        report = trees.rollback(name, to=options["to"], hold=not options["no_hold"], wait_s=options["wait"])
-        version = printable(report.version or "") or "the tree before the first sync"
-        lines = [
-            (1, self.style.SUCCESS(f"{name}: {version} (generation {report.generation})")),
-            (1, f"  {report.added} added, {report.changed} changed, {report.removed} removed"),
-            *((1, self.style.WARNING(f"  {printable(line)}")) for line in report.edits()),
-        ]
-        return Outcome(dataclasses.asdict(report), lines)
+        return outcome_of_rollback(
+            trees.rollback(name, to=options["to"], hold=not options["no_hold"], wait_s=wait_s(options))
+        )

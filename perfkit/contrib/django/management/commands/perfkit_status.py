@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import CommandParser
-from django.utils import timezone
 
+from perfkit.cli.output import Outcome
+from perfkit.cli.tree_commands import generation_line, status_text
 from perfkit.config import parse_seconds
 from perfkit.contrib.django import trees
-from perfkit.contrib.django.management.command import Outcome, TreesCommand
-from perfkit.progress.text import printable
+from perfkit.contrib.django.management.command import TreesCommand
 
 
 class Command(TreesCommand):
@@ -28,33 +28,12 @@ class Command(TreesCommand):
         status = trees.status(name)
         max_age = options["max_age"]
         old = max_age is not None and status.age_s() > parse_seconds(max_age)
-        return Outcome(_record(status), self._lines(status), f"no sync has succeeded for {max_age}" if old else "")
-
-    def _lines(self, status: trees.Status) -> list[tuple[int, str]]:
-        name, warning = self.style.MIGRATE_LABEL(status.name), self.style.WARNING
-        if status.state == "absent":
-            lines = [(0, f"{name}: {warning('not installed')}")]
-        else:
-            what = f"generation {status.generation}, {_local(status.changed_s)}"
-            lines = [(0, f"{name}: {printable(status.version or '-')} ({what})")]
-            if not status.receivers_notified:
-                text = "  some receivers of tree_updated have not processed this generation; the next sync calls them"
-                lines.append((0, warning(text)))
-        if status.failed_s is not None:
-            text = f"  failed {_local(status.failed_s)}: {printable(status.error or '')}"
-            lines.append((0, self.style.ERROR(text)))
-        if status.not_before_s is not None:
-            lines.append((0, f"  not before {_local(status.not_before_s)}, as the source asks"))
-        if status.interrupted:
-            lines.append((0, warning("  a change was interrupted; the next use of the tree completes it")))
-        if status.held is not None:
-            lines.append((0, warning(f"  on hold: {printable(status.held.version)} ({status.held.reason})")))
-        lines.append((1, f"  from {printable(status.source)}\n  in   {status.dest}"))
-        for each in status.generations:
-            mark, version = "*" if each.current else " ", printable(each.label.get("version", "-"))
-            counts = f"+{each.added} ~{each.changed} -{each.removed}"
-            lines.append((1, f"  {mark} {each.number}  {version}  {_local(each.created_s or None)}  {counts}"))
-        return lines
+        text = status_text(status) + f"{'directory':<11} {status.dest}\n"
+        if status.state == "installed" and not status.receivers_notified:
+            text += "some receivers of tree_updated have not processed this generation; the next sync calls them\n"
+        text += "".join(map(generation_line, status.generations))
+        note = f"no sync has succeeded for {max_age}" if old else ""
+        return Outcome(_record(status), note, text, code=1 if old else 0)
 
 
 def _record(status: trees.Status) -> dict[str, Any]:
@@ -71,10 +50,3 @@ def _record(status: trees.Status) -> dict[str, Any]:
 
 def _iso(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
-
-
-def _local(seconds: float | None) -> str:
-    """The time in the project's time zone."""
-    if seconds is None:
-        return "-"
-    return datetime.fromtimestamp(seconds, timezone.get_current_timezone()).strftime("%Y-%m-%d %H:%M:%S")

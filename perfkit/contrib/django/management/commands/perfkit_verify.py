@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from django.core.management.base import CommandParser
 
+from perfkit.cli.output import Outcome
+from perfkit.cli.settings import add_wait
+from perfkit.cli.tree_commands import outcome_of_verify
 from perfkit.contrib.django import conf, trees
-from perfkit.contrib.django.management.command import Outcome, ToolkitCommand, TreesCommand, add_wait
-from perfkit.progress.text import counted, printable
+from perfkit.contrib.django.management.command import ToolkitCommand, TreesCommand, wait_s
 
 
 class Command(TreesCommand, ToolkitCommand):
@@ -24,13 +25,8 @@ class Command(TreesCommand, ToolkitCommand):
         report = trees.verify(
             name,
             repair=options["repair"],
-            wait_s=options["wait"],
+            wait_s=wait_s(options),
             config=self.config(conf.tree_settings(name).config, options),
             progress=self.progress(options),
         )
-        listed = (("missing", report.missing), ("changed", report.changed), ("extra", report.extra))
-        counts = f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
-        summary = f"{name}: {counted(report.files, 'file')}; {counts}{'; repaired' if report.repaired else ''}"
-        lines = [(1, f"  {what} {printable(each)}") for what, names in listed for each in names]
-        record = {**dataclasses.asdict(report), "intact": report.intact}
-        return Outcome(record, [(1, summary), *lines], problem="" if report.intact else summary)
+        return outcome_of_verify(report)
