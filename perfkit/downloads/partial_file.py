@@ -346,8 +346,8 @@ class PartialFile:
             check_replaceable(before, path)
             if stat.S_ISREG(before.st_mode):
                 set_mode(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
-        if self.lasting:
-            write_origin(self.descriptor, self.source, self.lasting)
+        if lasting := self.lasting:
+            write_origin(self.descriptor, self.source, lasting)
         if durable:
             sync_file(self.descriptor)
         try:

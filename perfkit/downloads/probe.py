@@ -13,6 +13,7 @@ from perfkit.downloads.http.semantics import (
     NO_VERSION,
     RANGE_REFUSALS,
     Answer,
+    ByteRange,
     Verdict,
     Version,
     as_stored,
@@ -47,6 +48,13 @@ class Probe(NamedTuple):
         return len(self.first) == self.size
 
 
+class _Question(NamedTuple):
+    """What a request asks; plainer where a server did not understand it."""
+
+    known: Version  # whether it has another version than this one
+    asked: ByteRange | None
+
+
 def probe(
     network: Network, url: str, *, most: int, known: Version | None, home: str | None = None, cancel: Cancel
 ) -> Probe:
@@ -58,33 +66,18 @@ def probe(
         HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
         CancelledError: cancelled.
     """
-    config, limiter = network.config, network.limiter
-    host, ranged, conditional, failures, requests = host_of(url), True, True, 0, 0
+    config, limiter, host = network.config, network.limiter, host_of(url)
     trusted = home is None or may_have_secrets(url, home)
+    question, failures, requests = _Question(known or NO_VERSION, (0, most)), 0, 0
     while limiter.wait(host, cancel):
         requests += 1
-        headers = {"Cache-Control": "max-age=0", **(known.condition if known and conditional else {})}
-        if ranged:
-            headers["Range"] = f"bytes=0-{most - 1}"
         try:
-            get = Get(url=url, headers=headers, trusted=trusted, named=trusted)
-            with network.transport.open(get, cancel) as response:
-                fields = as_stored(response.headers, url)
-                answer = judge(response.status, fields, (0, most) if ranged else None, None)
-                if answer.verdict is Verdict.CURRENT and known and conditional:
-                    if known.is_meant_by(fields):
-                        return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
-                    conditional = False
-                    continue
-                if ranged and (answer.verdict not in _USABLE or response.status in RANGE_REFUSALS):
-                    ranged = False
-                    continue
-                if answer.verdict is Verdict.STATUS:
-                    refuse(url, response, answer.reason, host=host, network=network)
-                first = _first_bytes(url, response, answer, most, config)
-                found = _described(url, response, answer, first, most=most)
-                same = known is not None and found.version == known  # some servers ignore conditions beside a range
+            found = _ask(network, url, question, most, trusted=trusted, cancel=cancel)
+            if isinstance(found, Probe):
+                same = found.unchanged or found.version == known  # some servers ignore conditions beside a range
                 return found._replace(unchanged=same, requests=requests)
+            question = found
+            continue
         except TransferError as error:
             failures += 1
             if not may_retry(error, config) or failures > config.retries:
@@ -94,6 +87,36 @@ def probe(
         if cancel.wait(backoff_s(config, failures)):
             break
     raise CancelledError(url, "cancelled")
+
+
+def _ask(
+    network: Network, url: str, question: _Question, most: int, *, trusted: bool, cancel: Cancel
+) -> Probe | _Question:
+    """Send one request; returns the answer, or a question that this server may understand."""
+    headers = {"Cache-Control": "max-age=0", **question.known.condition}
+    if question.asked:
+        headers["Range"] = f"bytes=0-{most - 1}"
+    with network.transport.open(Get(url=url, headers=headers, trusted=trusted, named=trusted), cancel) as response:
+        fields = as_stored(response.headers, url)
+        answer = judge(response.status, fields, question.asked, None)
+        if answer.verdict is Verdict.CURRENT and question.known:
+            if question.known.is_meant_by(fields):
+                return Probe(url=url, at=response.url, unchanged=True, version=question.known)
+            return question._replace(known=NO_VERSION)
+        if question.asked and (answer.verdict not in _USABLE or response.status in RANGE_REFUSALS):
+            return question._replace(asked=None)
+        if answer.verdict is Verdict.STATUS:
+            refuse(url, response, answer.reason, host=host_of(url), network=network)
+        first = _first_bytes(url, response, answer, most, network.config)
+        return Probe(
+            url=url,
+            at=response.url,
+            first=first,
+            size=len(first) if answer.total is None and len(first) < most else answer.total,
+            ranges=response.status == 206 or response.headers.get("accept-ranges", "").strip().lower() == "bytes",
+            version=version_of(response.headers),
+            content_type=response.headers.get("content-type"),
+        )
 
 
 def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel: Cancel) -> bytes:
@@ -127,16 +150,3 @@ def _first_bytes(url: str, response: Response, answer: Answer, most: int, config
     if len(first) < wanted and answer.end is not None:
         raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
     return bytes(first)
-
-
-def _described(url: str, response: Response, answer: Answer, first: bytes, *, most: int) -> Probe:
-    headers = response.headers
-    return Probe(
-        url=url,
-        at=response.url,
-        first=first,
-        size=len(first) if answer.total is None and len(first) < most else answer.total,
-        ranges=response.status == 206 or headers.get("accept-ranges", "").strip().lower() == "bytes",
-        version=version_of(headers),
-        content_type=headers.get("content-type"),
-    )

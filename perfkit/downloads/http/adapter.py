@@ -27,9 +27,13 @@ class Adapter(HTTPAdapter):
     Args:
         keep: connections to keep for each origin.
         lean: leave out of responses what perfkit's own sessions do not use.
+
+    Attributes:
+        settings: by the value of `verify` or `cert`, the setting that it comes from, for errors.
     """
 
     def __init__(self, *, keep: int, lean: bool) -> None:
+        self.settings: dict[object, str] = {}
         self._lean = lean
         self._blank = vars(requests.Response())  # making a cookie jar for each takes longer than the rest of a response
         self._lock = threading.RLock()  # guards the state below
@@ -56,13 +60,13 @@ class Adapter(HTTPAdapter):
         scheme, host, port = origin
         kind: dict[str, Any] = {}
         if scheme == "https":
-            kind = {"ssl_context": self.context(verify, cert), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
+            kind = {"ssl_context": self._context(verify, cert), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
         manager: Any = self._proxy_manager(proxy, verify) if proxy else self.poolmanager
         return manager.connection_from_host(host, port, scheme, pool_kwargs=kind)
 
     def _proxy_manager(self, proxy: str, verify: Any) -> Any:
         kind = proxy.lower()
-        options = {"proxy_ssl_context": self.context(verify, None)} if kind.startswith("https:") else {}
+        options = {"proxy_ssl_context": self._context(verify, None)} if kind.startswith("https:") else {}
         try:
             classes = socks_pool_classes() if kind.startswith("socks") else POOL_CLASSES
             url = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
@@ -79,9 +83,7 @@ class Adapter(HTTPAdapter):
         manager.pool_classes_by_scheme = classes
         return manager
 
-    def context(
-        self, verify: bool | str, cert: ClientCert | None, setting: str = "verify", cert_setting: str = "cert"
-    ) -> Any:
+    def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
         """The TLS context for these settings, created now if there is none.
 
         Raises:
@@ -89,7 +91,8 @@ class Adapter(HTTPAdapter):
         """
         with self._lock:
             if (verify, cert) not in self._contexts:
-                self._contexts[verify, cert] = make_context(verify, cert, setting, cert_setting)
+                names = self.settings.get(verify, "verify"), self.settings.get(cert, "cert")
+                self._contexts[verify, cert] = make_context(verify, cert, *names)
             return self._contexts[verify, cert]
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -53,33 +53,30 @@ class CallersSessions:
         proxies = dict(self._config.proxies)
         if session.trust_env and bypasses_proxy(url):
             proxies.setdefault("no_proxy", "*")
-        ours = self._is_ours(session, url)
-        verify, cert = self._find_trust(session, url, ours)
+        verify, cert = self._find_trust(session)
         options: dict[str, Any] = {"allow_redirects": False, "timeout": self._config.timeouts_s}
         if not hop.trusted:
             request = _prepare_for_other_origin(session, hop)
             options.update(session.merge_environment_settings(url, proxies, True, verify, cert))
-            return self._by(ours, lambda: session.send(request, **options))
+            return self._through(session, url, lambda: session.send(request, **options))
         options.update(proxies=proxies, verify=verify, cert=cert, stream=True, auth=hop.auth, headers=dict(hop.headers))
         if hop.redirected and session.params:  # these belong to the requested URL; None removes one
             options["params"] = dict.fromkeys(session.params)
-        return self._by(ours, lambda: session.request("GET", url, **options))
+        return self._through(session, url, lambda: session.request("GET", url, **options))
 
     def warm(self, url: str, timeout_s: float) -> None:
         """Do nothing: it is unknown how the caller's session connects."""
 
-    def _is_ours(self, session: Any, url: str) -> bool:
-        try:
-            return session.get_adapter(url) is self._adapter
-        except requests.exceptions.InvalidSchema:
-            return True  # no adapter: sending the request will fail with that reason
-
-    def _by(self, ours: bool, send: Callable[[], requests.Response]) -> requests.Response:
+    def _through(self, session: Any, url: str, send: Callable[[], requests.Response]) -> requests.Response:
         """Send through our adapter, or through one that the caller mounted. The latter's connections cannot be aborted,
         so a helper thread, which can be abandoned, waits for them.
         """
         exchange = exchange_here()
-        if ours or exchange is None:
+        try:
+            foreign = session.get_adapter(url) is not self._adapter
+        except requests.exceptions.InvalidSchema:
+            foreign = False  # no adapter: sending the request will fail with that reason
+        if not foreign or exchange is None:
             return send()
         helper: HelperThread | None = getattr(self._local, "helper", None)
         if helper is None or helper.ended:
@@ -91,15 +88,15 @@ class CallersSessions:
             self._local.session = None  # a factory's: the abandoned thread still uses it
             raise
 
-    def _find_trust(self, session: Any, url: str, ours: bool) -> tuple[Any, Any]:
-        """`verify` and `cert` for a request. Their files are read now, while it is known which setting named them."""
+    def _find_trust(self, session: Any) -> tuple[Any, Any]:
+        """`verify` and `cert` for a request."""
         config = self._config
         verify, setting = find_trust(config, session.verify, environment=session.trust_env)
         cert = config.client_cert or session.cert
         cert = tuple(cert) if isinstance(cert, list) else cert
-        if (verify is not True or cert) and ours and url.startswith("https:"):
-            cert_setting = "Config.client_cert" if config.client_cert else "session.cert"
-            self._adapter.context(verify, cert, setting, cert_setting)
+        self._adapter.settings.update(
+            {verify: setting, cert: "Config.client_cert" if config.client_cert else "session.cert"}
+        )
         return verify, cert
 
     def _session(self) -> Any:
@@ -155,8 +152,7 @@ class _Borrowed:
     def trust_env(self) -> bool:
         return bool(self._given.trust_env) and self._config.trust_env
 
-    def resolve_redirects(self, *_: Any, **options: Any) -> Iterator[Any]:
-        return no_redirects()
+    resolve_redirects = no_redirects
 
     def prepare_request(self, request: Any) -> Any:
         request.auth = _UrlAsGiven(request.url, request.auth or self._given.auth, self.trust_env)

@@ -81,15 +81,16 @@ class Exchange:
     fails, it is finished.
 
     Args:
-        waiting: has it while its response has not come.
+        under_way: has it until it is finished.
         cancel: ends it.
     """
 
     def __init__(
-        self, waiting: set[Exchange], cancel: Cancel, deadline_s: float, limit: Throttle | None = None
+        self, under_way: set[Exchange], cancel: Cancel, deadline_s: float, limit: Throttle | None = None
     ) -> None:
-        self._waiting = waiting
+        self._under_way = under_way
         self.cancel = cancel
+        self.waiting = False  # whether its response has not come
         self.deadline_s = deadline_s  # when its response is overdue (time.monotonic)
         self.limit = limit  # limits the rate at which its response is read; None: no limit
         self.expired = False  # whether it was aborted for being overdue
@@ -105,13 +106,14 @@ class Exchange:
 
     def __enter__(self) -> Exchange:
         _here.exchange = self
-        self._waiting.add(self)
+        self.waiting = True
+        self._under_way.add(self)
         self.cancel.add(self.abort)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         _here.exchange = None
-        self._waiting.discard(self)
+        self.waiting = False
         if kind is not None:
             self.finish()
 
@@ -128,6 +130,7 @@ class Exchange:
 
     def finish(self) -> None:
         """Release the connections, once the response has been read or given up."""
+        self._under_way.discard(self)
         self.cancel.discard(self.abort)
         for handle in self._handles:
             handle.detach(self)

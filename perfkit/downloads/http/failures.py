@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import ssl
+from collections.abc import Sequence
 from socket import EAI_NONAME, gaierror
-from typing import TYPE_CHECKING
 
 import requests
 from urllib3.exceptions import (
@@ -19,9 +19,6 @@ from urllib3.exceptions import (
 
 from perfkit.downloads.http.exchange import Exchange
 from perfkit.errors import CancelledError, PerfkitError, TransferError, TransferTimeoutError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _CHAIN_MOST = 20
 _MOST = 500  # characters of another package's message, which may quote a server

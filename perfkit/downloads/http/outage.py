@@ -7,19 +7,13 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perfkit.downloads.http.exchange import Incoming
 
 _SILENT_S = 1.0  # all connections wait this long before a new one is tried, then one each second
 _REST_S = 5.0  # before the next try after one that was answered: the server is just slow
-
-
-class Waiting(Protocol):
-    """A connection that waits for a response."""
-
-    sock: Any
-    waits_since_s: float | None  # by the clock; None: it does not wait
-
-    def interrupt(self) -> None: ...
 
 
 class OutageWatch:
@@ -38,7 +32,7 @@ class OutageWatch:
         self._next_s = 0.0
         self._unanswered = False
 
-    def look(self, connections: Sequence[Waiting]) -> None:
+    def look(self, connections: Sequence[Incoming]) -> None:
         """Check the connections; to be called a few times a second."""
         now_s = self._clock()
         since_s = [now_s if each.waits_since_s is None else each.waits_since_s for each in connections]

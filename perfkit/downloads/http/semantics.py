@@ -17,6 +17,7 @@ ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the reso
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _LIFETIME = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
+_REPR_DIGEST = re.compile(r"(?:^|,)[ \t]*sha-(256|512)=:([A-Za-z0-9+/=]*):", re.IGNORECASE)
 _CACHE_STATUS = ("x-cache", "cache-status")
 _OF_CACHES = frozenset({"via", "age", *_CACHE_STATUS})
 _CACHE_HIT = re.compile(r"(?:\b|_|refresh)hit\b")  # as in TCP_HIT and RefreshHit
@@ -72,6 +73,8 @@ class Version:
     @property
     def lasting(self) -> Version:
         """The part that may be remembered."""
+        if self.etag_lasts and self.date_lasts:
+            return self
         etag = self.etag if self.etag_lasts else None
         date = self.last_modified if etag or self.date_lasts else None
         return Version(etag, date, self.etag_lasts, self.date_lasts)
@@ -88,7 +91,7 @@ class Version:
     @property
     def proves(self) -> bool:
         """Whether it has such a proof."""
-        return any(self.proof)
+        return bool(self) and any(self.proof)
 
     @property
     def condition(self) -> Mapping[str, str]:
@@ -210,18 +213,11 @@ def parse_repr_digest(text: str | None) -> str | None:
     import base64
     import binascii
 
-    found: dict[str, bytes] = {}
-    for member in text.split(","):
-        name, _, value = member.strip().partition("=")
-        value = value.partition(";")[0].strip()
-        if len(value) >= 2 and value[0] == value[-1] == ":":
-            try:
-                found[name.strip().lower()] = base64.b64decode(value[1:-1], validate=True)
-            except binascii.Error:
-                continue
-    for name, algorithm, size in (("sha-512", "sha512", 64), ("sha-256", "sha256", 32)):
-        if len(found.get(name, b"")) == size:
-            return f"{algorithm}:{found[name].hex()}"
+    for bits, coded in sorted(_REPR_DIGEST.findall(text), reverse=True):
+        with contextlib.suppress(binascii.Error):
+            digest = base64.b64decode(coded, validate=True)
+            if 8 * len(digest) == int(bits):
+                return f"sha{bits}:{digest.hex()}"
     return None
 
 

@@ -40,7 +40,8 @@ class OwnSessions:
         connect_s, read_s = config.timeouts_s
         self._timeout: Any = urllib3.Timeout(connect=connect_s, read=read_s)  # requests would make one each time
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
-        self._trust = find_trust(config, True, environment=config.trust_env)
+        self._verify, setting = find_trust(config, True, environment=config.trust_env)
+        adapter.settings.update({self._verify: setting, config.client_cert: "Config.client_cert"})
 
     def send(self, hop: Hop) -> requests.Response:
         """Send a GET request and return its response, the body unread. Redirects are not followed.
@@ -51,7 +52,6 @@ class OwnSessions:
         """
         url = hop.url
         proxies, netrc = self._way_to(url)
-        verify = self._find_trust(needed=bool(proxies) or url.startswith("https:"))
         auth = hop.auth or credentials_in(url) or (netrc if hop.netrc else None)
         cookies = self._cookies if self._cookies.used or hop.auth is not None else None
         return self._session().send(
@@ -60,7 +60,7 @@ class OwnSessions:
             allow_redirects=False,
             timeout=self._timeout,
             proxies=proxies,
-            verify=verify,
+            verify=self._verify,
             cert=self._config.client_cert,
         )
 
@@ -71,8 +71,7 @@ class OwnSessions:
             return
         request = requests.PreparedRequest()
         request.url = url
-        verify = self._find_trust(needed=url.startswith("https:"))
-        pool = self._adapter.get_connection_with_tls_context(request, verify, proxies, self._config.client_cert)
+        pool = self._adapter.get_connection_with_tls_context(request, self._verify, proxies, self._config.client_cert)
         pool.warm(timeout_s)
 
     def _session(self) -> requests.Session:
@@ -102,14 +101,6 @@ class OwnSessions:
                 self._ways.clear()
             way = self._ways[origin] = proxies, netrc
         return way
-
-    def _find_trust(self, *, needed: bool) -> bool | str:
-        """`verify` for a request; its file is read only if TLS is needed, since that takes longer than a small file."""
-        verify, setting = self._trust
-        cert = self._config.client_cert
-        if needed and (verify is not True or cert is not None):
-            self._adapter.context(verify, cert, setting, "Config.client_cert")
-        return verify
 
     def close(self) -> None:
         self._adapter.close()

@@ -138,8 +138,7 @@ class HttpTransport:
         self._given = session
         self._lock = threading.Lock()  # guards the making of the sessions
         self._sessions: OwnSessions | CallersSessions | None = None
-        self._waiting: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
-        self._reading: set[Exchange] = set()
+        self._exchanges: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._outage = OutageWatch()
         self._timeout = config.timeouts_s
         self._common = {"Accept": "*/*", "User-Agent": f"perfkit/{__version__}"} if session is None else {}
@@ -150,7 +149,10 @@ class HttpTransport:
 
     def expire(self) -> None:
         now_s = time.monotonic()
-        for exchange in tuple(self._waiting):
+        exchanges = tuple(self._exchanges)
+        for exchange in exchanges:
+            if not exchange.waiting:
+                continue
             if exchange.deadline_s < now_s:
                 exchange.expired = True
                 exchange.abort()
@@ -158,10 +160,11 @@ class HttpTransport:
                 # A server that serves only so many connections at once may serve idle ones until their keep-alive ends,
                 # and only then that of this request (findings/haproxy-keeps-idle-connections-while-others-wait.sh).
                 exchange.pool.close_idle()
-        self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
+        self._outage.look([each.incoming for each in exchanges if each.incoming])
 
     def path(self) -> Path | None:
-        known = [path for each in tuple(self._reading) if each.incoming and (path := each.incoming.path())]
+        read = (each.incoming for each in tuple(self._exchanges) if not each.waiting)
+        known = [path for incoming in read if incoming and (path := incoming.path())]
         if not known:
             return None
         least_s, late = min(each.least_s for each in known), sum(each.out_of_order for each in known)
@@ -178,9 +181,9 @@ class HttpTransport:
         private = self._configured
         if request.private_headers:
             private = {**private, **_canonical(request.private_headers)}
-        asked = as_sent(request.url)
-        at, hops = as_sent(request.at) if request.at else asked, 0
-        while True:
+        asked, most = as_sent(request.url), self._config.max_redirects
+        at = as_sent(request.at) if request.at else asked
+        for _ in range(most + 1):
             at_home = may_have_secrets(at, home=asked)
             trusted = request.trusted and at_home
             chosen = private if trusted else without_secrets(private)
@@ -196,16 +199,14 @@ class HttpTransport:
                 return response
             with response:
                 self._drain(response)
-            hops += 1
-            if hops > (most := self._config.max_redirects):
-                raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location[:99])}")
             at = target_of(request.url, at, location, allow_downgrade=self._config.allow_downgrade)
+        raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(at[:99])}")
 
     def warm(self, url: str, cancel: Cancel) -> None:
         """Open a connection for a later request to this origin; if that fails, the later request will say why."""
         sessions, _ = self._started()
         connect_s = self._timeout[0]
-        exchange = self._make_exchange(self._waiting, cancel, time.monotonic() + connect_s)
+        exchange = self._make_exchange(self._exchanges, cancel, time.monotonic() + connect_s)
         with contextlib.suppress(Exception), exchange:
             sessions.warm(as_sent(url), connect_s)
         exchange.finish()
@@ -216,14 +217,14 @@ class HttpTransport:
             connect_early(hop.url, self._config)
         sessions, failures = self._started()
         while True:
-            exchange = self._make_exchange(self._waiting, cancel, time.monotonic() + sum(self._timeout), limit)
+            exchange = self._make_exchange(self._exchanges, cancel, time.monotonic() + sum(self._timeout), limit)
             try:
                 with exchange:
                     response = sessions.send(hop)
                     if exchange.expired:
                         response.close()
                         raise TimeoutError
-                return _HttpResponse(url, hop.url, response, exchange, self._reading)
+                    return _HttpResponse(url, hop.url, response, exchange)
             except PerfkitError:
                 raise
             except Exception as error:
@@ -235,15 +236,11 @@ class HttpTransport:
         length = response.headers.get("content-length", "")
         if not length.isdecimal() or int(length) > _DRAIN_BYTES:
             return
-        exchange = response.exchange
-        exchange.deadline_s = time.monotonic() + _DRAIN_S
-        self._waiting.add(exchange)
-        try:
-            with contextlib.suppress(TransferError):
-                while response.read1(_DRAIN_BYTES):
-                    pass
-        finally:
-            self._waiting.discard(exchange)
+        response.exchange.deadline_s = time.monotonic() + _DRAIN_S
+        response.exchange.waiting = True
+        with contextlib.suppress(TransferError):
+            while response.read1(_DRAIN_BYTES):
+                pass
 
     def _started(self) -> tuple[OwnSessions | CallersSessions, Any]:
         """The sessions, and the module that knows their errors."""
@@ -270,9 +267,7 @@ class HttpTransport:
 class _HttpResponse:
     """`Response` of a requests response."""
 
-    def __init__(
-        self, asked: str, at: str, response: requests.Response, exchange: Exchange, reading: set[Exchange]
-    ) -> None:
+    def __init__(self, asked: str, at: str, response: requests.Response, exchange: Exchange) -> None:
         self.url = at
         self.status = response.status_code
         headers = response.headers
@@ -281,8 +276,6 @@ class _HttpResponse:
         self._asked = asked
         self._response = response
         self.exchange = exchange
-        self._reading = reading
-        reading.add(exchange)
         raw = response.raw
         # Through read1, another adapter or a wrapper of its responses might not see all of the body.
         self._read: Callable[[int], bytes | memoryview | None] = self._read_foreign
@@ -321,7 +314,6 @@ class _HttpResponse:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._reading.discard(self.exchange)
         helper = self.exchange.helper
         with contextlib.suppress(Exception):
             if helper is None or not helper.ended:  # else the abandoned helper still reads the response, and closes it
