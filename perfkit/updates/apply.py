@@ -81,7 +81,7 @@ class PlanApplier:
         For many files this takes as long as a round trip, and while contents come there is time for it.
         """
         if not (self._plan.saved_as or self._plan.local):
-            self._copies = self._adopt_staged()
+            self._copies = self._take_staged()
 
     def apply(self, shown: Stage) -> None:
         """Make all changes of the plan; all that it needs is staged.
@@ -102,8 +102,9 @@ class PlanApplier:
             self._place_local(plan.local)
             for name in plan.modes:
                 self._copy(name, os.path.join(self._root, name))
-            copies = self._adopt_staged() if self._copies is None else self._copies
-            self._place_copies(copies)
+            copies = self._take_staged() if self._copies is None else self._copies
+            for entry in map(self._manifest.__getitem__, copies):
+                self._copy(entry.name, self._staging.path(entry.sha256))
             shown.count(files=len(plan.stored) + len(plan.fetch) - len(copies))
             for name in plan.remove:
                 self._tx.remove(name, missing_ok=True)
@@ -121,26 +122,19 @@ class PlanApplier:
             else:
                 self._copy(each.name, os.path.join(self._root, each.source))
 
-    def _adopt_staged(self) -> array[int]:
-        """Have the first file of each staged blob adopt it; returns the entries of the other files."""
+    def _take_staged(self) -> array[int]:
+        """Write empty files, and have the first file of each staged blob take it; returns the entries of the others."""
         copies, first = array("I"), self._staging.expected.index.first
         for name in chain(self._plan.stored, self._plan.fetch):
             at, entry = self._find(name)
-            if entry.size and first(entry.sha256) == at:
+            if not entry.size:
+                self._tx.write(name, b"", mode=_mode(entry))
+            elif first(entry.sha256) == at:
                 self._tx.expect(name, Content(entry.sha256.hex(), entry.size, _mode(entry)))
                 self.bytes_written += entry.size
             else:
                 copies.append(at)
         return copies
-
-    def _place_copies(self, entries: Iterable[int]) -> None:
-        """Place files that are empty, or whose content another file has adopted."""
-        for entry in map(self._manifest.__getitem__, entries):
-            if entry.size:
-                self._copy(entry.name, self._staging.path(entry.sha256))
-            else:
-                self._tx.write(entry.name, b"", mode=_mode(entry))
-                self._count(0)
 
     def _find(self, name: str) -> tuple[int, Entry]:
         at = self._manifest.find(name)
