@@ -18,6 +18,8 @@ from perfkit.transactions.transaction import Commit, Transaction
 from perfkit.updates.planner import LocalCopy, Plan
 from perfkit.updates.staging import StagingArea
 
+_EARLY_FILES = 1 << 14
+
 
 def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
     """A function that returns what the manifest has under a name."""
@@ -78,9 +80,11 @@ class PlanApplier:
     def expect(self) -> None:
         """Prepare the transaction for what is still to be staged, unless files have to be moved out of the way first.
 
-        For many files this takes as long as a round trip, and while contents come there is time for it.
+        For thousands of files this takes as long as a round trip, and while contents come there is time for it. For
+        many more, the change would take megabytes while decoders need them.
         """
-        if not (self._plan.saved_as or self._plan.local):
+        plan = self._plan
+        if not (plan.saved_as or plan.local) and len(plan.stored) + len(plan.fetch) <= _EARLY_FILES:
             self._copies = self._take_staged()
 
     def apply(self, shown: Stage) -> None:
