@@ -44,14 +44,10 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         self._prefixes = staged, fetched
         self._names = names = Names()
         self._flags = bytearray()
-        self._contents = contents = _Contents(create_file, modes=modes)
+        self._contents = _Contents(create_file, modes=modes)
         self._after, self._before, self._recorded = (_Numbers() for _ in range(3))  # of contents
-        after = self._after
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
-        self._other_sources: dict[int, str] = {}  # by row, those that are neither
-        self._used: set[str] = set()  # other sources, including those that were replaced later
         self._rows = Lookup(lambda row: hash(names[row]))  # without `self`: a reference cycle would delay freeing it
-        self._fetched = Lookup(lambda row: hash(contents.sha256(after[row])))  # rows whose source is a fetched file
         self._order: Sequence[int] | None = None  # rows by name; None: to be sorted again
         self._count = 0
 
@@ -75,7 +71,6 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     def __setitem__(self, name: str, file: StagedFile | None) -> None:
         row = self._set(name, _DELETE if file is None else _WRITE)
         self._after[row] = self._contents.add(None if file is None else file.content)
-        self._other_sources.pop(row, None)
         self._sources[row] = 0
         if file is not None:
             self.set_source(row, file.source)
@@ -83,14 +78,8 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     def set_source(self, row: int, source: str) -> None:
         """Set the staged file of a row that is written."""
         staged, fetched = self._prefixes
-        sha256 = self._sha256(row)
-        if source == fetched + sha256:
-            self._fetched.add(row, hash(sha256))
-        elif source.startswith(staged):
-            self._sources[row] = int(source.removeprefix(staged))
-        else:
-            self._other_sources[row] = source
-            self._used.add(source)
+        assert source.startswith((staged, fetched)), source
+        self._sources[row] = int(source.removeprefix(staged)) if source.startswith(staged) else 0
 
     def follow(self, change: Change) -> None:
         """Append a change to those of its name, the first of which determines the recorded previous content.
@@ -102,13 +91,6 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
             self._recorded[row] = self._contents.add(change.before)
         self._set(change.name, _DELETE if change.after is None else _WRITE)
         self._after[row] = self._contents.put(self._after[row], change.after)
-
-    def uses_fetched(self, source: str) -> bool:
-        """Whether this fetched file is already the source of a name."""
-        if source in self._used:
-            return True
-        sha256 = source.removeprefix(self._prefixes[1])
-        return self._fetched.find(hash(sha256), lambda r: self.is_written(r) and self.source(r) == source) is not None
 
     def _sha256(self, row: int) -> str:
         return self._contents.sha256(self._after[row])
@@ -167,8 +149,6 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
 
     def source(self, row: int) -> str:
         """The staged file of a row that is written."""
-        if row in self._other_sources:
-            return self._other_sources[row]
         staged, fetched = self._prefixes
         number = self._sources[row]
         return f"{staged}{number}" if number else fetched + self._sha256(row)
@@ -176,7 +156,7 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     def fetched(self) -> Iterator[tuple[int, Content]]:
         """The rows that get a fetched file, and its content."""
         for row in range(len(self._flags)):
-            if self.is_written(row) and not self._sources[row] and row not in self._other_sources:
+            if self.is_written(row) and not self._sources[row]:
                 content = self.after(row)
                 assert content is not None
                 yield row, content
@@ -184,7 +164,7 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     def freeze(self) -> None:
         """Free the lookup by name; from now on only rows can be used."""
         self.rows()
-        del self._rows, self._fetched
+        del self._rows
 
     def set_before(self, row: int, found: Content | None, recorded: Content | None) -> None:
         """Set the previous content: as it was found on disk, and as it is to be recorded."""

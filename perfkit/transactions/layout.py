@@ -15,7 +15,7 @@ JOURNAL = f"{PRIVATE_DIR}/journal"  # present: a change is past its commit point
 STATE = f"{PRIVATE_DIR}/state"  # the generations that can be reached, and the current one
 HISTORY = f"{PRIVATE_DIR}/history"  # a record per generation, by number
 OBJECTS = f"{PRIVATE_DIR}/objects"  # file contents that rollback needs, by SHA-256
-FETCH = f"{PRIVATE_DIR}/fetch"  # what is fetched before a transaction adopts it; survives a crash
+FETCH = f"{PRIVATE_DIR}/fetch"  # what is fetched before a transaction takes it; survives a crash
 FETCHED_OBJECT = f"{FETCH}/content-"  # followed by the SHA-256 of the file's content
 _STAGING = "stage-"  # followed by the lock's token: the new files of one transaction; deleted after a crash
 

@@ -91,8 +91,8 @@ def _prepare_fetched(rootdir: RootDir, change_set: ChangeSet) -> None:
     for row, content in change_set.fetched():
         source = change_set.source(row)
         found = rootdir.lstat(source)
-        if found is None or not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size != content.size:
-            raise UpdateError(f"{source}: it is not the file that was fetched; sync again")
+        if found is None or not stat.S_ISREG(found.st_mode) or (found.st_nlink, found.st_size) != (1, content.size):
+            raise UpdateError(f"{source} is missing or was changed during the update; nothing was changed, retry")
         if stat.S_IMODE(found.st_mode) != content.mode or rootdir.owner is not None:
             fd = open_regular(rootdir, source)
             try:

@@ -15,7 +15,7 @@ from perfkit.libc import set_mode
 from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import record_lines
-from perfkit.transactions.layout import FETCH, FETCHED_OBJECT, check_own_name, check_recorded_name
+from perfkit.transactions.layout import FETCHED_OBJECT, check_own_name, check_recorded_name
 from perfkit.transactions.object_store import content_of, copy_into, digest_of, open_regular, write_all
 from perfkit.transactions.prepare import Known, prepare
 from perfkit.transactions.records import Change, Content
@@ -153,53 +153,22 @@ class Transaction:
         finally:
             os.close(other)
 
-    def adopt(
-        self, name: str, path: str | os.PathLike[str], *, sha256: str | None = None, mode: int = 0o644
-    ) -> Content:
+    def expect(self, name: str, content: Content) -> None:
         """Use a file in `Tree.fetch_directory` as the file `name`: the commit renames it instead of copying it.
 
-        Until then it must not be written to; if the change is aborted, it stays where it is.
+        It has the name of its content (`layout.FETCHED_OBJECT`), and need not be there before the end of the block; by
+        then the caller has verified it. If the change is aborted, it stays where it is.
 
         Args:
-            sha256: its digest in hex, if the caller computed it while writing.
+            name: not checked again: a manifest has only valid names.
+            content: of one name only.
 
         Raises:
-            UnsafePathError, OSError: as `write`.
-            UpdateError: it is not in that directory, is not a regular file, or was adopted already.
+            UpdateError, at the end of the block: it is not a regular file of that size, or has other hard links,
+                through which it could be modified.
         """
-        check_name(name)
         self._check_open()
-        source = os.path.abspath(path).removeprefix(os.path.join(self._rootdir.root, ""))
-        if not source.startswith(f"{FETCH}/") or self._change_set.uses_fetched(source):
-            raise UpdateError(f"{os.fspath(path)}: only a file in {FETCH} can be adopted, and only once")
-        found = self._rootdir.lstat(source)
-        if found is not None and stat.S_ISREG(found.st_mode):
-            if found.st_nlink != 1:
-                raise UpdateError(f"{os.fspath(path)}: it has other hard links, through which it could be modified")
-            if sha256 and stat.S_IMODE(found.st_mode) == mode and self._rootdir.owner is None:
-                content = Content(sha256, found.st_size, mode)
-                self._change_set[name] = StagedFile(source, content)
-                return content
-        fd = open_regular(self._rootdir, source)
-        try:
-            return self._set_staged(name, source, fd, mode, sha256)
-        finally:
-            os.close(fd)
-
-    def expect(self, name: str, content: Content) -> None:
-        """`adopt` the fetched file with this content, which need not be there yet: by the end of the block it must be,
-        and the caller must have verified it.
-
-        Raises:
-            UnsafePathError: as `write`.
-            UpdateError: it was adopted already. At the end of the block: it is not a regular file of that size.
-        """
-        check_name(name)
-        self._check_open()
-        source = FETCHED_OBJECT + content.sha256
-        if self._change_set.uses_fetched(source):
-            raise UpdateError(f"{source}: a file can be adopted only once")
-        self._change_set[name] = StagedFile(source, content)
+        self._change_set[name] = StagedFile(FETCHED_OBJECT + content.sha256, content)
 
     def _set_staged(self, name: str, source: str, fd: int, mode: int, digest: str | None = None) -> Content:
         """Set the mode of a complete staged file, and add it to the change set."""

@@ -160,7 +160,7 @@ class Tree:
 
     @property
     def fetch_directory(self) -> str:
-        """The path of a directory on the same file system, for files to `adopt`; it survives a crash."""
+        """The path of a directory on the same file system, for files to `expect`; it survives a crash."""
         self.rootdir.mkdir(FETCH, 0o700)
         return os.path.join(self.root, FETCH)
 

@@ -18,6 +18,8 @@ from perfkit.transactions.transaction import Commit, Transaction
 from perfkit.updates.planner import LocalCopy, Plan
 from perfkit.updates.staging import StagingArea
 
+_EARLY_FILES = 1 << 14
+
 
 def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
     """A function that returns what the manifest has under a name."""
@@ -74,15 +76,17 @@ class PlanApplier:
         self._staging = staging
         self._plan = plan
         self._copies: array[int] | None = None  # entries whose content is staged for another one; None: not known yet
-        self._adopted_bytes = 0
+        self._taken_bytes = 0
 
     def expect(self) -> None:
         """Prepare the transaction for what is still to be staged, unless files have to be moved out of the way first.
 
-        For many files this takes as long as a round trip, and while contents come there is time for it.
+        For thousands of files this takes as long as a round trip, and while contents come there is time for it. For
+        many more, the change would take megabytes while decoders need them.
         """
-        if not (self._plan.saved_as or self._plan.local):
-            self._copies = self._adopt_staged()
+        plan = self._plan
+        if not (plan.saved_as or plan.local) and len(plan.stored) + len(plan.fetch) <= _EARLY_FILES:
+            self._copies = self._take_staged()
 
     def apply(self, shown: Stage) -> None:
         """Make all changes of the plan; all that it needs is staged.
@@ -103,10 +107,11 @@ class PlanApplier:
             self._place_local(plan.local)
             for name in plan.modes:
                 self._copy(name, os.path.join(self._root, name))
-            copies = self._adopt_staged() if self._copies is None else self._copies
-            self._place_copies(copies)
-            adopted = len(plan.stored) + len(plan.fetch) - len(copies)
-            shown.count(files=adopted, count_bytes=self._adopted_bytes)
+            copies = self._take_staged() if self._copies is None else self._copies
+            for entry in map(self._manifest.__getitem__, copies):
+                self._copy(entry.name, self._staging.path(entry.sha256))
+            taken = len(plan.stored) + len(plan.fetch) - len(copies)
+            shown.count(files=taken, count_bytes=self._taken_bytes)
             for name in plan.remove:
                 self._tx.remove(name, missing_ok=True)
                 shown.count(files=1)
@@ -123,27 +128,20 @@ class PlanApplier:
             else:
                 self._copy(each.name, os.path.join(self._root, each.source))
 
-    def _adopt_staged(self) -> array[int]:
-        """Have the first file of each staged blob adopt it; returns the entries of the other files."""
+    def _take_staged(self) -> array[int]:
+        """Write empty files, and have the first file of each staged blob take it; returns the entries of the others."""
         copies, first = array("I"), self._staging.expected.index.first
         for name in chain(self._plan.stored, self._plan.fetch):
             at, entry = self._find(name)
-            if entry.size and first(entry.sha256) == at:
+            if not entry.size:
+                self._tx.write(name, b"", mode=_mode(entry))
+            elif first(entry.sha256) == at:
                 self._tx.expect(name, Content(entry.sha256.hex(), entry.size, _mode(entry)))
-                self._adopted_bytes += entry.size
+                self._taken_bytes += entry.size
             else:
                 copies.append(at)
-        self.bytes_written += self._adopted_bytes
+        self.bytes_written += self._taken_bytes
         return copies
-
-    def _place_copies(self, entries: Iterable[int]) -> None:
-        """Place files that are empty, or whose content another file has adopted."""
-        for entry in map(self._manifest.__getitem__, entries):
-            if entry.size:
-                self._copy(entry.name, self._staging.path(entry.sha256))
-            else:
-                self._tx.write(entry.name, b"", mode=_mode(entry))
-                self._count(0)
 
     def _find(self, name: str) -> tuple[int, Entry]:
         at = self._manifest.find(name)

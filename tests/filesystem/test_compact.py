@@ -41,7 +41,7 @@ pytestmark = pytest.mark.once
 
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])
-KINDS = ["staged", "fetched", "other", "drop", "forget"]
+KINDS = ["staged", "fetched", "drop", "forget"]
 
 
 def unnamed_file() -> int:
@@ -195,15 +195,12 @@ def test_change_set(calls: list[tuple[str, str]]) -> None:
             if name in model:
                 del changes[name], model[name]
             continue
-        source = {"staged": f"stage/{number}", "fetched": f"fetch/content-{new.sha256}", "other": f"fetch/{number}"}
+        source = {"staged": f"stage/{number}", "fetched": f"fetch/content-{new.sha256}"}
         model[name] = changes[name] = None if kind == "drop" else StagedFile(source[kind], new)
-        if kind in ("fetched", "other"):
-            assert changes.uses_fetched(source[kind])
     assert dict(changes) == model
     assert len(changes) == len(model)
-    for put in model.values():
-        assert put is None or not put.source.startswith("fetch") or changes.uses_fetched(put.source)
-    assert not changes.uses_fetched("fetch/content-" + content("never").sha256)
+    found = {changes.name(row): expected for row, expected in changes.fetched()}
+    assert found == {name: put.content for name, put in model.items() if put and put.source.startswith("fetch")}
     assert [changes.name(row) for row in changes.rows()] == sorted(model)
 
 

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import sys
 import tempfile
@@ -24,9 +25,12 @@ from unittest import mock
 from perfkit.errors import PerfkitError, RecoveryError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.layout import MANIFEST
+from perfkit.transactions.records import Content
 from perfkit.transactions.tree import Tree
 
 DONE, FAILED, UNFINISHED = 0, 3, 4
+FETCHED_DATA = b"fetched" * 100
+FETCHED = Content(hashlib.sha256(FETCHED_DATA).hexdigest(), len(FETCHED_DATA), 0o644)
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _BAD = 9999  # no such descriptor
@@ -64,10 +68,10 @@ IDLE: dict[str, Callable[[], object]] = {
 def change(root: str) -> None:
     """Every kind of operation, over some dozens of files in nested directories."""
     with Tree(root) as tree:
-        stage = tree.fetch_directory
-        if not os.path.exists(f"{stage}/fetched"):
-            with open(f"{stage}/fetched", "wb") as file:
-                file.write(b"fetched" * 100)
+        path = os.path.join(tree.fetch_directory, f"content-{FETCHED.sha256}")
+        if not os.path.exists(path):
+            with open(path, "wb") as file:
+                file.write(FETCHED_DATA)
         with tree.transaction({"version": "2"}) as tx:
             for number in range(6):
                 tx.write(f"a/deep/new-{number}", b"new %d" % number * 50)
@@ -75,7 +79,7 @@ def change(root: str) -> None:
                 tx.remove(f"going/away/{number}")
                 tx.move(f"move/{number}", f"moved/to/{number}")
             tx.replace("copy", f"{root}/keep/9")
-            tx.adopt("adopted", f"{stage}/fetched")
+            tx.expect("adopted", FETCHED)
             tx.write("empty", b"")
             tx.remove("file-then-directory")
             tx.write("file-then-directory/file", b"below")

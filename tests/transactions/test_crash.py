@@ -116,7 +116,7 @@ def test_killed_while_undoing(place: Path, server: CrashServer, gone: bool) -> N
                 assert snapshot(root) == case.old, what
         new = check_whole(root, case.old, case.new) and gone
         ends[new] += 1
-        fetched = root / ".perfkit/fetch/fetched"
+        fetched = root / f".perfkit/fetch/content-{crash_server.FETCHED.sha256}"
         if not new and fetched.exists() and fetched.stat().st_size:
             crash_server.change(str(root))
             assert snapshot(root) == case.new, what

@@ -157,9 +157,9 @@ def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, sy
     crash_server.begin(str(root))
     if action not in ("change", "refused"):
         crash_server.change(str(root))
-    fetched = root / ".perfkit/fetch/fetched"
+    fetched = root / f".perfkit/fetch/content-{crash_server.FETCHED.sha256}"
     fetched.parent.mkdir(exist_ok=True)
-    fetched.write_bytes(b"fetched" * 100)
+    fetched.write_bytes(crash_server.FETCHED_DATA)
     old = snapshot(root)
     disk = Disk(str(root))
     disk.start()

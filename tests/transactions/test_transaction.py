@@ -24,9 +24,9 @@ from perfkit.errors import (
     UpdateError,
 )
 from perfkit.transactions import commit
-from perfkit.transactions.layout import MANIFEST
+from perfkit.transactions.layout import FETCHED_OBJECT, MANIFEST
 from perfkit.transactions.prepare import Known
-from perfkit.transactions.records import Seen, signature
+from perfkit.transactions.records import Content, Seen, signature
 from perfkit.transactions.tree import Tree
 from tests.support.tools import mounted_image
 from tests.support.trees import litter, tree_of
@@ -229,22 +229,41 @@ def test_symlinks_are_not_followed(tmp_path: Path) -> None:
     assert [entry.name for entry in outside.iterdir()] == ["file"]
 
 
-def test_adopted_file_is_renamed(tmp_path: Path) -> None:
-    """A fetched file is moved and not copied; it survives a change that is given up."""
+def test_a_fetched_file_is_renamed(tmp_path: Path) -> None:
+    """It is moved and not copied, may come late, gets its mode, and survives a change that is given up."""
+    content = Content(hashlib.sha256(b"fetched").hexdigest(), 7, 0o755)
+    fetched = tmp_path / (FETCHED_OBJECT + content.sha256)
     with Tree(tmp_path) as tree:
-        fetched = Path(tree.fetch_directory) / "x"
-        fetched.write_bytes(b"fetched")
-        number = fetched.stat().st_ino
+        assert tree.fetch_directory == os.fspath(fetched.parent)
         with pytest.raises(KeyError), tree.transaction() as tx:  # noqa: PT012
-            tx.adopt("a", fetched)
+            tx.expect("a", content)
+            fetched.write_bytes(b"fetched")
             raise KeyError
-        assert fetched.exists()
+        number = fetched.stat().st_ino
         with tree.transaction() as tx:
-            with pytest.raises(UpdateError):
-                tx.adopt("b", tmp_path / "elsewhere")
-            tx.adopt("a", fetched, mode=0o755)
+            tx.expect("a", content)
         assert (tmp_path / "a").stat().st_ino == number
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
         assert not fetched.exists()
+
+
+@pytest.mark.parametrize("wrong", ["missing", "longer", "linked", "a link"])
+def test_a_fetched_file_that_is_not_as_expected(tmp_path: Path, wrong: str) -> None:
+    content = Content(hashlib.sha256(b"fetched").hexdigest(), 7, 0o644)
+    with Tree(tmp_path) as tree:
+        fetched = Path(tree.fetch_directory) / f"content-{content.sha256}"
+        with pytest.raises(UpdateError, match="nothing was changed"), tree.transaction() as tx:  # noqa: PT012
+            tx.write("b", b"b")
+            tx.expect("a", content)
+            if wrong != "missing":
+                (fetched.with_name("other") if wrong == "a link" else fetched).write_bytes(b"fetched")
+            if wrong == "longer":
+                fetched.write_bytes(b"fetched and edited")
+            elif wrong == "linked":
+                os.link(fetched, fetched.with_name("other"))
+            elif wrong == "a link":
+                fetched.symlink_to(fetched.with_name("other"))
+    assert tree_of(tmp_path) == {}
 
 
 def test_second_one_waits_or_fails(tmp_path: Path) -> None:
@@ -488,12 +507,12 @@ def test_every_directory_of_a_source_is_synced(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", fsync)
     with Tree(tmp_path) as tree:
-        deep = Path(tree.fetch_directory) / "deep"
-        deep.mkdir()
-        (deep / "fetched").write_bytes(b"fetched")
+        content = Content(hashlib.sha256(b"fetched").hexdigest(), 7, 0o644)
+        fetched = Path(tree.fetch_directory) / f"content-{content.sha256}"
+        fetched.write_bytes(b"fetched")
         with tree.transaction() as tx:
             for number in range(12):
                 tx.write(f"a{number:02}", b"written")
-            tx.adopt("z", deep / "fetched")
-    assert os.fspath(deep) in synced
+            tx.expect("z", content)
+    assert os.fspath(fetched.parent) in synced
     assert {os.fspath(tmp_path), os.fspath(tmp_path / ".perfkit")} <= synced

@@ -43,17 +43,6 @@ def test_a_file_that_changes_while_it_is_copied(tmp_path: Path, monkeypatch: pyt
     assert tree_of(tmp_path / "tree") == {"b": b"b"}
 
 
-def test_a_file_that_is_adopted_twice(tmp_path: Path) -> None:
-    with Tree(tmp_path) as tree:
-        fetched = Path(tree.fetch_directory) / "x"
-        fetched.write_bytes(b"fetched")
-        with tree.transaction() as tx:
-            tx.adopt("a", fetched)
-            with pytest.raises(UpdateError, match="only once"):
-                tx.adopt("b", fetched)
-    assert tree_of(tmp_path) == {"a": b"fetched"}
-
-
 def test_a_file_that_was_removed_before(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     with Tree(tmp_path) as tree, tree.transaction() as tx:

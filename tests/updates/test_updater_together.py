@@ -19,11 +19,13 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get, HttpTransport, Response
 from perfkit.releases.format.pointer import Pointer
 from perfkit.transactions.tree import Tree
+from perfkit.updates import apply
 from perfkit.updates import verify as verify_module
+from perfkit.updates.sources.release_source import ReleaseSource
 from tests.support.kits import QUICK
 from tests.support.sites import Origin
 from tests.support.tools import mounted
-from tests.support.trees import ONE, TWO, edit, text, tree_of
+from tests.support.trees import ONE, TWO, edit, text, tree_of, write_tree
 from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
@@ -237,6 +239,28 @@ def test_an_edit_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path, n
     local = f"{name}.perfkit-local"
     assert kit.sync(origin_v1.url, tree_v1).saved_as == {name: local}
     assert tree_of(tree_v1) == {**TWO, local: b"mine\n"}
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_file_that_appears_while_contents_come(
+    kit: Toolkit, origin_v1: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    """It is not overwritten, whether or not the new files are in the transaction by then."""
+    tree, fetch = tmp_path / "tree", ReleaseSource.fetch
+
+    def fetch_late(*args: Any) -> tuple[str, ...]:
+        write_tree(tree / "pkg", {"a.py": b"mine\n"})
+        return fetch(*args)
+
+    if not early:
+        monkeypatch.setattr(apply, "_EARLY_FILES", 0)
+    monkeypatch.setattr(ReleaseSource, "fetch", fetch_late)
+    with pytest.raises(FileChangedError, match=r"pkg/a\.py: the file appeared during the update"):
+        kit.sync(origin_v1.url, tree)
+    assert tree_of(tree) == {"pkg/a.py": b"mine\n"}
+    monkeypatch.setattr(ReleaseSource, "fetch", fetch)
+    kit.sync(origin_v1.url, tree)
+    assert tree_of(tree) == {**ONE, "pkg/a.py.perfkit-local": b"mine\n"}
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
