@@ -30,10 +30,7 @@ class BlobIndex:
 
     def first(self, digest: bytes) -> int | None:
         """The index of the first entry with this SHA-256."""
-        for place in self._index.candidates(digest):
-            if self.manifest.digest(at := self.places[place]) == digest:
-                return at
-        return None
+        return next(self.find(digest), None)
 
     def bytes_of(self, digests: Iterable[bytes]) -> int:
         """The total size of these blobs."""

@@ -15,7 +15,7 @@ from perfkit.errors import UpdateError
 from perfkit.filesystem.compact import DigestIndex, pack_numbers
 from perfkit.filesystem.paths import backup_name
 from perfkit.releases.format.manifest import Entry, EntrySubset, LazySequence
-from perfkit.updates.routes import Link, Offer, route_seconds
+from perfkit.updates.routes import LATENCY_S, Offer, route_seconds
 
 _NAMES_SHOWN = 5  # in an error
 _FEW = 3  # files with the same content that are searched again for each copy
@@ -114,7 +114,7 @@ class Plan:
             missing_bytes=missing_bytes,
             bytes=sum(offer.bytes for offer in offers),
             requests=sum(offer.requests for offer in offers),
-            seconds=route_seconds(offers, Link()),
+            seconds=route_seconds(offers, LATENCY_S),
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Choose routes for missing blobs: each is priced in seconds on the given link, and the cheapest are taken. No I/O."""
+"""Choose routes for missing blobs: each is priced in seconds on a typical link, and the cheapest are taken. No I/O."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from typing import NamedTuple
 
 from perfkit.errors import UpdateError
 
-
-class Link(NamedTuple):
-    """The network and the machine, as far as they determine how long a route takes."""
-
-    bytes_per_s: float = 4e6
-    latency_s: float = 0.05  # from a request to the first byte of its response
-    streams: int = 8  # parallel requests
-    decoded_bytes_per_s: float = 200e6
-
-    def seconds(self, offer: Offer) -> float:
-        rounds = -(-offer.requests // self.streams)
-        transfer_s = rounds * self.latency_s + offer.bytes / self.bytes_per_s
-        return transfer_s + offer.decoded_bytes / self.decoded_bytes_per_s
+LATENCY_S = 0.05  # from a request to the first byte of its response, before it was measured
+_BYTES_PER_S = 4e6
+_STREAMS = 8  # parallel requests
+_DECODED_BYTES_PER_S = 200e6
 
 
 class Offer(NamedTuple):
@@ -34,7 +25,7 @@ class Offer(NamedTuple):
 
 
 def choose_routes(
-    missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], link: Link
+    missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], latency_s: float
 ) -> tuple[Offer, ...]:
     """The cheapest routes that together supply these blobs, in the order to take them.
 
@@ -45,14 +36,14 @@ def choose_routes(
     Raises:
         UpdateError: no route offers some of the blobs.
     """
-    found = _cheapest(missing, offers, link, used=frozenset())
+    found = _cheapest(missing, offers, latency_s, used=frozenset())
     if found is None:
         raise UpdateError(f"no route offers all of the {len(missing)} missing file contents: the release is incomplete")
     return found
 
 
 def _cheapest(
-    missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], link: Link, used: frozenset[str]
+    missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], latency_s: float, used: frozenset[str]
 ) -> tuple[Offer, ...] | None:
     """Try each route first, followed by the cheapest way to get the rest: with few routes, all orders can be tried."""
     if not missing:
@@ -61,12 +52,19 @@ def _cheapest(
     for offer in offers(missing):
         if offer.route in used or missing.isdisjoint(offer.blobs):
             continue
-        rest = _cheapest(missing - offer.blobs, offers, link, used | {offer.route})
-        if rest is not None and (best is None or route_seconds((offer, *rest), link) < route_seconds(best, link)):
+        rest = _cheapest(missing - offer.blobs, offers, latency_s, used | {offer.route})
+        if rest is not None and (
+            best is None or route_seconds((offer, *rest), latency_s) < route_seconds(best, latency_s)
+        ):
             best = (offer, *rest)
     return best
 
 
-def route_seconds(offers: Iterable[Offer], link: Link) -> float:
+def route_seconds(offers: Iterable[Offer], latency_s: float) -> float:
     """How long these routes take, one after the other."""
-    return sum(link.seconds(offer) for offer in offers)
+    return sum(
+        -(-offer.requests // _STREAMS) * latency_s
+        + offer.bytes / _BYTES_PER_S
+        + offer.decoded_bytes / _DECODED_BYTES_PER_S
+        for offer in offers
+    )

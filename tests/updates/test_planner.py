@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from perfkit.errors import UpdateError
 from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.updates.planner import ExistingFiles, Plan, decide
-from perfkit.updates.routes import Link, Offer, choose_routes
+from perfkit.updates.routes import Offer, choose_routes
 
 pytestmark = pytest.mark.once
 
@@ -228,7 +228,7 @@ def test_a_plan_applied_gives_the_wanted_tree(
 
 
 AB = {b"a", b"b"}
-FAST = Link(bytes_per_s=1e6, latency_s=0.1, streams=4, decoded_bytes_per_s=100e6)
+LATENCY_S = 0.1
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ FAST = Link(bytes_per_s=1e6, latency_s=0.1, streams=4, decoded_bytes_per_s=100e6
 )
 def test_the_cheapest_route(table: list[Offer], route: str) -> None:
     """Priced in seconds: bytes, round trips and decoding, and whatever the route leaves to the others."""
-    found = choose_routes(AB, lambda missing: table, FAST)
+    found = choose_routes(AB, lambda missing: table, LATENCY_S)
     assert [offer.route for offer in found] == [route]
 
 
@@ -254,11 +254,11 @@ def test_routes_that_complete_each_other() -> None:
     def table(missing: frozenset[bytes]) -> Sequence[Offer]:
         return [Offer("delta", frozenset({*AB, b"c"}), 1000, 1), Offer("blocks", missing, 500_000 * len(missing), 1)]
 
-    found = choose_routes({*AB, b"c", b"d"}, table, FAST)
+    found = choose_routes({*AB, b"c", b"d"}, table, LATENCY_S)
     assert [(offer.route, offer.bytes) for offer in found] == [("delta", 1000), ("blocks", 500_000)]
 
 
 def test_nothing_offers_what_is_missing() -> None:
     """A release with a hole in it is refused before anything is fetched."""
     with pytest.raises(UpdateError, match="2 missing file contents"):
-        choose_routes(AB, lambda missing: [Offer("delta", frozenset({b"a"}), 1, 1)], FAST)
+        choose_routes(AB, lambda missing: [Offer("delta", frozenset({b"a"}), 1, 1)], LATENCY_S)

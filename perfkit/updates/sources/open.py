@@ -27,7 +27,7 @@ from perfkit.filesystem.paths import is_url
 from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
-from perfkit.updates.signers import Trust
+from perfkit.updates.signers import FileSigners, Trust
 from perfkit.updates.source_types import SourceSpec, SourceType, site_url
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.remote_file import PromisedFile, RemoteFile
@@ -249,22 +249,42 @@ def _open(
 
         return ZsyncSource(remote_file(before), fetcher, installed)
     if type is SourceType.FILE:
-        from perfkit.updates.sources.file_source import FileSource, file_name, find_checksum
+        return _open_file(fetcher, spec, signers, before, remote_file)
+    return _open_archive(spec, type, installed, before, remote_file)
 
-        recorded = bool(before.get("decompress"))
-        decompress = recorded if spec.decompress is None else spec.decompress
-        before = before if decompress == recorded else {}
-        file_name(url, decompress=decompress)  # raises before anything is requested
-        if spec.checksums is None:
-            return FileSource(remote_file(before), decompress=decompress)
-        checksum = find_checksum(fetcher, spec, signers)
-        file = PromisedFile(fetcher, spec, signers, before.get("origin", {}), checksum)
-        return FileSource(file, decompress=decompress)
+
+def _open_file(
+    fetcher: Fetcher,
+    spec: SourceSpec,
+    signers: FileSigners,
+    before: Mapping[str, Any],
+    remote_file: Callable[[Mapping[str, Any]], RemoteFile],
+) -> Source:
+    from perfkit.updates.sources.file_source import FileSource, file_name, find_checksum
+
+    recorded = bool(before.get("decompress"))
+    decompress = recorded if spec.decompress is None else spec.decompress
+    before = before if decompress == recorded else {}
+    file_name(spec.location, decompress=decompress)  # raises before anything is requested
+    if spec.checksums is None:
+        return FileSource(remote_file(before), decompress=decompress)
+    checksum = find_checksum(fetcher, spec, signers)
+    file = PromisedFile(fetcher, spec, signers, before.get("origin", {}), checksum)
+    return FileSource(file, decompress=decompress)
+
+
+def _open_archive(
+    spec: SourceSpec,
+    type: SourceType,
+    installed: Installed,
+    before: Mapping[str, Any],
+    remote_file: Callable[[Mapping[str, Any]], RemoteFile],
+) -> Source:
     from perfkit.archives.members import Selection
 
-    installed_selection = Selection.of(before.get("selection", {}))
-    selection = spec.selection or installed_selection
-    archive = remote_file(before if selection == installed_selection else {})
+    recorded = Selection.of(before.get("selection", {}))
+    selection = spec.selection or recorded
+    archive = remote_file(before if selection == recorded else {})
     if type is SourceType.ZIP:
         from perfkit.updates.sources.zip_source import ZipSource
 

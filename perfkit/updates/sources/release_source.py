@@ -32,7 +32,7 @@ from perfkit.releases.format.pointer import BaseManifest, PackedRef, Pointer
 from perfkit.transactions import layout
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
-from perfkit.updates.routes import Link, Offer, choose_routes
+from perfkit.updates.routes import Offer, choose_routes
 from perfkit.updates.signers import Demands, Signers, Trust
 from perfkit.updates.source_types import SourceSpec, SourceType, site_url
 from perfkit.updates.sources.site_client import SiteClient
@@ -216,7 +216,6 @@ class ReleaseSource:
         self._offered = offered
         self._installed = installed
         self._dry_run = dry_run
-        self._link = Link(latency_s=site.latency_s)
         recorded = installed.state if installed.type is self.type and installed.is_from(site.url) else {}
         self._recorded = _recorded_selection(recorded)
         self._installed_release = recorded.get("release", installed.manifest_sha256)
@@ -361,10 +360,11 @@ class ReleaseSource:
         if not missing:
             return ()
         manifest = self._indexed(manifest, local)
+        latency_s = self._site.latency_s
         while True:
             exhausted = len(self._exhausted)
             try:
-                return choose_routes(missing, lambda left: list(self._offers(left, manifest, local)), self._link)
+                return choose_routes(missing, lambda left: list(self._offers(left, manifest, local)), latency_s)
             except UpdateError:
                 if exhausted == len(self._exhausted):
                     raise

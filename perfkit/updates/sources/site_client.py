@@ -20,6 +20,7 @@ from perfkit.releases.format import POINTER_NAME, channel_name
 from perfkit.releases.format.index import Index, PackRange
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, PackedRef
 from perfkit.releases.format.zstd import decompress_stream
+from perfkit.updates.routes import LATENCY_S
 from perfkit.updates.staging import Fetcher
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class SiteClient:
         self.keep = fetcher.keep
         self.channel = channel  # the channel whose release is offered; None: the current release is
         self._pointer_name = POINTER_NAME if channel is None else channel_name(channel)
-        self.latency_s = 0.05  # how long the pointer took to fetch; a guess before that
+        self.latency_s = LATENCY_S  # how long the pointer took to fetch
         self._fetcher = fetcher
 
     def pointer(self, before: tuple[bytes, Version] | None = None) -> tuple[bytes, Version]:
