@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _WINDOW_BYTES = 4 << 20  # of the old file, read at once
 _STRIDE = 64 << 10  # offsets searched at once: the arrays fit into the cache
 _RUN_BYTES = 256 << 10  # of a run of blocks, compared at once
+_WORTH_BYTES = 16 << 10  # searching each offset of this many bytes takes as long as skipping over a change
 _BATCH_BYTES = 8 << 20  # of blocks whose MD4 is computed at once: about 20,000 numpy calls, however many blocks
 _FILTER_BITS = (16, 22)  # log2 of a filter's size in bytes: minimum and maximum
 _TRIES = 4  # candidates for the same block in one stride, and candidates that are tried for a run
@@ -262,8 +263,9 @@ class _Scanner:
         self._queue = queue
         self._size = size
         self._enough = max(2, _ENOUGH_BITS // (8 * target.rsum_bytes))  # consecutive blocks, to accept them
+        self._worth = max(self._enough, _WORTH_BYTES // target.block_size)  # to skip over a change for them
         self._block = -1  # the next one of the current run, or -1
-        self._stride = _STRIDE  # offsets to search next
+        self._ahead: tuple[int, int] | None = None  # after a change: offset and block
         self._latest = 0  # the last value of `_block` in a run
         block_size = self._block_size = target.block_size
         self.reach = block_size * self._enough  # bytes needed beyond the offsets that are searched
@@ -279,25 +281,34 @@ class _Scanner:
         """Search `data`, which is at offset `base`, except the last `reach` bytes; returns where to continue."""
         self._data, self._base = data, base
         offset, end = base, base + len(data) - self.reach
-        while offset < end:
-            offset = self._follow(offset, self._block) if self._block >= 0 else self._search(offset, end)
-        return offset
+        while True:
+            if self._ahead is not None and offset >= self._ahead[0]:
+                (offset, self._block), self._ahead = self._ahead, None
+            if offset >= end:
+                return offset
+            if self._block >= 0:
+                offset = self._follow(offset, self._block)
+            else:
+                offset = self._search(offset, end if self._ahead is None else min(end, self._ahead[0]))
 
     def _follow(self, offset: int, block: int) -> int:
         """Follow a run as far as `data` goes; returns where to continue, with that run or without one."""
-        same = self._same(offset, block, max(1, _RUN_BYTES // self._block_size))
+        same = self._same(offset, block, max(_RUN_BYTES // self._block_size, 2 * self._worth))
         if count := _leading(same):
             offset = self._take(offset, block, count)
-            if count == len(same):
-                return offset
+        if self._ahead is None and len(same) - count >= self._worth:
+            runs = np.lib.stride_tricks.sliding_window_view(same[count:], self._worth)
+            if (changed := _leading(~np.all(runs, axis=1))) < len(runs):
+                self._ahead = (offset + changed * self._block_size, self._block + changed)
+                count = 0
+        if count:
+            return offset
         self._block = -1
-        self._stride = 2 * self._block_size  # most often it continues behind a change of a few blocks
         return max(self._base, offset - self._block_size + 1)  # the next match may overlap with the last block
 
     def _search(self, start: int, end: int) -> int:
         """Search each offset of a stride that ends at `end` at the latest; a run that is found may extend further."""
-        end = min(end, start + min(self._stride, _STRIDE))
-        self._stride *= 2
+        end = min(end, start + _STRIDE)
         offsets, keys = self._candidates(start, end)
         done, following, tries = start, -1, _TRIES
         unverified = []
