@@ -194,6 +194,17 @@ class StatCache:
             and status.mode & 0o7777 == self._modes[at]
         )
 
+    def rows(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """The size of each entry; and the mtime, ctime, inode and mode bits of its row: zeros if it has none."""
+        return zip(map(self.manifest.size, range(len(self.manifest))), *self._columns, strict=True)
+
+    def record_all(self, rows: Iterable[tuple[int, int, int, int, int]], *, content_ns: int) -> None:
+        """As `record_at`, for all entries: what `rows` yields, for files that were looked at from `content_ns` on."""
+        for at, (_, mtime_ns, ctime_ns, inode, mode) in enumerate(rows):
+            if mtime_ns < content_ns > ctime_ns:
+                self._mtimes[at], self._ctimes[at], self._inodes[at], self._modes[at] = mtime_ns, ctime_ns, inode, mode
+        self.dirty = True
+
     def identity_at(self, at: int) -> tuple[int, int]:
         """The inode and the mtime in nanoseconds that the row has."""
         return self._inodes[at], self._mtimes[at]

@@ -347,13 +347,19 @@ def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Client(site).pointer.version == "1"
 
 
-def test_a_file_that_changes_while_it_is_packed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [20, 5_000_000])  # the larger one is hashed by another thread
+@pytest.mark.parametrize("at", [0, -1])
+def test_a_file_that_changes_while_it_is_packed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, at: int
+) -> None:
     """What was hashed is what is packed, or nothing is released."""
-    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
+    content = bytearray(noise(1, size))
+    src, site = write_tree(tmp_path / "src", {**FIRST, "pkg/a.py": bytes(content)}), tmp_path / "site"
     keep = publisher.solid_order
+    content[at] ^= 1
 
     def change(manifest: object, entries: object) -> list[int]:
-        (src / "pkg/a.py").write_bytes(b"something else")
+        (src / "pkg/a.py").write_bytes(content)
         return keep(manifest, entries)  # type: ignore[arg-type]
 
     monkeypatch.setattr(publisher, "solid_order", change)

@@ -210,9 +210,10 @@ class Index:
             end = used = 0
             for entry, offset, start, length, tag in islice(listed, count):
                 part = offset + length != manifest.size(entry)
-                steps.append(zigzag(entry - before - 1))
-                jumps.append(zigzag(offset - expected[entry]))
-                moves.append(zigzag(start - end))
+                step, jump, move = entry - before - 1, offset - expected[entry], start - end
+                steps.append(step and zigzag(step))  # nearly all are 0, and calls take time
+                jumps.append(jump and zigzag(jump))
+                moves.append(move and zigzag(move))
                 given.append(length if part else 0)
                 if tags and (offset or part):
                     tag_values.append(tag)
@@ -264,10 +265,10 @@ class _Pieces:
         for in_frame in per_frame:
             place = used = 0
             for number, step, jump, move, given in islice(coded, in_frame):
-                entry += 1 + unzigzag(step)
+                entry += 1 + (step and unzigzag(step))  # nearly all are 0, and calls take time
                 if not 0 <= entry < len(expected):
                     _refuse("a piece of an entry that does not exist")
-                offset, start = expected[entry] + unzigzag(jump), place + unzigzag(move)
+                offset, start = expected[entry] + (jump and unzigzag(jump)), place + (move and unzigzag(move))
                 left = size_of(entry) - offset
                 length = given or left
                 if offset < 0 or start < 0 or not 0 < length <= left or start + length > MAX_FRAME_BYTES:

@@ -220,7 +220,10 @@ class FrameTable:
         first = len(self.packs)
         self.packs += other.packs
         places: dict[int, int] = {}
+        incomplete = set(gaps.entries())
         for number, entry in enumerate(other.entries):
+            if entry not in incomplete:
+                continue
             for begin, end in gaps.of(entry):
                 offset = other.offsets[number]
                 low, high = max(begin, offset), min(end, offset + other.lengths[number])

@@ -68,16 +68,28 @@ def solid_order(manifest: Manifest, entries: Iterable[int]) -> Sequence[int]:
 
 
 def _checked(
-    manifest: Manifest, entry: int, parts: Iterable[tuple[bytes, int | None]]
+    manifest: Manifest, entry: int, parts: Iterable[tuple[bytes, int | None]], hasher: WorkerPool
 ) -> Iterator[tuple[int, bytes, int | None]]:
-    """The parts of a file, with their offsets and what goes with each; raises if the file differs from the manifest."""
+    """The parts of a file, with their offsets and what goes with each; raises if the file differs from the manifest.
+
+    Args:
+        hasher: hashes a large file while the caller works on it.
+    """
     digest, offset = hashlib.sha256(), 0
+    batch, hashed = bytearray(), None
     for data, same in parts:
-        digest.update(data)
+        batch += data
+        if len(batch) >= _READ_BYTES:
+            if hashed is not None:
+                hashed.result()
+            batch, hashed = bytearray(), hasher.submit(digest.update, batch)
         yield offset, data, same
         offset += len(data)
         if offset > manifest.size(entry):
             break
+    if hashed is not None:
+        hashed.result()
+    digest.update(batch)
     if digest.digest() != manifest.digest(entry):
         raise FileChangedError(manifest.name(entry), CHANGED)
 
@@ -94,7 +106,7 @@ def write_solid(manifest: Manifest, gaps: Gaps, opened: Open, writer: PackWriter
         with opened(entry) as file:
             ranges = tuple(gaps.of(entry))
             whole = ((data, None) for data in iter(lambda: file.read(_READ_BYTES), b""))
-            for at, data, _ in _checked(manifest, entry, whole):
+            for at, data, _ in _checked(manifest, entry, whole, writer.hasher):
                 for begin, end in ranges:
                     low, high = max(begin, at), min(end, at + len(data))
                     if low >= high:
@@ -134,11 +146,13 @@ def write_fine(
         finder = _PartFinder(old, numbers)
         with opened(entry) as file:
             pieces = [(file.read(), None)] if size <= CUT_ABOVE_BYTES else _pieces(file, old, numbers)
-            for offset, data, same in _checked(manifest, entry, pieces):
+            for offset, data, same in _checked(manifest, entry, pieces, writer.hasher):
                 if same is not None and old is not None:
                     finder.skip_to(same)
-                    writer.share(old.index.frame_of(same), replace(old.index.piece(same), entry=entry, offset=offset))
-                    copies.add(old.index.entries[same], old.index.offsets[same], len(data), entry, offset)
+                    index = old.index
+                    piece = Piece(entry, offset, index.starts[same], len(data), index.tags[same])
+                    writer.share(index.frame_of(same), piece)
+                    copies.add(index.entries[same], index.offsets[same], len(data), entry, offset)
                 elif old is not None and (found := finder.find(data)):
                     _write_parts(found, entry, offset, old, writer, copies)
                 elif size <= CUT_ABOVE_BYTES:
@@ -316,6 +330,7 @@ class PackWriter:
         # called with the number of bytes of content that were packed
         self.packed: Callable[[int], object] = lambda size: None
         self.bytes = 0  # total size of the frames that were added and written
+        self.hasher = WorkerPool(1)  # hashes what is packed
         self._site = site
         self._threads = threads
         self._table = table
@@ -402,6 +417,7 @@ class PackWriter:
         """Discard what is not finished."""
         for work, _ in self._pending:
             work.cancel()
+        self.hasher.shutdown(wait=False)
         if self._writer is not None:
             self._writer.discard()
 

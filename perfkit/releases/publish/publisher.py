@@ -100,9 +100,10 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     known = _known_files(site) if clock_ns else None
     tree.read_all(progress, known)
     manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
+    before = known.manifest if known else None
     known = None
     tree.entries.clear()  # frees 300 bytes for each file
-    release = publish_manifest(src, site, manifest, chosen, progress=progress)
+    release = publish_manifest(src, site, manifest, chosen, progress=progress, before=before)
     if clock_ns:
         rows = StatCache(manifest)
         tree.record(rows, content_ns=clock_ns)
@@ -159,9 +160,18 @@ def check_places(src: str, site: str) -> None:
 
 
 def publish_manifest(
-    src: str, site: str, manifest: Manifest, options: PublishOptions, *, progress: Progress | None = None
+    src: str,
+    site: str,
+    manifest: Manifest,
+    options: PublishOptions,
+    *,
+    progress: Progress | None = None,
+    before: Manifest | None = None,
 ) -> Release:
     """As `publish`, for a tree with a known manifest. Only files that the site lacks are read.
+
+    Args:
+        before: the manifest of a release of the site, which then is not read again.
 
     Raises:
         FileChangedError: a file does not match the manifest; the site is as it was.
@@ -169,7 +179,7 @@ def publish_manifest(
     """
     began_s = time.monotonic()
     with Site(site, wait_s=options.wait_s) as place, contextlib.ExitStack() as stack:
-        publisher = _Publisher(src, place, manifest, stack, progress)
+        publisher = _Publisher(src, place, manifest, stack, progress, before)
         return publisher.run(options, began_s)
 
 
@@ -182,7 +192,13 @@ class _Publisher:
     """Publishes one release."""
 
     def __init__(
-        self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack, progress: Progress | None
+        self,
+        src: str,
+        site: Site,
+        manifest: Manifest,
+        stack: contextlib.ExitStack,
+        progress: Progress | None,
+        before: Manifest | None,
     ) -> None:
         self._src = src
         self._links: Links = "refuse"
@@ -195,6 +211,7 @@ class _Publisher:
         self._previous = None if site.is_empty() else pointer  # a pointer alone is kept for its serial
         self._history = site.history(self._previous) if self._previous else History()
         self._readers: dict[PackedRef, BlobReader] = {}
+        self._manifests = {} if before is None else {before.sha256.hex(): before}  # those that were read, by digest
         self._first: dict[bytes, int] = {}  # blob: the first entry with it
         for entry, digest in enumerate(manifest.digests()):
             if manifest.size(entry):
@@ -283,7 +300,8 @@ class _Publisher:
         if before is not None:
             base = before.base or BaseManifest(before.manifest_sha256, before.manifest)
             if base.packed.object.bytes >= _LARGE_MANIFEST_BYTES:
-                patch = manifest_patch(_read_whole(self._site, base.sha256, base.packed), self._manifest)
+                known = self._manifests.get(base.sha256)
+                patch = manifest_patch(known or _read_whole(self._site, base.sha256, base.packed), self._manifest)
                 if len(patch) <= _PATCH_SHARE * base.packed.object.bytes:
                     return PackedRef(self._site.put(patch), len(self._manifest.raw)), base
         return self._site.put_packed(self._manifest.raw), None
@@ -291,8 +309,8 @@ class _Publisher:
     def _reader(self, release: Pointer | ReleaseRecord, packed: PackedRef) -> BlobReader:
         """A reader of a release's packs through one of its indexes; it is closed when publishing ends."""
         if packed not in self._readers:
-            known = {reader.manifest.sha256.hex(): reader.manifest for reader in self._readers.values()}
-            manifest = known.get(release.manifest_sha256) or _read_manifest(self._site, release)
+            manifest = self._manifests.get(release.manifest_sha256) or _read_manifest(self._site, release)
+            self._manifests[release.manifest_sha256] = manifest
             reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest, known=True))
             self._readers[packed] = self._stack.enter_context(contextlib.closing(reader))
         return self._readers[packed]

@@ -14,7 +14,6 @@ from typing import BinaryIO, Literal
 
 from perfkit.errors import FileChangedError, UnsafePathError
 from perfkit.filesystem.paths import name_errors, name_matcher, parents
-from perfkit.filesystem.scan import ScanEntry
 from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -84,7 +83,7 @@ class SourceTree:
         except FileNotFoundError as error:
             raise FileChangedError(str(error.filename), CHANGED) from error
         self._check(found, rows)
-        known = [-1 if rows is None else _known(rows, found, at) for at in range(len(found.names))]
+        known = [-1] * len(found.names) if rows is None else _known(rows, found)
         unknown = [at for at, entry in enumerate(known) if entry < 0]
         total = sum(map(found.sizes.__getitem__, unknown))
         entries: dict[str, Entry] = {}
@@ -116,14 +115,13 @@ class SourceTree:
             )
 
     def record(self, rows: StatCache, *, content_ns: int) -> None:
-        """Fill in the rows of a manifest of these entries, as `read_all` found the files.
+        """Fill in the rows, which are empty, of a manifest of these entries, as `read_all` found the files.
 
         Args:
             content_ns: the file system's time before `read_all`.
         """
         assert self.found is not None
-        for at in range(len(rows.manifest)):
-            rows.record_at(at, self.found.status(at), content_ns=content_ns, seen_ns=content_ns)
+        rows.record_all(self.found.rows(), content_ns=content_ns)
 
     def read(self, names: Collection[str]) -> None:
         """Hash these files again, and everything below those that are directories; forget what was removed.
@@ -241,14 +239,21 @@ class _Found:
             *(array(column.typecode, map(column.__getitem__, order)) for column in columns),
         )
 
-    def status(self, at: int) -> ScanEntry:
-        return ScanEntry("", self.sizes[at], self.mtimes[at], self.ctimes[at], self.inodes[at], 0, self.modes[at])
+    def rows(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """As `StatCache.rows`."""
+        return zip(self.sizes, self.mtimes, self.ctimes, self.inodes, map(stat.S_IMODE, self.modes), strict=True)
 
 
-def _known(rows: StatCache, found: _Found, at: int) -> int:
-    """The entry of the last release that a file matches, by its row; -1: the file has to be read."""
-    entry = rows.manifest.find(found.names[at])
-    return entry if entry is not None and rows.matches(entry, found.status(at)) else -1
+def _known(rows: StatCache, found: _Found) -> list[int]:
+    """For each file, the entry of the last release that it matches, by its row; -1: it has to be read."""
+    known = []
+    old = enumerate(zip(rows.manifest.names(), rows.rows(), strict=True))  # in the order of our names
+    last = next(old, None)
+    for name, status in zip(found.names, found.rows(), strict=True):
+        while last is not None and last[1][0] < name:
+            last = next(old, None)
+        known.append(last[0] if last is not None and last[1] == (name, status) and status[2] else -1)
+    return known
 
 
 def _type_error(name: str, mode: int, links: Links) -> UnsafePathError | None:
