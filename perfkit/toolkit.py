@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
     from perfkit.minisign.public_keys import AnyKey
-    from perfkit.minisign.secret_keys import SecretKey
     from perfkit.releases.publish.publisher import Release
     from perfkit.releases.publish.source_tree import Links
     from perfkit.releases.publish.upkeep import SiteReport
@@ -276,8 +274,10 @@ class Toolkit:
             ConfigError, OSError: as `scan`.
         """
         from perfkit.filesystem.hashing.hash_tree import hash_tree
+        from perfkit.filesystem.scan import ScanOptions
 
-        return hash_tree(path, include=include, exclude=exclude, without=without, progress=self._progress)
+        options = ScanOptions(include=include, exclude=exclude, without=without)
+        return hash_tree(path, options, progress=self._progress)
 
     def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
         """Copy a tree: contents, permissions (rwx), mtimes and symlinks, but not owners and setuid bits.
@@ -415,6 +415,7 @@ class Toolkit:
             ManifestError: the site is damaged.
             OSError: `src` can't be read or `site` can't be written; the site is as it was.
         """
+        from perfkit.minisign.secret_keys import read_secret_keys
         from perfkit.releases.publish.publisher import publish
 
         return publish(
@@ -426,7 +427,7 @@ class Toolkit:
             links=links,
             serial=serial,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key, src, site),
+            sign_keys=read_secret_keys(sign_key, src, site),
             expires_s=expires_s,
             level=level,
             keep_releases=keep_releases,
@@ -466,6 +467,7 @@ class Toolkit:
             as `publish`, for the first release.
             OSError: `src` can't be watched.
         """
+        from perfkit.minisign.secret_keys import read_secret_keys
         from perfkit.releases.publish.on_change import publish_on_change
 
         return publish_on_change(
@@ -476,7 +478,7 @@ class Toolkit:
             exclude=tuple(exclude),
             links=links,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key, src, site),
+            sign_keys=read_secret_keys(sign_key, src, site),
             expires_s=expires_s,
             level=level,
             keep_releases=keep_releases,
@@ -506,13 +508,14 @@ class Toolkit:
                 given.
             ManifestError, LockedError, OSError: as `publish`.
         """
+        from perfkit.minisign.secret_keys import read_secret_keys
         from perfkit.releases.publish.upkeep import promote
 
         promote(
             local_path(site),
             channel=channel,
             version=version,
-            sign_keys=_secret_keys(sign_key, site),
+            sign_keys=read_secret_keys(sign_key, site),
             expires_s=expires_s,
             wait_s=wait_s,
         )
@@ -818,19 +821,6 @@ class Toolkit:
                 wait_s=wait_s,
                 progress=self._operation,
             )
-
-
-def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
-    """The keys in these files, which must not be in a directory that is published."""
-    if given is None:
-        return ()
-    from perfkit.minisign.secret_keys import SecretKey
-
-    paths = [given] if isinstance(given, str | os.PathLike) else [*given]
-    for path, directory in itertools.product(paths, public):
-        if os.path.realpath(path).startswith(os.path.join(os.path.realpath(directory), "")):
-            raise ConfigError(f"the secret key {path} lies in {directory}, which is published; move it elsewhere")
-    return tuple(map(SecretKey.read, paths))
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

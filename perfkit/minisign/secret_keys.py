@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import KEY_KIND, UNTRUSTED, PublicKey, decode, encode, read_key_file
 from perfkit.minisign.signatures import Signature, load_ed25519
+
+Path = str | os.PathLike[str]
 
 _PASSWORD = "PERFKIT_SIGN_PASSWORD"
 _SCRYPT, _NO_KDF, _BLAKE2B = b"Sc", b"\0\0", b"B2"
@@ -73,6 +77,22 @@ class SecretKey:
         private = load_ed25519().Ed25519PrivateKey.from_private_bytes(self.seed)
         signature, trusted = private.sign(hashlib.blake2b(content).digest()), comment.encode()
         return Signature(True, self.public.id, signature, trusted, private.sign(signature + trusted)).encode()
+
+
+def read_secret_keys(given: Path | Iterable[Path] | None, *published: Path) -> tuple[SecretKey, ...]:
+    """The keys in these files.
+
+    Args:
+        published: directories that are published, so that no secret key may be in them.
+
+    Raises:
+        ConfigError: one is, or can't be read.
+    """
+    paths = () if given is None else [given] if isinstance(given, str | os.PathLike) else [*given]
+    for path, directory in itertools.product(paths, published):
+        if os.path.realpath(path).startswith(os.path.join(os.path.realpath(directory), "")):
+            raise ConfigError(f"the secret key {path} lies in {directory}, which is published; move it elsewhere")
+    return tuple(map(SecretKey.read, paths))
 
 
 def _stretch(password: str, salt: bytes, operations: int, memory: int) -> bytes:

@@ -83,8 +83,8 @@ class Bars:
         self._ascii_only = not encoding.startswith("utf")
         marker, left, right, fill = "#[]." if self._ascii_only else "█▕▏ "
         edges = {"marker": marker, "left": left, "right": right}
-        self._known = _Line(progressbar.Bar(**edges, fill=fill))  # type: ignore[no-untyped-call]
-        self._unknown = _Line(progressbar.BouncingBar(**edges))  # type: ignore[no-untyped-call]
+        known, unknown = progressbar.Bar(**edges, fill=fill), progressbar.BouncingBar(**edges)  # type: ignore[no-untyped-call]
+        self._known, self._unknown = _Cells(known, _PARTS), _Cells(unknown, progressbar.UnknownLength)
 
     def update(self, snapshot: Snapshot) -> None:
         size = terminal_size(self._stream)
@@ -114,8 +114,6 @@ class Bars:
         if Bars._shown is self:
             Bars._shown = None
         self._above = 0
-        self._known.close()
-        self._unknown.close()
 
     def _show(self, above: list[str], lines: list[str]) -> None:
         """Write the lines `above`, which stay, and the frame below the cursor.
@@ -185,7 +183,8 @@ class Bars:
             return clip(left + row.delay, layout.width)
         tail = "".join(f" {getattr(row, column):>{width}}" for column, width in layout.columns.items())
         bar = self._unknown if row.share is None else self._known
-        return clip(bar.render(layout.width, left, tail, row.share), layout.width)
+        room = layout.width - display_width(left) - display_width(tail)
+        return clip(left + bar.render(room, row.share) + tail, layout.width)
 
 
 def _place(path: str) -> str:
@@ -256,38 +255,18 @@ def _fit_start(text: str, width: int) -> str:
     return f"{clip(text, width):{width}}"
 
 
-class _Line:
-    """A progressbar2 bar that draws into memory, with a given width and given numbers."""
+class _Cells:
+    """A bar of progressbar2, without its line around it."""
 
-    def __init__(self, bar: Any) -> None:
-        variable: Any = progressbar.Variable
-        self._widgets = [variable("left", format="{value}"), bar, variable("tail", format="{value}")]
-        self._buffer = io.StringIO()
-        self._bar: progressbar.ProgressBar | None = None
+    def __init__(self, widget: Any, max_value: Any) -> None:
+        self._widget = widget
+        # An explicit width keeps it from installing a SIGWINCH handler.
+        self._progress: Any = progressbar.ProgressBar(
+            max_value=max_value, fd=io.StringIO(), term_width=80, custom_len=display_width, enable_colors=False
+        )
+        self._began_s = time.monotonic()
 
-    def render(self, width: int, left: str, tail: str, share: float | None) -> str:
-        if self._bar is None:
-            # An explicit width keeps it from installing a SIGWINCH handler.
-            self._bar = progressbar.ProgressBar(
-                widgets=self._widgets,
-                fd=self._buffer,
-                term_width=width,
-                max_value=progressbar.UnknownLength if share is None else _PARTS,
-                max_error=False,
-                custom_len=display_width,
-                is_terminal=False,
-                line_breaks=False,
-                enable_colors=False,
-                variables={"left": left, "tail": tail},
-            )
-            self._bar.start()
-        self._bar.term_width = width
-        self._buffer.seek(0)
-        self._buffer.truncate()
-        self._bar.update(0 if share is None else int(_PARTS * share), force=True, left=left, tail=tail)
-        return self._buffer.getvalue().rpartition("\r")[2].rstrip()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.finish(dirty=True)
-            self._bar = None
+    def render(self, width: int, share: float | None) -> str:
+        self._progress.value = int(_PARTS * (share or 0.0))
+        data = {"total_seconds_elapsed": time.monotonic() - self._began_s}
+        return str(self._widget(self._progress, data, width, color=False))

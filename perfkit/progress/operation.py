@@ -50,14 +50,17 @@ class OperationProgress:
             operation.left = dict(stages)
 
     def update(self, snapshot: Snapshot) -> None:
-        if not self._operations or snapshot.elapsed_s >= SHOWN_FROM_S:
+        if self._is_noticed(snapshot):
             self._shown = True
             self._progress.update(self._in_whole(snapshot))
 
     def finish(self, snapshot: Snapshot) -> None:
         shown, self._shown = self._shown, False
-        if shown or not self._operations:
+        if shown or self._is_noticed(snapshot):
             self._progress.finish(replace(self._in_whole(snapshot), elapsed_s=snapshot.elapsed_s))
+
+    def _is_noticed(self, snapshot: Snapshot) -> bool:
+        return not self._operations or snapshot.elapsed_s >= SHOWN_FROM_S
 
     def _in_whole(self, snapshot: Snapshot) -> Snapshot:
         operations = self._operations

@@ -168,28 +168,13 @@ class History:
         here = timeline.chain.index(timeline.current)
         found = []
         for place, number in enumerate(timeline.chain):
-            if number == 0:
-                found.append(Generation(0, current=timeline.current == 0))
-                continue
-            head = self._head(number)
-            kept = 0
+            head, kept = self._head(number) if number else {}, 0
             if 0 < place <= here:
                 kept = head["bytes_before"]
             elif place > here:
                 contents, seen = (change.after for change in self.changes(number)), DigestSet()
                 kept = sum(each.size for each in contents if each and seen.add(bytes.fromhex(each.sha256)))
-            found.append(
-                Generation(
-                    number,
-                    label=head["label"],
-                    created_s=head["created_s"],
-                    current=number == timeline.current,
-                    added=head["added"],
-                    changed=head["changed"],
-                    removed=head["removed"],
-                    bytes_kept=kept,
-                )
-            )
+            found.append(_generation(number, head, current=place == here, bytes_kept=kept))
         return found
 
     def delete_unreachable(self) -> None:
@@ -340,11 +325,15 @@ def read_current(rootdir: RootDir) -> Generation:
     number = _read_timeline(rootdir).current
     try:
         with open(open_regular(rootdir, record_path(number)), "rb") as file:
-            head = _checked_head(read_line(file.readline(_HEAD_BYTES)))
-        counts = {name: head[name] for name in ("added", "changed", "removed")}
-        return Generation(number, label=head["label"], created_s=head["created_s"], current=True, **counts)
+            return _generation(number, _checked_head(read_line(file.readline(_HEAD_BYTES))), current=True)
     except (*MALFORMED, FileNotFoundError):  # number 0, or it has just been left and deleted
         return Generation(number, current=True)
+
+
+def _generation(number: int, head: Mapping[str, Any], *, current: bool, bytes_kept: int = 0) -> Generation:
+    names = ("label", "created_s", "added", "changed", "removed")
+    counts = {name: head[name] for name in names if name in head}  # number 0 has no record
+    return Generation(number, current=current, bytes_kept=bytes_kept, **counts)
 
 
 def _unknown_format(version: object) -> str:

@@ -75,23 +75,18 @@ class Tree:
 
     def __enter__(self) -> Tree:
         os.makedirs(self.root, exist_ok=True)
-        self.rootdir = RootDir(self.root)
-        try:
+        with contextlib.ExitStack() as stack:
+            self.rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
             self._open_private()
             self._lock = Lock(self.rootdir)
             self._lock.acquire(self._wait_s)
-            try:
-                store = ObjectStore(self.rootdir)
-                self._history = History(self.rootdir, store)
-                self._committer = Committer(self.rootdir, self._lock, store, self._history)
-                self._committer.recover()
-                self._history.timeline()  # raises if it is damaged
-            except BaseException:
-                self._lock.release()
-                raise
-        except BaseException:
-            self.rootdir.close()
-            raise
+            stack.callback(self._lock.release)
+            store = ObjectStore(self.rootdir)
+            self._history = History(self.rootdir, store)
+            self._committer = Committer(self.rootdir, self._lock, store, self._history)
+            self._committer.recover()
+            self._history.timeline()  # raises if it is damaged
+            self._opened = stack.pop_all()
         return self
 
     def _open_private(self) -> None:
@@ -118,15 +113,12 @@ class Tree:
         )
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        with contextlib.closing(self.rootdir):
-            try:
-                if kind is not None:
-                    with contextlib.suppress(OSError, LockedError):
-                        self._remove_unused()
-                if self.rootdir.owner is not None:
-                    self._hand_over()
-            finally:
-                self._lock.release()
+        with self._opened:
+            if kind is not None:
+                with contextlib.suppress(OSError, LockedError):
+                    self._remove_unused()
+            if self.rootdir.owner is not None:
+                self._hand_over()
 
     def _hand_over(self) -> None:
         """Make the owner of the tree the owner of perfkit's own files, after root changed the tree."""

@@ -118,6 +118,8 @@ def test_patience_ends_with_the_block() -> None:
         delayed.update(at("download", 5.0))
         delayed.finish(at("download", 6.0))
         assert told == ["update", "finish after 6.0 s"]
+        delayed.finish(at("download", 0.5))  # it was over before its first update
+        assert told[2:] == ["finish after 0.5 s"]
     delayed.finish(at("download", 0.1))
     assert told[-1] == "finish after 0.1 s"
 

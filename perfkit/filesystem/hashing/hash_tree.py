@@ -23,15 +23,9 @@ _MAX_SPECIAL = 1024  # files that are postponed at most
 
 
 def hash_tree(
-    root: str | os.PathLike[str],
-    *,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    without: Iterable[str] = (),
-    progress: Progress | None = None,
+    root: str | os.PathLike[str], options: ScanOptions = ScanOptions(), *, progress: Progress | None = None
 ) -> Iterator[FileHash]:
     """SHA-256 of every regular file of a tree; see `Toolkit.hash_tree`."""
-    options = ScanOptions(include=include, exclude=exclude, without=frozenset(without))
     found = scan_batches(root, options, batch=_WAITING_FILES, types_only=True)
     files = (entry for batch in found for entry in batch if entry.mode == stat.S_IFREG or entry.error)
     hashes = hash_many(root, files)
