@@ -130,6 +130,21 @@ def fold_name(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+def ignores_case(directory: str) -> bool:
+    """Whether names in a directory that differ only in case are of one file; False if it does not exist.
+
+    Raises:
+        OSError: no file can be made in it.
+    """
+    import tempfile  # takes long to load, and is rarely needed
+
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=f"{PRIVATE_DIR}-case-") as file:
+            return os.path.exists(os.path.join(directory, os.path.basename(file.name).upper()))
+    except FileNotFoundError:
+        return False
+
+
 def parents(name: str) -> Iterator[str]:
     """The directories that a name is in, the nearest first."""
     while name := name.rpartition("/")[0]:
