@@ -82,7 +82,7 @@ class Toolkit:
         transport: Callable[[Config], Transport] | None = None,
         limits: LimitStore | None = None,
     ) -> None:
-        _check_arguments(config, progress, session, transport)
+        _check_arguments(config, progress, session, transport, limits)
         self.config = config or Config()
         self._progress = progress
         make = transport or type(self).default_transport
@@ -828,7 +828,7 @@ def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[Se
     return tuple(map(SecretKey.read, paths))
 
 
-def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:
+def _check_arguments(config: object, progress: object, session: object, transport: object, limits: object) -> None:
     makes_requests = hasattr(session, "mount") or callable(session)
     displays = hasattr(progress, "update") and hasattr(progress, "finish")
     for name, value, valid, rule in (
@@ -836,6 +836,7 @@ def _check_arguments(config: object, progress: object, session: object, transpor
         ("progress", progress, displays, "have update() and finish(), as Bars() and CallbackProgress(function) do"),
         ("session", session, makes_requests, "be a requests.Session, or a callable that makes one"),
         ("transport", transport, callable(transport), "be a callable that makes a Transport"),
+        ("limits", limits, hasattr(limits, "lease") and hasattr(limits, "release"), "be a LimitStore"),
     ):
         if value is not None and not valid:
             raise ConfigError(f"{name} must {rule}; got a {type(value).__name__}")

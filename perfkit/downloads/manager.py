@@ -249,8 +249,10 @@ class DownloadManager:
             at_once: begin now, and not when the first result is asked for.
 
         Raises:
-            ConfigError: the manager is closed.
+            ConfigError: the manager is closed, or `items` is a single URL, or nothing to iterate over.
         """
+        if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+            raise ConfigError(f"what to download must be a list, or another iterable; got a {type(items).__name__}")
         directory = os.path.abspath(dest or os.curdir)
         total = len(items) if isinstance(items, Sized) else None
         sizes = None

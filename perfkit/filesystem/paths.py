@@ -160,11 +160,15 @@ def local_path(path: str | os.PathLike[str]) -> str:
     """A path of this machine, as text.
 
     Raises:
-        ConfigError: it is empty, bytes or something else, a URL, or contains a NUL.
+        ConfigError: it is empty, bytes or something else, a URL, contains a NUL, or can't be encoded.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"a path must be text or a pathlib.Path, not empty, and without NUL; got {path!r:.200}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ConfigError(f"the path {path!r:.200} is not valid Unicode") from None
     if is_url(text):
         raise ConfigError(f"{redacted(text)} is a URL; give the path of a file or directory on this machine here")
     return text

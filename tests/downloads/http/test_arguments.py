@@ -15,6 +15,7 @@ import requests
 from perfkit import BatchError, Config, ConfigError, Download, PerfkitError, Request, Toolkit, TransferError
 from perfkit.cli import main
 from perfkit.downloads.http.semantics import Validator, Version
+from perfkit.downloads.shared_limits import SharedLimits
 from perfkit.testing import FakeOrigin
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY
@@ -172,6 +173,7 @@ def test_verify_is_a_path(make_kit: MakeKit, secure: MisbehavingServer, ca_file:
         ({"session": requests}, "session must be"),
         ({"session": SimpleNamespace(request=print)}, "session must be"),
         ({"transport": 3}, "transport must be a callable"),
+        ({"limits": "5M"}, "limits must be a LimitStore"),
         ({"session": requests.Session(), "transport": FakeOrigin()}, "give session or transport"),
     ],
 )
@@ -225,6 +227,44 @@ def test_a_url_of_the_wrong_type(url: Any, tmp_path: Path) -> None:
         if url is not None:  # which says that there is nothing to give just now
             with pytest.raises(BatchError, match="URL"):
                 kit.download_many([url], tmp_path)
+
+
+@pytest.mark.parametrize("keys", [None, "", b"", 0, False])
+def test_missing_public_keys_are_not_taken_for_no_keys(keys: Any, tmp_path: Path) -> None:
+    """A variable that is not set would turn verification off."""
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        for ask in (
+            lambda: Request(URL, public_keys=keys),
+            lambda: kit.download(URL, tmp_path / "f", public_keys=keys),
+            lambda: kit.sync(URL, tmp_path / "tree", public_keys=keys),
+        ):
+            with pytest.raises(ConfigError, match="public keys must be a list"):
+                ask()
+        assert origin.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [URL, URL.encode(), None, 3])
+def test_a_batch_of_the_wrong_type(given: Any, tmp_path: Path) -> None:
+    """The letters of a single URL are not taken for many."""
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        with pytest.raises(ConfigError, match="must be a list"):
+            kit.download_many(given, tmp_path / "out")
+        assert origin.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limits", [(0, 1), (-1, 1), (None, 0), ("5M", 1), (1.5, 1), (float("nan"), 1), (1, None)])
+def test_shared_limits_of_the_wrong_type(limits: Any) -> None:
+    with pytest.raises(ConfigError, match=r"rate|connections"):
+        SharedLimits(*limits)
+
+
+def test_any_text_is_a_key(tmp_path: Path) -> None:
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        origin.add(URL, "hello")
+        kit.download(URL, tmp_path / "f", key="\ud800")
+    assert (tmp_path / "f").read_text() == "hello"
 
 
 def test_headers_may_be_none(tmp_path: Path) -> None:
