@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from perfkit.config import Auth, Config, LocalChanges
+from perfkit.config import Auth, Config, LocalChanges, checks_arguments
 from perfkit.downloads.http.transport import HttpTransport, SessionSource, Transport
 from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 
 
+@checks_arguments
 class Toolkit:
     """Everything perfkit does, as ordinary blocking calls.
 

@@ -244,6 +244,41 @@ def test_missing_public_keys_are_not_taken_for_no_keys(keys: Any, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        (lambda kit, place: kit.sync(URL, place, wait_s="5"), "wait_s"),
+        (lambda kit, place: kit.sync(URL, place, wait_s=float("nan")), "wait_s"),
+        (lambda kit, place: kit.sync(3, place), "source"),
+        (lambda kit, place: kit.sync(URL, place, allow_expired="no"), "allow_expired"),
+        (lambda kit, place: kit.sync(URL, place, mirrors=URL), "mirrors"),
+        (lambda kit, place: kit.sync(URL, place, checksums=""), "checksums"),
+        (lambda kit, place: kit.sync(URL, place, check="run-tests"), "check"),
+        (lambda kit, place: kit.sync(URL, place, channel=1), "channel"),
+        (lambda kit, place: kit.plan(URL, place, release=2026.11), "release"),
+        (lambda kit, place: kit.publish(place, f"{place}/site", version="1", exclude="*.tmp"), "exclude"),
+        (lambda kit, place: kit.publish(place, f"{place}/site", version="1", level="9"), "level"),
+        (lambda kit, place: kit.publish(place, f"{place}/site", version="1", sign_key=3), "sign_key"),
+        (lambda kit, place: kit.publish_on_change(place, f"{place}/site", version="{n}", grace_s=None), "grace_s"),
+        (lambda kit, place: kit.prune(place, dry_run="no"), "dry_run"),
+        (lambda kit, place: kit.rollback(place, to="1"), "to"),
+        (lambda kit, place: kit.verify(place, repair="no"), "repair"),
+        (lambda kit, place: kit.remove_tree(0), "path"),
+        (lambda kit, place: kit.copy_tree(place, f"{place}-copy", on_error="skip"), "on_error"),
+        (lambda kit, place: kit.releases(b"s3cret"), "url"),
+    ],
+)
+def test_an_argument_of_a_method(use: Callable[[Toolkit, Path], Any], name: str, tmp_path: Path) -> None:
+    """Of the wrong type: is named, and nothing is requested or written."""
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        with pytest.raises(ConfigError, match=rf"^{name} must be") as caught:
+            use(kit, tmp_path)
+        assert "s3cret" not in str(caught.value)
+        assert origin.requests == []
+    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.parent.glob(".perfkit-*")) == []
+
+
 @pytest.mark.parametrize("given", [URL, URL.encode(), None, 3])
 def test_a_batch_of_the_wrong_type(given: Any, tmp_path: Path) -> None:
     """The letters of a single URL are not taken for many."""
