@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from types import FunctionType
+from typing import Any, Literal, TypeVar, get_args
 
 from perfkit.errors import ConfigError
 from perfkit.redact import value_shown
 
 # User and password (HTTP Basic), or a `requests.auth.AuthBase`, which is called with the prepared request.
 Auth = tuple[str, str] | Callable[[Any], Any]
+T = TypeVar("T")
 LocalChanges = Literal["keep", "overwrite", "refuse"]
 _log = logging.getLogger(__name__)
 _LOCAL_CHANGES = get_args(LocalChanges)
@@ -244,6 +247,34 @@ def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
         raise ConfigError(f"{name} {reason}")
 
 
+def checks_arguments(of: type[T]) -> type[T]:
+    """Make each public method of a class check the types of its arguments, by their annotations, when it is called.
+
+    Raises:
+        ConfigError: by a method: an argument has another type.
+    """
+    for name, method in list(vars(of).items()):
+        if isinstance(method, FunctionType) and not name.startswith("_"):
+            setattr(of, name, _checked(method))
+    return of
+
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    code = method.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    kinds = {name: method.__annotations__.get(name, "") for name in names}
+    kinds = {name: kind for name, kind in kinds.items() if kind.removesuffix(" | None") in _TYPES}
+
+    @functools.wraps(method)
+    def checked(*args: Any, **options: Any) -> Any:
+        for name, value in (*zip(names, args, strict=False), *options.items()):
+            if name in kinds:
+                check_type(name, value, kinds[name], secret=not isinstance(value, int | float))
+        return method(*args, **options)
+
+    return checked
+
+
 def convert(of: type[Any], name: str, value: object) -> object:
     """A value of a settings file, in the type of this field of a dataclass, such as `Config`: sizes and times may be
     text, pairs lists, paths `Path` objects.
@@ -289,6 +320,11 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
 
 
+def _is_list(value: object) -> bool:
+    """Its items are not looked at: an iterator would be used up."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
 def _is_pair(value: object) -> bool:
     return _is_texts(value) and len(value) == 2  # type: ignore[arg-type]
 
@@ -311,6 +347,14 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     "str | tuple[str, str]": (lambda value: isinstance(value, str) or _is_pair(value), "a path or a pair of paths"),
     "tuple[int, int]": (_is_range, "a start and a later end, in bytes"),
     "tuple[str, ...]": (_is_texts, "a list of text"),
+    "Iterable[str]": (_is_list, "a list of text"),
+    "Collection[str]": (_is_list, "a list of text"),
+    "Path": (lambda value: isinstance(value, str | os.PathLike) and value != "", "a path or URL, not empty"),
+    "Path | Iterable[Path]": (
+        lambda value: value != "" and (isinstance(value, str | os.PathLike) or _is_list(value)),
+        "a path, or a list of paths",
+    ),
+    "Check": (callable, "a function"),
 }
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from perfkit.config import Auth, Config, LocalChanges
+from perfkit.config import Auth, Config, LocalChanges, checks_arguments
 from perfkit.downloads.http.transport import HttpTransport, SessionSource, Transport
 from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 
 
+@checks_arguments
 class Toolkit:
     """Everything perfkit does, as ordinary blocking calls.
 
@@ -80,7 +81,7 @@ class Toolkit:
         transport: Callable[[Config], Transport] | None = None,
         limits: LimitStore | None = None,
     ) -> None:
-        _check_arguments(config, progress, session, transport)
+        _check_arguments(config, progress, session, transport, limits)
         self.config = config or Config()
         self._progress = progress
         make = transport or type(self).default_transport
@@ -823,7 +824,7 @@ class Toolkit:
             )
 
 
-def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:
+def _check_arguments(config: object, progress: object, session: object, transport: object, limits: object) -> None:
     makes_requests = hasattr(session, "mount") or callable(session)
     displays = hasattr(progress, "update") and hasattr(progress, "finish")
     for name, value, valid, rule in (
@@ -831,6 +832,7 @@ def _check_arguments(config: object, progress: object, session: object, transpor
         ("progress", progress, displays, "have update() and finish(), as Bars() and CallbackProgress(function) do"),
         ("session", session, makes_requests, "be a requests.Session, or a callable that makes one"),
         ("transport", transport, callable(transport), "be a callable that makes a Transport"),
+        ("limits", limits, hasattr(limits, "lease") and hasattr(limits, "release"), "be a LimitStore"),
     ):
         if value is not None and not valid:
             raise ConfigError(f"{name} must {rule}; got a {type(value).__name__}")

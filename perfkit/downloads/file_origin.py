@@ -18,7 +18,7 @@ _ATTRIBUTE = "user.perfkit.origin"
 
 def digest_of(url: str, key: str | None = None) -> str:
     """What stands for a URL on disk: the SHA-256 of the URL without secrets, or of the caller's key for the file."""
-    return hashlib.sha256((unsigned(url) if key is None else f"key {key}").encode()).hexdigest()
+    return hashlib.sha256((unsigned(url) if key is None else f"key {key}").encode(errors="surrogatepass")).hexdigest()
 
 
 def read_origin(path: str, source: str) -> Version | None:

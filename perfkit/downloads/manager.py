@@ -30,7 +30,7 @@ from perfkit.downloads.scheduler import Queue, Scheduler
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError, reason_of
-from perfkit.filesystem.paths import is_reserved, safe_basename, safe_join
+from perfkit.filesystem.paths import fold_name, ignores_case, is_reserved, safe_basename, safe_join
 from perfkit.progress.meter import WAITING, Meter, Progress, Silent
 
 if TYPE_CHECKING:
@@ -56,11 +56,31 @@ class _Batch:
         self.process = os.getpid()
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
-        self.paths: set[int] = set()  # hashes of all destinations; among a million, two collide in 1 of 10^7 batches
+        self._paths: set[int] = set()  # hashes of all destinations; among a million, two collide in 1 of 10^7 batches
         self.directories: set[str] = set()  # that exist
         self.taken = 0  # of the caller's items
         self.open: dict[Transfer, int] = {}  # those without a result yet, and their indices
         self._wake: SimpleQueue[None] = SimpleQueue()
+
+    def take(self, url: str, path: str) -> None:
+        """Take a destination for a URL.
+
+        Raises:
+            TransferError: another file of this batch has it, or its name in other letters on a disk that ignores case.
+        """
+        folded = fold_name(path)
+        if hash(path) in self._paths:
+            raise TransferError(url, f"{path} is the destination of another file of this batch too")
+        similar = hash((folded,)) in self._paths or (folded != path and hash(folded) in self._paths)
+        if similar and ignores_case(os.path.dirname(path)):
+            raise TransferError(
+                url,
+                f"{path} differs only in case from the destination of another file of this batch, "
+                "and this disk ignores case; give each its own name",
+            )
+        self._paths.add(hash(path))
+        if folded != path:
+            self._paths.add(hash((folded,)))
 
     def check_process(self) -> None:
         """Check that this is the process that began the batch.
@@ -229,8 +249,10 @@ class DownloadManager:
             at_once: begin now, and not when the first result is asked for.
 
         Raises:
-            ConfigError: the manager is closed.
+            ConfigError: the manager is closed, or `items` is a single URL, or nothing to iterate over.
         """
+        if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+            raise ConfigError(f"what to download must be a list, or another iterable; got a {type(items).__name__}")
         directory = os.path.abspath(dest or os.curdir)
         total = len(items) if isinstance(items, Sized) else None
         sizes = None
@@ -402,10 +424,8 @@ class DownloadManager:
         transfer.on_end = batch.on_end
         batch.open[transfer] = index  # from here on it will have a result, whatever happens
         try:
-            if hash(path) in batch.paths:
-                raise TransferError(request.url, f"{path} is the destination of another file of this batch too")
             self._claim_path(transfer, path)
-            batch.paths.add(hash(path))
+            batch.take(request.url, path)
             if directory not in batch.directories:
                 os.makedirs(directory, exist_ok=True)
                 batch.directories.add(directory)

@@ -95,7 +95,7 @@ class Request(_WithoutSecrets):
             if isinstance(self.mirrors, str) or not isinstance(self.mirrors, Iterable):
                 raise ConfigError(f"mirrors must be a list of URLs; got {masked(self.mirrors)!r}")
             object.__setattr__(self, "mirrors", tuple(self.mirrors))
-        if self.public_keys:
+        if self.public_keys != ():  # None and "" are refused: they may be settings that are missing
             object.__setattr__(self, "public_keys", read_public_keys(self.public_keys))
             if self.byte_range is not None:
                 raise ConfigError("public_keys were given with a byte_range, and a signature is one of the whole file")

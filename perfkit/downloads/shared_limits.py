@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from perfkit.config import check_type
 from perfkit.downloads.concurrency import HostLimiter
 from perfkit.downloads.throttle import Throttle
+from perfkit.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _RENEW_S = 0.25
@@ -91,9 +93,16 @@ class SharedLimits:
     Args:
         rate: bytes per second for all holders together; None: no limit.
         connections: to each host, of all holders together. If there are more holders than that, some wait for others.
+
+    Raises:
+        ConfigError: one of them is not a whole number of at least 1.
     """
 
     def __init__(self, rate: int | None, connections: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        check_type("rate", rate, "int | None", secret=False)
+        check_type("connections", connections, "int", secret=False)
+        if connections < 1 or (rate is not None and rate < 1):
+            raise ConfigError(f"rate and connections must be at least 1; got {rate} and {connections}")
         self._rate = rate
         self._most = connections
         self._clock = clock

@@ -130,6 +130,21 @@ def fold_name(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+def ignores_case(directory: str) -> bool:
+    """Whether names in a directory that differ only in case are of one file; False if it does not exist.
+
+    Raises:
+        OSError: no file can be made in it.
+    """
+    import tempfile  # takes long to load, and is rarely needed
+
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=f"{PRIVATE_DIR}-case-") as file:
+            return os.path.exists(os.path.join(directory, os.path.basename(file.name).upper()))
+    except FileNotFoundError:
+        return False
+
+
 def parents(name: str) -> Iterator[str]:
     """The directories that a name is in, the nearest first."""
     while name := name.rpartition("/")[0]:
@@ -145,11 +160,15 @@ def local_path(path: str | os.PathLike[str]) -> str:
     """A path of this machine, as text.
 
     Raises:
-        ConfigError: it is empty, bytes or something else, a URL, or contains a NUL.
+        ConfigError: it is empty, bytes or something else, a URL, contains a NUL, or can't be encoded.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"a path must be text or a pathlib.Path, not empty, and without NUL; got {path!r:.200}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ConfigError(f"the path {path!r:.200} is not valid Unicode") from None
     if is_url(text):
         raise ConfigError(f"{redacted(text)} is a URL; give the path of a file or directory on this machine here")
     return text

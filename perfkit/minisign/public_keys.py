@@ -62,7 +62,7 @@ def read_public_keys(given: Iterable[AnyKey]) -> tuple[PublicKey, ...]:
     Raises:
         ConfigError: one of them is neither.
     """
-    if isinstance(given, str | os.PathLike) or not isinstance(given, Iterable):
+    if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
         raise ConfigError("public keys must be a list of keys, or of paths of files with a key")
     return tuple(dict.fromkeys(map(_read_public_key, given)))
 

@@ -68,7 +68,7 @@ def test_names_that_differ_in_ignorable_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [b"bytes", "", "a\0b", None, 3, Path("a\0b"), "http://localhost:1/", "HTTP://localhost:1/"]
+    "path", [b"bytes", "", "a\0b", "\ud800", None, 3, Path("a\0b"), "http://localhost:1/", "HTTP://localhost:1/"]
 )
 def test_paths_that_are_none(path: Any, tmp_path: Path) -> None:
     """A typed error from every command, before anything is done."""

@@ -105,6 +105,6 @@ def test_what_can_not_be_promoted(kit: Toolkit, origin: Origin, channel: str, ve
 def test_expiries_that_are_none(kit: Toolkit, origin: Origin, expires_s: float) -> None:
     """No channel offers what nobody may install."""
     origin.publish({"a": b"1"}, "1")
-    with pytest.raises(ConfigError, match="1 second to 100 years"):
+    with pytest.raises(ConfigError, match="expires_s must be"):
         kit.promote(origin.site, channel="stable", version="1", expires_s=expires_s)
     assert not (origin.site / "perfkit-stable.json").exists()

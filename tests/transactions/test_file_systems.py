@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import Toolkit
+from perfkit import BatchError, Toolkit
 from perfkit.errors import UpdateError
+from perfkit.testing import FakeOrigin
 from perfkit.transactions import commit
 from perfkit.transactions.tree import Tree
 from tests.support import crash_server
@@ -236,3 +237,20 @@ def test_undo_without_hard_links(fat: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert tree_of(root) == old
             break
         shutil.rmtree(root)
+
+
+def test_downloads_whose_names_differ_only_in_case(fat: Path, tmp_path: Path) -> None:
+    """On a disk that ignores case, two of them would write into one file."""
+    fake = FakeOrigin()
+    names = ("x", "d/Sub/a", "X", "d/sub/A", "y")
+    for name in names:
+        fake.add(f"https://example.org/{name}", name * 20_000)
+    requests = [(f"https://example.org/{name}", name) for name in names]
+    with Toolkit(transport=fake) as kit:
+        with pytest.raises(BatchError) as caught:
+            kit.download_many(requests, fat / "get")
+        kit.download_many(requests, tmp_path / "get")
+    assert [each.error is None for each in caught.value.results] == [True, True, False, False, True]
+    assert "differs only in case" in str(caught.value.results[2].error)
+    assert tree_of(fat / "get") == {name: (name * 20_000).encode() for name in ("x", "d/Sub/a", "y")}
+    assert tree_of(tmp_path / "get") == {name: (name * 20_000).encode() for name in names}

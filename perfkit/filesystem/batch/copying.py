@@ -51,10 +51,10 @@ def copy_tree(
     if not fresh and not (os.path.isdir(target) and (merge or not os.listdir(target))):
         why = "is not empty" if os.path.isdir(target) else "is not a directory"
         raise FileExistsError(errno.EEXIST, f"the destination {why}", target)
+    run = BatchRun(on_error, progress, "linking" if link else "copying")
     place = temporary_path(target) if fresh else target
     if fresh:
         os.mkdir(place, 0o700)
-    run = BatchRun(on_error, progress, "linking" if link else "copying")
     try:
         if progress is not None:
             run.expect(*totals(source))

@@ -15,6 +15,7 @@ import requests
 from perfkit import BatchError, Config, ConfigError, Download, PerfkitError, Request, Toolkit, TransferError
 from perfkit.cli import main
 from perfkit.downloads.http.semantics import Version
+from perfkit.downloads.shared_limits import SharedLimits
 from perfkit.testing import FakeOrigin
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY
@@ -172,6 +173,7 @@ def test_verify_is_a_path(make_kit: MakeKit, secure: MisbehavingServer, ca_file:
         ({"session": requests}, "session must be"),
         ({"session": SimpleNamespace(request=print)}, "session must be"),
         ({"transport": 3}, "transport must be a callable"),
+        ({"limits": "5M"}, "limits must be a LimitStore"),
         ({"session": requests.Session(), "transport": FakeOrigin()}, "give session or transport"),
     ],
 )
@@ -225,6 +227,79 @@ def test_a_url_of_the_wrong_type(url: Any, tmp_path: Path) -> None:
         if url is not None:  # which says that there is nothing to give just now
             with pytest.raises(BatchError, match="URL"):
                 kit.download_many([url], tmp_path)
+
+
+@pytest.mark.parametrize("keys", [None, "", b"", 0, False])
+def test_missing_public_keys_are_not_taken_for_no_keys(keys: Any, tmp_path: Path) -> None:
+    """A variable that is not set would turn verification off."""
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        for ask in (
+            lambda: Request(URL, public_keys=keys),
+            lambda: kit.download(URL, tmp_path / "f", public_keys=keys),
+            lambda: kit.sync(URL, tmp_path / "tree", public_keys=keys),
+        ):
+            with pytest.raises(ConfigError, match="public keys must be a list"):
+                ask()
+        assert origin.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        (lambda kit, place: kit.sync(URL, place, wait_s="5"), "wait_s"),
+        (lambda kit, place: kit.sync(URL, place, wait_s=float("nan")), "wait_s"),
+        (lambda kit, place: kit.sync(3, place), "source"),
+        (lambda kit, place: kit.sync(URL, place, allow_expired="no"), "allow_expired"),
+        (lambda kit, place: kit.sync(URL, place, mirrors=URL), "mirrors"),
+        (lambda kit, place: kit.sync(URL, place, checksums=""), "checksums"),
+        (lambda kit, place: kit.sync(URL, place, check="run-tests"), "check"),
+        (lambda kit, place: kit.sync(URL, place, channel=1), "channel"),
+        (lambda kit, place: kit.plan(URL, place, release=2026.11), "release"),
+        (lambda kit, place: kit.publish(place, f"{place}/site", version="1", exclude="*.tmp"), "exclude"),
+        (lambda kit, place: kit.publish(place, f"{place}/site", version="1", level="9"), "level"),
+        (lambda kit, place: kit.publish(place, f"{place}/site", version="1", sign_key=3), "sign_key"),
+        (lambda kit, place: kit.publish_on_change(place, f"{place}/site", version="{n}", grace_s=None), "grace_s"),
+        (lambda kit, place: kit.prune(place, dry_run="no"), "dry_run"),
+        (lambda kit, place: kit.rollback(place, to="1"), "to"),
+        (lambda kit, place: kit.verify(place, repair="no"), "repair"),
+        (lambda kit, place: kit.remove_tree(0), "path"),
+        (lambda kit, place: kit.copy_tree(place, f"{place}-copy", on_error="skip"), "on_error"),
+        (lambda kit, place: kit.releases(b"s3cret"), "url"),
+    ],
+)
+def test_an_argument_of_a_method(use: Callable[[Toolkit, Path], Any], name: str, tmp_path: Path) -> None:
+    """Of the wrong type: is named, and nothing is requested or written."""
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        with pytest.raises(ConfigError, match=rf"^{name} must be") as caught:
+            use(kit, tmp_path)
+        assert "s3cret" not in str(caught.value)
+        assert origin.requests == []
+    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.parent.glob(".perfkit-*")) == []
+
+
+@pytest.mark.parametrize("given", [URL, URL.encode(), None, 3])
+def test_a_batch_of_the_wrong_type(given: Any, tmp_path: Path) -> None:
+    """The letters of a single URL are not taken for many."""
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        with pytest.raises(ConfigError, match="must be a list"):
+            kit.download_many(given, tmp_path / "out")
+        assert origin.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limits", [(0, 1), (-1, 1), (None, 0), ("5M", 1), (1.5, 1), (float("nan"), 1), (1, None)])
+def test_shared_limits_of_the_wrong_type(limits: Any) -> None:
+    with pytest.raises(ConfigError, match=r"rate|connections"):
+        SharedLimits(*limits)
+
+
+def test_any_text_is_a_key(tmp_path: Path) -> None:
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        origin.add(URL, "hello")
+        kit.download(URL, tmp_path / "f", key="\ud800")
+    assert (tmp_path / "f").read_text() == "hello"
 
 
 def test_headers_may_be_none(tmp_path: Path) -> None:
