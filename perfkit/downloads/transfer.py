@@ -340,8 +340,8 @@ class Transfer:
             answer = interpret(response, task.url, task.partial, asked)
             if self._accept(task, response, answer, asked, wanted):
                 self._copy(task, response, answer, toll)
-                slower = task.partial.ranges_seen and task.partial.map.is_slower(task.runner)
-                if slower and self._lost_by_chance(response.path()):
+                slow = task.partial.ranges_seen and task.partial.map.is_worth_replacing(task.runner)
+                if slow and self._lost_by_chance(response.path()):
                     response.end_after(0)  # a new connection starts with a wider window
                     task.runner.replaced = True
 
