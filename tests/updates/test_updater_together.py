@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perfkit import Config, FileChangedError, LockedError, Toolkit, UpdateError
+from perfkit import Config, ConfigError, FileChangedError, LockedError, Toolkit, UpdateError
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get, HttpTransport, Response
 from perfkit.releases.format.pointer import Pointer
@@ -87,9 +87,11 @@ def test_every_call_that_locks_can_wait(kit: Toolkit, tree_v1: Path) -> None:
     """For the change that is under way; without waiting, it fails."""
     for call in LOCKING:
         with Tree(str(tree_v1)):
-            for wait_s in (0.0, -1.0, math.nan):
+            for wait_s in (0.0, -1.0):
                 with pytest.raises(LockedError):
                     call(kit, tree_v1, wait_s)
+            with pytest.raises(ConfigError, match="wait_s must be"):
+                call(kit, tree_v1, math.nan)
             waiting = threading.Thread(target=call, args=(kit, tree_v1, 60.0))
             waiting.start()
             waiting.join(0.05)
