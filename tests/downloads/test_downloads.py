@@ -191,7 +191,7 @@ def test_rate_limit_changes_while_running(make_kit: MakeKit, misbehaving: Start,
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, float("nan"), True, "5M"])
 def test_rate_limits_that_are_none(kit: Toolkit, wrong: int) -> None:
-    with pytest.raises(ConfigError, match="(a rate limit|bytes_per_second) must be"):
+    with pytest.raises(ConfigError, match=r"(a rate limit|bytes_per_second) must be"):
         kit.set_rate_limit(wrong)
 
 
