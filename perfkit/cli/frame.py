@@ -88,12 +88,12 @@ def _run(command: Parser, work: Work, after: After | None, arguments: argparse.N
         if several:
             records[tree.name] = outcome.record
             outcome = _headed(outcome, tree.name)
-        if not (several and arguments.json):
+        if not arguments.json:
             output.print_outcome(arguments, outcome)
     if after is not None:
         after(arguments, done)
-    if several and arguments.json:
-        output.print_outcome(arguments, Outcome({"trees": records}, ""))
+    if arguments.json:  # one object, so only when nothing can fail any more
+        output.print_outcome(arguments, Outcome({"trees": records}, "") if several else done[0][1])
     return next((code for code in codes if code not in (0, output.CHANGED)), max(codes, default=0))
 
 

@@ -59,6 +59,17 @@ def test_metrics(cli_origin: Origin, tmp_path: Path) -> None:
     assert values["perfkit_tree_failed"] == values["perfkit_tree_held"] == 0
 
 
+@pytest.mark.parametrize("which", ["tree", "--all"])
+def test_metrics_that_cannot_be_written_are_one_json_object(
+    cli_origin: Origin, tmp_path: Path, capsys: Capture, which: str
+) -> None:
+    """The error alone: programs parse standard output as a whole."""
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    (tmp_path / "perfkit.toml").write_text(f'[trees.tree]\nsource = "{cli_origin.url}"\ndest = "tree"\n')
+    assert main(["status", which, "--json", "--metrics", "absent/tree.prom"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "FileNotFoundError"
+
+
 def test_metrics_where_others_can_write(cli_origin: Origin, tmp_path: Path) -> None:
     """A link that they planted is not followed."""
     assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
