@@ -30,12 +30,16 @@ class RootDir:
 
     Args:
         follow_symlinks: whether a component may be a symbolic link.
+        root_may_be_link: whether the root may be one; if not, opening it raises NotADirectoryError.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, follow_symlinks: bool = False) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], *, follow_symlinks: bool = False, root_may_be_link: bool = True
+    ) -> None:
         self.root = os.path.abspath(root)
-        self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow_symlinks else os.O_NOFOLLOW)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self.fd = os.open(root, flags if root_may_be_link else flags | os.O_NOFOLLOW)
+        self._flags = flags if follow_symlinks else flags | os.O_NOFOLLOW
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._in_use = ""  # a directory whose descriptor must stay open
         self._missing: str | None = None  # see `remember_missing`

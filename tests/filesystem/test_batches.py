@@ -203,3 +203,22 @@ def test_removal_follows_no_link(tree: Path, tmp_path: Path) -> None:
         with pytest.raises(NotADirectoryError):
             remove_tree(tmp_path / name)
     assert (outside / "precious").exists()
+
+
+def test_removal_opens_its_directory_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that takes the directory's place after it was opened does not lead the removal elsewhere."""
+    outside = make(tmp_path / "outside", {"precious": b"!"})
+    usual = os.open
+
+    def swapping(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        descriptor = usual(path, flags, *arguments, **options)
+        if Path(path) == tree and not tree.is_symlink():
+            os.rename(tree, tmp_path / "aside")
+            os.symlink(outside, tree)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", swapping)
+    with pytest.raises(NotADirectoryError):  # rmdir(2) refuses the link
+        remove_tree(tree)
+    assert (outside / "precious").exists()
+    assert tree.is_symlink()

@@ -19,9 +19,8 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
 
     See `Toolkit.remove_tree`.
     """
-    os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))  # refuses what is no directory
     run = BatchRun(on_error, progress, "removing")
-    with contextlib.closing(RootDir(path)) as rootdir:
+    with contextlib.closing(RootDir(path, root_may_be_link=False)) as rootdir:
         if progress is not None:
             run.expect(totals(path, ScanOptions(directories=True))[0])
         left = _unlink_files(rootdir, "", run)  # directories to remove; a slash at the end: it has been emptied
