@@ -211,6 +211,7 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
                     descriptor = rootdir.directory(prefix[:-1])
                 status = os.stat(leaf, dir_fd=descriptor, follow_symlinks=False)
             except (OSError, UnsafePathError) as error:
+                descriptor = -1  # it may be another directory's by now, or closed
                 yield _failed(name.rstrip("/"), error)
                 continue
             mode = status.st_mode

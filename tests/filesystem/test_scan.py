@@ -15,7 +15,7 @@ import pytest
 
 from perfkit.filesystem.batch.removal import remove_tree
 from perfkit.filesystem.hashing.hash_tree import hash_tree
-from perfkit.filesystem.scan import ScanOptions, scan, scan_batches
+from perfkit.filesystem.scan import ScanOptions, scan, scan_batches, scan_in_order
 from tests.support.files import make, sha
 
 
@@ -163,3 +163,20 @@ def test_scan_holds_a_batch_at_a_time(tmp_path: Path) -> None:
     for number in range(250):
         (tmp_path / str(number)).touch()
     assert [len(each) for each in scan_batches(tmp_path, batch=100)] == [100, 100, 50]
+
+
+def test_a_scan_in_order_goes_on_beside_a_directory_that_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files after it are those of the directory above it, not its own of the same names."""
+    make(tmp_path, {"d/z": b"not this", "z": b"this"})
+    usual, calls = os.scandir, iter((False, True))
+
+    def failing(path: int) -> Iterator[os.DirEntry[str]]:
+        if next(calls):  # the second is of `d`; scandir(3) takes another descriptor
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return usual(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    found = list(scan_in_order(tmp_path))
+    assert [(entry.name, entry.size, entry.error is not None) for entry in found] == [("d", 0, True), ("z", 4, False)]
