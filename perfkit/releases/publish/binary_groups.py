@@ -24,6 +24,7 @@ except ImportError:
 AVAILABLE = hdiffpatch is not None
 _BATCH_BYTES = 24 << 20  # new content that is compared at once; the suffix array takes 5 bytes for each old byte
 _AROUND_BYTES = 4 << 20  # a part of a large file is compared with the same place in the old one, and this much around
+_AROUND_TIMES = 8  # or this many times the part, if that is less: half a second for each short part would be too long
 _LIKE_BYTES = 8 << 20  # of similar files, for a file whose name is new
 HEAD_BYTES = 8 << 10
 
@@ -81,9 +82,9 @@ def _like(
     """The old content to compare a part of a new file with: the same place under the same name, or similar files."""
     before = old.manifest.find(new.name(entry))
     if before is not None and (before := old.entry(old.manifest.digest(before))) is not None:
-        size = old.manifest.size(before)
-        start = min(max(0, offset - _AROUND_BYTES), max(0, size - len(content) - _AROUND_BYTES))
-        end = min(size, offset + len(content) + _AROUND_BYTES)
+        size, around = old.manifest.size(before), min(_AROUND_BYTES, _AROUND_TIMES * len(content))
+        start = min(max(0, offset - around), max(0, size - len(content) - around))
+        end = min(size, offset + len(content) + around)
         return {Span(before, start, end - start)}
     return set(similar().find(content, limit=min(_LIKE_BYTES, 4 * len(content))))
 
