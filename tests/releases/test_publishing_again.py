@@ -7,11 +7,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from perfkit import ManifestError
+from perfkit.progress.stage import Stage
 from perfkit.releases.publish import publisher
+from perfkit.releases.publish.large_files import LastRelease
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import Site
 from perfkit.releases.publish.source_tree import SourceTree
@@ -133,6 +136,45 @@ def test_a_large_file_whose_parts_change_places(again: Callable[..., int], tmp_p
     assert again() < MIB
     client = Client(tmp_path / "site")
     assert {client.install(index)["large"] for index in (client.pointer.fine, client.pointer.solid)} == {content}
+
+
+@pytest.mark.parametrize("damage", ["pack", "index", "half new", "another release"])
+def test_a_large_file_that_cannot_be_compared_while_it_is_hashed(
+    again: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Another publisher may have replaced the release by then, and removed what only that one needed."""
+    src, site = write_tree(tmp_path / "src", {"large": b""}), tmp_path / "site"
+    contents = [noise(1, 2 * MIB)]
+    for _ in range(2):
+        (src / "large").write_bytes(contents[-1])
+        again()
+        contents.append(contents[-1][:-1000] + noise(len(contents), 1000))
+    if damage == "half new":
+        contents[-1] = contents[-1][:MIB] + noise(3, MIB)
+    (src / "large").write_bytes(contents[-1])
+    compared = LastRelease.hash
+
+    def hash_file(self: LastRelease, name: str, file: BinaryIO, shown: Stage) -> tuple[int, bytes] | None:
+        pointer = Client(site).pointer
+        missing = {"pack": Client(site).packs(pointer.fine)[0], "index": pointer.fine.object}.get(damage)
+        if missing is not None:
+            (site / missing.path).rename(tmp_path / "missing")
+        found = compared(self, name, file, shown)
+        if missing is not None:
+            (tmp_path / "missing").rename(site / missing.path)
+        assert (name in self.pieces) == (damage == "another release")
+        if damage == "another release":
+            (src / "large").rename(tmp_path / "latest")
+            (src / "large").write_bytes(noise(4, 5 * MIB))
+            monkeypatch.setattr(LastRelease, "hash", compared)
+            again()
+            (tmp_path / "latest").replace(src / "large")
+        return found
+
+    monkeypatch.setattr(LastRelease, "hash", hash_file)
+    again()
+    client = Client(site)
+    assert client.install(client.pointer.fine) == client.install(client.pointer.solid) == {"large": contents[-1]}
 
 
 def test_a_large_file_that_repeats_itself(again: Callable[..., int], tmp_path: Path) -> None:

@@ -100,7 +100,12 @@ def _skip(file: BinaryIO, size: int) -> None:
 
 def tag(data: bytes) -> int:
     """The tag of a piece in an index: the first 8 bytes of its SHA-256, little-endian."""
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+    return tag_of_digest(hashlib.sha256(data).digest())
+
+
+def tag_of_digest(digest: bytes) -> int:
+    """The tag of a piece with this SHA-256."""
+    return int.from_bytes(digest[:8], "little")
 
 
 def split_pieces(file: BinaryIO) -> Iterator[bytes]:

@@ -108,8 +108,8 @@ class BlobReader:
 
     def content(self, number: int) -> bytes:
         """The bytes of one piece."""
-        piece = self.index.piece(number)
-        return self.frame(self.index.frame_of(number))[piece.start : piece.start + piece.length]
+        start = self.index.starts[number]
+        return self.frame(self.index.frame_of(number))[start : start + self.index.lengths[number]]
 
     def frame(self, number: int) -> bytes:
         """The decompressed bytes of one frame."""

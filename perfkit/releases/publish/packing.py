@@ -11,7 +11,7 @@ import hashlib
 import os
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import BinaryIO
@@ -19,13 +19,14 @@ from typing import BinaryIO
 from perfkit.errors import FileChangedError
 from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.thread_map import WorkerPool
-from perfkit.releases.format.frames import CUT_ABOVE_BYTES, LEAST_PIECE_BYTES, split_parts, split_pieces, tag
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, LEAST_PIECE_BYTES, split_parts, tag, tag_of_digest
 from perfkit.releases.format.index import Pack, Piece
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
 from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import Copies, FrameTable, Gaps
+from perfkit.releases.publish.large_files import READ_BYTES, BackgroundHash, HashedPieces, find_pieces
 from perfkit.releases.publish.site import ObjectWriter, Site
 from perfkit.releases.publish.source_tree import CHANGED
 
@@ -36,7 +37,6 @@ _BATCH_BYTES = 1 << 20  # small frames are compressed in batches
 _DICTIONARY_BYTES = 32 << 10
 _SAMPLES = 2000
 _SAMPLE_BYTES = 8 << 10
-_READ_BYTES = 1 << 20
 _AHEAD_BYTES = 128 << 10  # of an old file: where to look for the parts of a piece, besides as much as the piece has
 _PART_SHARE = 0.25  # of an old frame: if new pieces have less, it is not used for them
 _LIVE_SHARE = 0.5  # of a pack: if less of it is in use, the frames in use are copied to a new pack
@@ -70,26 +70,14 @@ def solid_order(manifest: Manifest, entries: Iterable[int]) -> Sequence[int]:
 def _checked(
     manifest: Manifest, entry: int, parts: Iterable[tuple[bytes, int | None]], hasher: WorkerPool
 ) -> Iterator[tuple[int, bytes, int | None]]:
-    """The parts of a file, with their offsets and what goes with each; raises if the file differs from the manifest.
-
-    Args:
-        hasher: hashes a large file while the caller works on it.
-    """
-    digest, offset = hashlib.sha256(), 0
-    batch, hashed = bytearray(), None
+    """The parts of a file, with their offsets and what goes with each; raises if the file differs from the manifest."""
+    digest, offset = BackgroundHash(hasher), 0
     for data, same in parts:
-        batch += data
-        if len(batch) >= _READ_BYTES:
-            if hashed is not None:
-                hashed.result()
-            batch, hashed = bytearray(), hasher.submit(digest.update, batch)
+        digest.add(data)
         yield offset, data, same
         offset += len(data)
         if offset > manifest.size(entry):
             break
-    if hashed is not None:
-        hashed.result()
-    digest.update(batch)
     if digest.digest() != manifest.digest(entry):
         raise FileChangedError(manifest.name(entry), CHANGED)
 
@@ -99,13 +87,13 @@ def write_solid(manifest: Manifest, gaps: Gaps, opened: Open, writer: PackWriter
 
     There are as few frames as possible, of about the same size, so that no thread waits long for another.
     """
-    most = min(SOLID_BYTES, gaps.bytes // (gaps.bytes // SOLID_BYTES + 1) + _READ_BYTES)
+    most = min(SOLID_BYTES, gaps.bytes // (gaps.bytes // SOLID_BYTES + 1) + READ_BYTES)
     buffer = bytearray()
     pieces: list[Piece] = []
     for entry in solid_order(manifest, gaps.entries()):
         with opened(entry) as file:
             ranges = tuple(gaps.of(entry))
-            whole = ((data, None) for data in iter(lambda: file.read(_READ_BYTES), b""))
+            whole = ((data, None) for data in iter(lambda: file.read(READ_BYTES), b""))
             for at, data, _ in _checked(manifest, entry, whole, writer.hasher):
                 for begin, end in ranges:
                     low, high = max(begin, at), min(end, at + len(data))
@@ -132,82 +120,44 @@ def write_fine(
     writer: PackWriter,
     copies: Copies,
     old: BlobReader | None,
+    hashed: Mapping[str, HashedPieces],
 ) -> None:
     """Write files into small frames: one for each file, or for each piece of a large one. Existing frames are reused.
 
     Args:
         copies: receives the ranges that the last release has, too.
         old: the last release.
+        hashed: files that were compared with it when they were hashed.
     """
     fresh: dict[bytes, int] = {}
     for entry in entries:
-        size = manifest.size(entry)
-        numbers = [] if old is None or size < LEAST_PIECE_BYTES else old.pieces(manifest.name(entry))
+        size, name = manifest.size(entry), manifest.name(entry)
+        numbers = [] if old is None or size < LEAST_PIECE_BYTES else old.pieces(name)
         finder = _PartFinder(old, numbers)
         with opened(entry) as file:
-            pieces = [(file.read(), None)] if size <= CUT_ABOVE_BYTES else _pieces(file, old, numbers)
-            for offset, data, same in _checked(manifest, entry, pieces, writer.hasher):
+            if name in hashed:
+                found = hashed[name].read(file, name)
+            else:
+                pieces = find_pieces(file, old, numbers) if size > CUT_ABOVE_BYTES else [(file.read(), None)]
+                found = _checked(manifest, entry, pieces, writer.hasher)
+            for offset, data, same in found:
                 if same is not None and old is not None:
                     finder.skip_to(same)
                     index = old.index
-                    piece = Piece(entry, offset, index.starts[same], len(data), index.tags[same])
+                    piece = Piece(entry, offset, index.starts[same], index.lengths[same], index.tags[same])
                     writer.share(index.frame_of(same), piece)
-                    copies.add(index.entries[same], index.offsets[same], len(data), entry, offset)
-                elif old is not None and (found := finder.find(data)):
-                    _write_parts(found, entry, offset, old, writer, copies)
+                    copies.add(index.entries[same], index.offsets[same], piece.length, entry, offset)
+                elif old is not None and (parts := finder.find(data)):
+                    _write_parts(parts, entry, offset, old, writer, copies)
                 elif size <= CUT_ABOVE_BYTES:
                     writer.add(data, (Piece(entry, 0, 0, len(data)),))
                 else:
                     digest = hashlib.sha256(data).digest()
-                    piece = Piece(entry, offset, 0, len(data), tag(data))
+                    piece = Piece(entry, offset, 0, len(data), tag_of_digest(digest))
                     if digest in fresh:
                         writer.share(fresh[digest], piece)
                     else:
                         fresh[digest] = writer.add(data, (piece,))
-
-
-def _pieces(file: BinaryIO, old: BlobReader | None, numbers: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
-    """The pieces of a file, as `split_pieces` makes them, each with the number of an old piece of these bytes, if any.
-
-    Where a file is as in the last release, it is compared with its old pieces: that is faster than a search for pieces.
-    Instead of a piece, the last release may have its parts: these are compared together.
-
-    Args:
-        numbers: the old pieces of the file with the same name.
-    """
-    if old is None:
-        yield from ((data, None) for data in split_pieces(file))
-        return
-    index = old.index
-    groups: list[list[int]] = []
-    for number in numbers:
-        if groups and max(index.lengths[number], index.lengths[groups[-1][-1]]) < LEAST_PIECE_BYTES:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-    here = {index.piece(group[0]).tag: at for at, group in enumerate(groups) if len(group) == 1}
-    at = place = 0
-    while True:
-        for group in groups[at:-1]:  # the last one may be longer now
-            parts = [file.read(index.lengths[number]) for number in group]
-            if parts != [old.content(number) for number in group]:
-                break
-            yield from zip(parts, group, strict=True)
-            place += sum(map(len, parts))
-        file.seek(place)
-        at = len(groups)
-        for data in split_pieces(file):
-            key = tag(data)
-            number = groups[here[key]][0] if key in here else old.tags.get(key, -1)
-            same = number >= 0 and old.content(number) == data
-            yield data, number if same else None
-            place += len(data)
-            if same and key in here:
-                at = here[key] + 1
-                break
-        else:
-            return
-        file.seek(place)
 
 
 class _PartFinder:

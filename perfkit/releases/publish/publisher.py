@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -29,6 +29,7 @@ from perfkit.releases.format.release_history import History, ReleaseRecord, chea
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.delta_encoder import Comparison, encode_delta, new_blobs
 from perfkit.releases.publish.frame_table import Copies, FrameTable, Gaps
+from perfkit.releases.publish.large_files import HashedPieces, LastRelease
 from perfkit.releases.publish.manifest_patch import manifest_patch
 from perfkit.releases.publish.options import PublishOptions, expiry
 from perfkit.releases.publish.packing import (
@@ -98,12 +99,13 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     began_s = time.monotonic()
     clock_ns = _clock_ns(src, site)
     known = _known_files(site) if clock_ns else None
-    tree.read_all(progress, known)
-    manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
-    before = known.manifest if known else None
-    known = None
-    tree.entries.clear()  # frees 300 bytes for each file
-    release = publish_manifest(src, site, manifest, chosen, progress=progress, before=before)
+    with contextlib.ExitStack() as stack:
+        before = stack.enter_context(contextlib.closing(LastRelease(Site(site), known.manifest))) if known else None
+        tree.read_all(progress, known, before.hash if before else None)
+        manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
+        known = None
+        tree.entries.clear()  # frees 300 bytes for each file
+        release = publish_manifest(src, site, manifest, chosen, progress=progress, before=before)
     if clock_ns:
         rows = StatCache(manifest)
         tree.record(rows, content_ns=clock_ns)
@@ -166,12 +168,12 @@ def publish_manifest(
     options: PublishOptions,
     *,
     progress: Progress | None = None,
-    before: Manifest | None = None,
+    before: LastRelease | None = None,
 ) -> Release:
     """As `publish`, for a tree with a known manifest. Only files that the site lacks are read.
 
     Args:
-        before: the manifest of a release of the site, which then is not read again.
+        before: a release of the site, of which nothing that was read is read again.
 
     Raises:
         FileChangedError: a file does not match the manifest; the site is as it was.
@@ -198,7 +200,7 @@ class _Publisher:
         manifest: Manifest,
         stack: contextlib.ExitStack,
         progress: Progress | None,
-        before: Manifest | None,
+        before: LastRelease | None,
     ) -> None:
         self._src = src
         self._links: Links = "refuse"
@@ -211,7 +213,12 @@ class _Publisher:
         self._previous = None if site.is_empty() else pointer  # a pointer alone is kept for its serial
         self._history = site.history(self._previous) if self._previous else History()
         self._readers: dict[PackedRef, BlobReader] = {}
-        self._manifests = {} if before is None else {before.sha256.hex(): before}  # those that were read, by digest
+        self._manifests: dict[str, Manifest] = {}  # those that were read, by digest
+        self._hashed: Mapping[str, HashedPieces] = {}
+        if before is not None:
+            self._manifests[before.manifest.sha256.hex()] = before.manifest
+            if before.reader is not None and self._previous is not None and self._previous.fine == before.fine:
+                self._readers[self._previous.fine], self._hashed = before.reader, before.pieces
         self._first: dict[bytes, int] = {}  # blob: the first entry with it
         for entry, digest in enumerate(manifest.digests()):
             if manifest.size(entry):
@@ -335,7 +342,7 @@ class _Publisher:
         shared = self._dictionary(table, fresh)
         level, size = min(level, FINE_LEVEL), self._size(fresh)
         with self._writer(threads, table, level, "packing", size, shared=shared) as writer:
-            write_fine(self._manifest, fresh, self._open, writer, copies, old)
+            write_fine(self._manifest, fresh, self._open, writer, copies, old, self._hashed)
             new_bytes = writer.flush()
             if old is not None:
                 merge_packs(table, old, writer)

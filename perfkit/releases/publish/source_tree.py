@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
@@ -22,6 +22,7 @@ from perfkit.releases.statcache import StatCache
 from perfkit.transactions.layout import PRIVATE_DIR
 
 Links = Literal["refuse", "skip", "follow"]
+HashFile = Callable[[str, BinaryIO, Stage], tuple[int, bytes] | None]  # as `LastRelease.hash`
 _READ_BYTES = 1 << 20
 _SHOWN = 20  # names in an error
 CHANGED = "it changed while it was being published; publish again"
@@ -66,12 +67,15 @@ class SourceTree:
         self.entries: dict[str, Entry] = {}
         self.found: _Found | None = None
 
-    def read_all(self, progress: Progress | None = None, rows: StatCache | None = None) -> None:
+    def read_all(
+        self, progress: Progress | None = None, rows: StatCache | None = None, hash_file: HashFile | None = None
+    ) -> None:
         """Hash every file, except those that `rows` vouches for.
 
         Args:
             progress: displays the work.
             rows: the stat cache of the last release; a file that matches its row is not read.
+            hash_file: hashes some files in another way.
 
         Raises:
             UnsafePathError: names that are not valid on every client, symbolic links or special files; it names them.
@@ -93,7 +97,7 @@ class SourceTree:
                 if entry >= 0 and rows is not None:
                     entries[name] = Entry(name, found.sizes[at], rows.manifest.digest(entry), bool(mode & 0o111))
                 else:
-                    entries.update((each.name, each) for each in self._entry(name, mode, shown))
+                    entries.update((each.name, each) for each in self._entry(name, mode, shown, hash_file))
         self.entries = entries
         found.names.clear()  # the entries have them
         self.found = found
@@ -190,25 +194,33 @@ class SourceTree:
         """Also excludes the private directory of a tree that is itself synced."""
         return name == PRIVATE_DIR or (self._matches is not None and self._matches(name))
 
-    def _entry(self, name: str, mode: int, shown: Stage) -> Iterator[Entry]:
+    def _entry(self, name: str, mode: int, shown: Stage, hash_file: HashFile | None = None) -> Iterator[Entry]:
         if (error := _type_error(name, mode, self._links)) is not None:
             raise error
-        size, digest = 0, hashlib.sha256()
+        found = 0, b""
         with open_source(self._src, name, self._links) as file:
             written = self._is_being_written(file)
-            while not written and (data := file.read(_READ_BYTES)):
-                digest.update(data)
-                size += len(data)
-                shown.count(count_bytes=len(data))
+            if not written:
+                found = (hash_file and hash_file(name, file, shown)) or _hash(file, shown)
             written = written or self._is_being_written(file)
         shown.count(files=1)
         if not written:
-            yield Entry(name, size, digest.digest(), bool(mode & 0o111))
+            yield Entry(name, *found, bool(mode & 0o111))
         elif name in self.entries:
             yield self.entries[name]
 
     def _is_being_written(self, file: BinaryIO) -> bool:
         return self._closed_only and is_being_written(file.fileno())
+
+
+def _hash(file: BinaryIO, shown: Stage) -> tuple[int, bytes]:
+    """The size and the SHA-256 of a file."""
+    size, digest = 0, hashlib.sha256()
+    while data := file.read(_READ_BYTES):
+        digest.update(data)
+        size += len(data)
+        shown.count(count_bytes=len(data))
+    return size, digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
