@@ -14,6 +14,7 @@ from io import BytesIO
 from itertools import pairwise
 from typing import BinaryIO
 
+from perfkit.archives.members import Readable
 from perfkit.errors import ManifestError
 from perfkit.releases.format.index import Index, PackRange, Piece
 from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
@@ -108,7 +109,7 @@ def tag_of_digest(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def split_pieces(file: BinaryIO) -> Iterator[bytes]:
+def split_pieces(file: Readable) -> Iterator[bytes]:
     """Split a file into content-defined pieces of 8 to 128 KiB, so that an edit changes only the pieces around it."""
     return _split(file, LEAST_PIECE_BYTES, 24 << 10, 128 << 10)
 
@@ -118,7 +119,7 @@ def split_parts(piece: bytes) -> Iterator[bytes]:
     return _split(BytesIO(piece), 512, 1 << 10, LEAST_PIECE_BYTES - 1)
 
 
-def _split(file: BinaryIO, least: int, mean: int, most: int) -> Iterator[bytes]:
+def _split(file: Readable, least: int, mean: int, most: int) -> Iterator[bytes]:
     """Lines end after a line feed; if 1,024 bytes have none, after the first mark in them. The CRC-32 and the length of
     a line decide whether a piece ends after it (see `docs/format.md`).
     """

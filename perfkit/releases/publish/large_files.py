@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from perfkit.errors import FileChangedError, ManifestError
 from perfkit.filesystem.thread_map import WorkerPool
@@ -36,23 +37,94 @@ class BackgroundHash:
     def __init__(self, thread: WorkerPool) -> None:
         self._thread = thread
         self._sha256 = hashlib.sha256()
-        self._batch = bytearray()
-        self._hashed = thread.submit(lambda: None)
+        self._added: Future[None] | None = None
 
     def add(self, data: bytes) -> None:
         """Hash further bytes, soon."""
-        self._batch += data
-        if len(self._batch) >= READ_BYTES:
-            self._hashed.result()
-            self._hashed = self._thread.submit(self._sha256.update, self._batch)
-            self._batch = bytearray()
+        if self._added is not None:
+            self._added.result()
+        self._added = self._thread.submit(self._sha256.update, data)
 
     def digest(self) -> bytes:
         """The digest of all that was added."""
-        self._hashed.result()
-        self._sha256.update(self._batch)
-        self._batch.clear()
+        if self._added is not None:
+            self._added.result()
         return self._sha256.digest()
+
+
+class FoundPiece(NamedTuple):
+    """A piece of a file.
+
+    Attributes:
+        same: the number of an old piece of these bytes; None: it is new.
+        data: the bytes of a new piece.
+    """
+
+    offset: int
+    length: int
+    same: int | None
+    data: bytes = b""
+
+
+class Window:
+    """A file that is read in blocks, from a place on that moves forwards.
+
+    Args:
+        added: called with each block.
+    """
+
+    def __init__(self, file: BinaryIO, added: Callable[[bytes], object]) -> None:
+        self.end = 0  # of what was read
+        self._file = file
+        self._added = added
+        self.place = self._start = 0  # the buffer has what begins at `_start`
+        self._buffer = b""
+
+    def extend(self) -> int:
+        """Read the next block; returns its size, which is 0 at the end of the file."""
+        data = self._file.read(READ_BYTES)
+        if data:
+            self._added(data)
+        self._buffer = self._buffer[self.place - self._start :] + data
+        self._start = self.place
+        self.end += len(data)
+        return len(data)
+
+    def read_rest(self) -> None:
+        """Read the file to its end, and keep nothing."""
+        while self.extend():
+            self.place = self.end
+
+    def begins_with(self, data: bytes) -> bool:
+        """Whether these bytes are at the place."""
+        while self.end < self.place + len(data) and self.extend():
+            pass
+        return self._buffer.startswith(data, self.place - self._start)
+
+    def read(self, start: int, size: int) -> bytes:
+        """The bytes at `start`, which is not before the place; fewer at the end of the file."""
+        while self.end < start + size and self.extend():
+            pass
+        return self._buffer[start - self._start : start - self._start + size]
+
+    def pass_by(self, data: bytes, same: int | None) -> FoundPiece:
+        """Move the place past a piece, which has these bytes."""
+        piece = FoundPiece(self.place, len(data), same, data if same is None else b"")
+        self.place += len(data)
+        return piece
+
+
+class _WindowReader:
+    """Reads a window from its place on, without moving that."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._place = window.place
+
+    def read(self, size: int) -> bytes:
+        data = self._window.read(self._place, size)
+        self._place += len(data)
+        return data
 
 
 @dataclass(slots=True)
@@ -71,16 +143,15 @@ class HashedPieces:
     new_bytes: int = 0
     _new_sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # of the new pieces, one after the other
 
-    def add(self, data: bytes, same: int | None) -> None:
+    def add(self, piece: FoundPiece) -> None:
         """Add the next piece."""
-        self.lengths.append(len(data))
-        self.same.append(-1 if same is None else same)
-        if same is None:
-            self.new_bytes += len(data)
-            self._new_sha256.update(data)
+        self.lengths.append(piece.length)
+        self.same.append(-1 if piece.same is None else piece.same)
+        self.new_bytes += len(piece.data)
+        self._new_sha256.update(piece.data)
 
-    def read(self, file: BinaryIO, name: str) -> Iterator[tuple[int, bytes, int | None]]:
-        """The offset and the bytes of each new piece; the offset, no bytes, and the equal piece of each other one.
+    def read(self, file: BinaryIO, name: str) -> Iterator[FoundPiece]:
+        """The pieces; the new ones are read again.
 
         Raises:
             FileChangedError: at the end, if the file is not as it was.
@@ -88,12 +159,12 @@ class HashedPieces:
         digest, offset = hashlib.sha256(), 0
         for length, same in zip(self.lengths, self.same, strict=True):
             if same >= 0:
-                yield offset, b"", same
+                yield FoundPiece(offset, length, same)
             else:
                 file.seek(offset)
                 data = file.read(length)
                 digest.update(data)
-                yield offset, data, None
+                yield FoundPiece(offset, length, None, data)
             offset += length
         if digest.digest() != self._new_sha256.digest() or _state(file) != self.state:
             raise FileChangedError(name, CHANGED)
@@ -139,24 +210,23 @@ class LastRelease:
         numbers = [] if old is None else old.pieces(name)
         if not numbers:
             return None
-        size, digest, pieces = 0, BackgroundHash(self._hasher), HashedPieces(state)
+        digest, pieces = BackgroundHash(self._hasher), HashedPieces(state)
+
+        def added(data: bytes) -> None:
+            digest.add(data)
+            shown.count(count_bytes=len(data))
+
+        window = Window(file, added)
         # What can't be read of the site is reported when the file is packed, unless another publisher has replaced it.
         with contextlib.suppress(ManifestError, OSError):
-            for data, same in find_pieces(file, old, numbers):
-                digest.add(data)
-                size += len(data)
-                shown.count(count_bytes=len(data))
-                pieces.add(data, same)
+            for piece in find_pieces(window, old, numbers):
+                pieces.add(piece)
                 if pieces.new_bytes > _NEW_SHARE * state[1]:
                     break
             else:
                 self.pieces[name] = pieces
-        file.seek(size)
-        while data := file.read(READ_BYTES):
-            digest.add(data)
-            size += len(data)
-            shown.count(count_bytes=len(data))
-        return size, digest.digest()
+        window.read_rest()
+        return window.end, digest.digest()
 
     def _open(self) -> BlobReader | None:
         if self.fine is None:
@@ -173,17 +243,18 @@ def _state(file: BinaryIO) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def find_pieces(file: BinaryIO, old: BlobReader | None, numbers: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
-    """The pieces of a file, as `split_pieces` makes them, each with the number of an old piece of these bytes, if any.
+def find_pieces(window: Window, old: BlobReader | None, numbers: Sequence[int]) -> Iterator[FoundPiece]:
+    """The pieces of a file, as `split_pieces` makes them.
 
     Where a file is as in the last release, it is compared with its old pieces: that is faster than a search for pieces.
     Instead of a piece, the last release may have its parts: these are compared together.
 
     Args:
+        window: at the beginning of the file.
         numbers: the old pieces of the file with the same name.
     """
     if old is None:
-        yield from ((data, None) for data in split_pieces(file))
+        yield from (window.pass_by(data, None) for data in split_pieces(_WindowReader(window)))
         return
     index = old.index
     groups: list[list[int]] = []
@@ -193,25 +264,22 @@ def find_pieces(file: BinaryIO, old: BlobReader | None, numbers: Sequence[int]) 
         else:
             groups.append([number])
     here = {index.piece(group[0]).tag: at for at, group in enumerate(groups) if len(group) == 1}
-    at = place = 0
+    at = 0
     while True:
         for group in groups[at:-1]:  # the last one may be longer now
-            parts = [file.read(index.lengths[number]) for number in group]
-            if parts != [old.content(number) for number in group]:
+            contents = [old.content(number) for number in group]
+            if not window.begins_with(b"".join(contents)):
                 break
-            yield from zip(parts, group, strict=True)
-            place += sum(map(len, parts))
-        file.seek(place)
+            for data, number in zip(contents, group, strict=True):
+                yield window.pass_by(data, number)
         at = len(groups)
-        for data in split_pieces(file):
+        for data in split_pieces(_WindowReader(window)):
             key = tag(data)
             number = groups[here[key]][0] if key in here else old.tags.get(key, -1)
             same = number >= 0 and old.content(number) == data
-            yield data, number if same else None
-            place += len(data)
+            yield window.pass_by(data, number if same else None)
             if same and key in here:
                 at = here[key] + 1
                 break
         else:
             return
-        file.seek(place)

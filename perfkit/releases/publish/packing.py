@@ -26,7 +26,14 @@ from perfkit.releases.format.pointer import PackedRef
 from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import Copies, FrameTable, Gaps
-from perfkit.releases.publish.large_files import READ_BYTES, BackgroundHash, HashedPieces, find_pieces
+from perfkit.releases.publish.large_files import (
+    READ_BYTES,
+    BackgroundHash,
+    FoundPiece,
+    HashedPieces,
+    Window,
+    find_pieces,
+)
 from perfkit.releases.publish.site import ObjectWriter, Site
 from perfkit.releases.publish.source_tree import CHANGED
 
@@ -67,18 +74,20 @@ def solid_order(manifest: Manifest, entries: Iterable[int]) -> Sequence[int]:
     return array("I", sort_numbers(array("I", entries), key))
 
 
-def _checked(
-    manifest: Manifest, entry: int, parts: Iterable[tuple[bytes, int | None]], hasher: WorkerPool
-) -> Iterator[tuple[int, bytes, int | None]]:
-    """The parts of a file, with their offsets and what goes with each; raises if the file differs from the manifest."""
+def _checked(manifest: Manifest, entry: int, file: BinaryIO, hasher: WorkerPool) -> Iterator[tuple[int, bytes]]:
+    """A file in blocks, with their offsets; raises if it differs from the manifest."""
     digest, offset = BackgroundHash(hasher), 0
-    for data, same in parts:
+    while data := file.read(READ_BYTES):
         digest.add(data)
-        yield offset, data, same
+        yield offset, data
         offset += len(data)
         if offset > manifest.size(entry):
             break
-    if digest.digest() != manifest.digest(entry):
+    _check(manifest, entry, digest.digest())
+
+
+def _check(manifest: Manifest, entry: int, digest: bytes) -> None:
+    if digest != manifest.digest(entry):
         raise FileChangedError(manifest.name(entry), CHANGED)
 
 
@@ -93,8 +102,7 @@ def write_solid(manifest: Manifest, gaps: Gaps, opened: Open, writer: PackWriter
     for entry in solid_order(manifest, gaps.entries()):
         with opened(entry) as file:
             ranges = tuple(gaps.of(entry))
-            whole = ((data, None) for data in iter(lambda: file.read(READ_BYTES), b""))
-            for at, data, _ in _checked(manifest, entry, whole, writer.hasher):
+            for at, data in _checked(manifest, entry, file, writer.hasher):
                 for begin, end in ranges:
                     low, high = max(begin, at), min(end, at + len(data))
                     if low >= high:
@@ -136,28 +144,46 @@ def write_fine(
         finder = _PartFinder(old, numbers)
         with opened(entry) as file:
             if name in hashed:
-                found = hashed[name].read(file, name)
+                pieces = hashed[name].read(file, name)
             else:
-                pieces = find_pieces(file, old, numbers) if size > CUT_ABOVE_BYTES else [(file.read(), None)]
-                found = _checked(manifest, entry, pieces, writer.hasher)
-            for offset, data, same in found:
+                pieces = _pieces(manifest, entry, file, old, numbers, writer.hasher)
+            for offset, length, same, data in pieces:
                 if same is not None and old is not None:
                     finder.skip_to(same)
                     index = old.index
-                    piece = Piece(entry, offset, index.starts[same], index.lengths[same], index.tags[same])
+                    piece = Piece(entry, offset, index.starts[same], length, index.tags[same])
                     writer.share(index.frame_of(same), piece)
-                    copies.add(index.entries[same], index.offsets[same], piece.length, entry, offset)
+                    copies.add(index.entries[same], index.offsets[same], length, entry, offset)
                 elif old is not None and (parts := finder.find(data)):
                     _write_parts(parts, entry, offset, old, writer, copies)
                 elif size <= CUT_ABOVE_BYTES:
-                    writer.add(data, (Piece(entry, 0, 0, len(data)),))
+                    writer.add(data, (Piece(entry, 0, 0, length),))
                 else:
                     digest = hashlib.sha256(data).digest()
-                    piece = Piece(entry, offset, 0, len(data), tag_of_digest(digest))
+                    piece = Piece(entry, offset, 0, length, tag_of_digest(digest))
                     if digest in fresh:
                         writer.share(fresh[digest], piece)
                     else:
                         fresh[digest] = writer.add(data, (piece,))
+
+
+def _pieces(
+    manifest: Manifest, entry: int, file: BinaryIO, old: BlobReader | None, numbers: Sequence[int], hasher: WorkerPool
+) -> Iterator[FoundPiece]:
+    """The pieces of a file; raises if it differs from the manifest."""
+    size = manifest.size(entry)
+    if size <= CUT_ABOVE_BYTES:
+        data = file.read(size + 1)
+        yield FoundPiece(0, len(data), None, data)
+        _check(manifest, entry, hashlib.sha256(data).digest())
+        return
+    digest = BackgroundHash(hasher)
+    window = Window(file, digest.add)
+    for piece in find_pieces(window, old, numbers):
+        yield piece
+        if window.end > size:
+            break
+    _check(manifest, entry, digest.digest())
 
 
 class _PartFinder:
