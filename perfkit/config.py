@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 _LOCAL_CHANGES = get_args(LocalChanges)
 _FILES, _STREAMS = 8, 16  # at once, by default
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_TOO_LARGE = 1 << 63  # for C code
 _CENTURY_S = 100 * 365 * 86_400  # functions that wait accept little more
 # Set for commands that the command line runs (`--check`, `--on-change`), which may run perfkit; and the password of a
 # secret key.
@@ -260,17 +262,24 @@ def checks_arguments(of: type[T]) -> type[T]:
 
 
 def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
-    code = method.__code__
+    code = inspect.unwrap(method).__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     kinds = {name: method.__annotations__.get(name, "") for name in names}
     kinds = {name: kind for name, kind in kinds.items() if kind.removesuffix(" | None") in _TYPES}
 
+    def accept(name: str, value: Any) -> Any:
+        if name not in kinds:
+            return value
+        if "Iterable[" in kinds[name] and _is_list(value):
+            value = tuple(value)  # checking the items of an iterator would use it up
+        check_type(name, value, kinds[name], secret=not isinstance(value, int | float))
+        return value
+
     @functools.wraps(method)
     def checked(*args: Any, **options: Any) -> Any:
-        for name, value in (*zip(names, args, strict=False), *options.items()):
-            if name in kinds:
-                check_type(name, value, kinds[name], secret=not isinstance(value, int | float))
-        return method(*args, **options)
+        accepted = [accept(name, value) for name, value in zip(names, args, strict=False)]
+        options = {name: accept(name, value) for name, value in options.items()}
+        return method(*accepted, *args[len(names) :], **options)
 
     return checked
 
@@ -299,6 +308,8 @@ def convert(of: type[Any], name: str, value: object) -> object:
 
 def _misfit(value: object, kind: str, *, secret: bool) -> str:
     """Why a value does not match the annotation `kind`; empty if it does."""
+    if isinstance(value, int) and abs(value) >= _TOO_LARGE:
+        return "must be less than 2**63"
     holds, form = _TYPES[kind.removesuffix(" | None")]
     optional = kind.endswith(" | None")
     if (value is None and optional) or holds(value):
@@ -321,8 +332,23 @@ def _is_texts(value: object) -> bool:
 
 
 def _is_list(value: object) -> bool:
-    """Its items are not looked at: an iterator would be used up."""
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | os.PathLike)
+
+
+def _is_text_list(value: object) -> bool:
+    return _is_list(value) and all(isinstance(each, str) for each in value)  # type: ignore[attr-defined]
+
+
+def _is_path(value: object) -> bool:
+    try:
+        text = os.fspath(value)  # type: ignore[call-overload]
+        return isinstance(text, str) and bool(text) and b"\0" not in os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
+        return False
+
+
+def _is_path_pair(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_path, value))
 
 
 def _is_pair(value: object) -> bool:
@@ -347,12 +373,16 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     "str | tuple[str, str]": (lambda value: isinstance(value, str) or _is_pair(value), "a path or a pair of paths"),
     "tuple[int, int]": (_is_range, "a start and a later end, in bytes"),
     "tuple[str, ...]": (_is_texts, "a list of text"),
-    "Iterable[str]": (_is_list, "a list of text"),
-    "Collection[str]": (_is_list, "a list of text"),
-    "Path": (lambda value: isinstance(value, str | os.PathLike) and value != "", "a path or URL, not empty"),
+    "Iterable[str]": (_is_text_list, "a list of text"),
+    "Collection[str]": (_is_text_list, "a list of text"),
+    "Path": (_is_path, "a path or URL, not empty, and without NUL"),
     "Path | Iterable[Path]": (
-        lambda value: value != "" and (isinstance(value, str | os.PathLike) or _is_list(value)),
+        lambda value: _is_path(value) or (isinstance(value, tuple) and all(map(_is_path, value))),
         "a path, or a list of paths",
+    ),
+    "Iterable[tuple[Path, Path]]": (
+        lambda value: isinstance(value, tuple) and all(map(_is_path_pair, value)),
+        "a list of pairs of paths",
     ),
     "Check": (callable, "a function"),
 }

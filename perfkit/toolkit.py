@@ -424,7 +424,7 @@ class Toolkit:
             local_path(site),
             version=version,
             keep_deltas=keep_deltas,
-            exclude=tuple(exclude),
+            exclude=exclude,
             links=links,
             serial=serial,
             wait_s=wait_s,
@@ -476,7 +476,7 @@ class Toolkit:
             local_path(site),
             version=version,
             keep_deltas=keep_deltas,
-            exclude=tuple(exclude),
+            exclude=exclude,
             links=links,
             wait_s=wait_s,
             sign_keys=read_secret_keys(sign_key, src, site),
@@ -581,20 +581,20 @@ class Toolkit:
             as `sync`.
         """
         from perfkit.updates.dry_run import plan
-        from perfkit.updates.signers import Demands, Signers
-        from perfkit.updates.source_types import SourceSpec, parse_source_type
+        from perfkit.updates.source_types import SourceSpec
 
-        demands = Demands(Signers.of(public_keys, threshold), allow_expired=allow_expired)
-        spec = SourceSpec(
-            os.fspath(source),
-            parse_source_type(type),
-            selection,
+        spec = SourceSpec.of(
+            source,
+            type=type,
+            selection=selection,
+            decompress=decompress,
+            checksums=checksums,
+            mirrors=mirrors,
             release=release,
             channel=channel,
-            decompress=decompress,
-            checksums=None if checksums is None else os.fspath(checksums),
-            mirrors=tuple(mirrors),
-            demands=demands,
+            public_keys=public_keys,
+            threshold=threshold,
+            allow_expired=allow_expired,
         )
         with self._operation.operation():
             return plan(self.config, self._downloads, spec, local_path(dest), progress=self._operation)
@@ -665,21 +665,22 @@ class Toolkit:
             RecoveryError: a commit could not be completed; the next change of the tree tries again.
             OSError: the local disk failed, for example for lack of space; the tree is as it was.
         """
-        from perfkit.updates.signers import Demands, Signers
-        from perfkit.updates.source_types import SourceSpec, parse_source_type
+        from perfkit.updates.source_types import SourceSpec
         from perfkit.updates.updater import SyncOptions, sync
 
-        demands = Demands(Signers.of(public_keys, threshold), allow_expired=allow_expired, allow_older=allow_older)
-        spec = SourceSpec(
-            os.fspath(source),
-            parse_source_type(type),
-            selection,
+        spec = SourceSpec.of(
+            source,
+            type=type,
+            selection=selection,
+            decompress=decompress,
+            checksums=checksums,
+            mirrors=mirrors,
             release=release,
             channel=channel,
-            decompress=decompress,
-            checksums=None if checksums is None else os.fspath(checksums),
-            mirrors=tuple(mirrors),
-            demands=demands,
+            public_keys=public_keys,
+            threshold=threshold,
+            allow_expired=allow_expired,
+            allow_older=allow_older,
         )
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
@@ -697,12 +698,10 @@ class Toolkit:
         Raises:
             ManifestError, TransferError: the site is damaged or can't be fetched.
         """
-        import tempfile
-
         from perfkit.updates.sources.earlier_releases import list_releases
 
-        with tempfile.TemporaryDirectory(prefix="perfkit-") as directory, self._operation.operation():
-            return list_releases(self._downloads, url, directory)
+        with self._operation.operation():
+            return list_releases(self._downloads, url)
 
     def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 from perfkit.archives import limits
 from perfkit.archives.links import follow_links
+from perfkit.config import check_type
 from perfkit.errors import ConfigError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
 from perfkit.redact import value_shown
@@ -38,7 +39,8 @@ class Selection:
     which makes copies of the files that they point to, all of which must be wanted members of the archive.
 
     Raises:
-        ConfigError: strip_components is negative, `links` has another value, or a pattern is invalid.
+        ConfigError: a value has another type, strip_components is negative, `links` has another value, or a pattern is
+            invalid.
     """
 
     strip_components: int = 0
@@ -47,6 +49,11 @@ class Selection:
     links: Literal["refuse", "skip", "follow"] = "refuse"
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            if isinstance(patterns := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(patterns))
+        for each in fields(self)[:3]:
+            check_type(f"Selection.{each.name}", getattr(self, each.name), str(each.type), secret=False)
         if self.strip_components < 0:
             raise ConfigError(f"strip_components must be 0 or more; got {self.strip_components}")
         if self.links not in LINKS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from perfkit.cli.output import print_error, print_text
@@ -36,6 +37,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.filled()
         self._words = tuple(args or ())
+        for before, word in pairwise(("", *self._words)):
+            option = before if word == "" else word
+            if word == "" or (word.startswith("--") and word.find("=") == len(word) - 1):
+                self.error(f"{option or 'an argument'} is empty (is a variable of your shell not set?)")
         return super().parse_known_args(args, namespace)
 
     def parse_again(self, defaults: Mapping[str, object]) -> argparse.Namespace:

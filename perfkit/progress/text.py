@@ -94,7 +94,7 @@ def summary(snapshot: Snapshot) -> str:
     files = counted(done, "file") if total in (None, done) else f"{done} of {counted(total or 0, 'file')}"
     what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
     seconds, size, speed = snapshot.elapsed_s, "", ""
-    if snapshot.received_bytes or not what:
+    if snapshot.received_bytes or (total in (None, done) and not what):  # else nothing is complete
         mean = (snapshot.received_bytes - snapshot.resumed_bytes) / seconds if seconds > 0 else 0.0
         size, speed = amount(snapshot.received_bytes), f", {amount(mean)}/s"
     done_text = ", ".join(part for part in ("" if _uncounted(snapshot) else files, size) if part)

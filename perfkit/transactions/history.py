@@ -107,7 +107,9 @@ class Timeline:
         if to is None:
             here = self.chain.index(self.current)
             if here == 0:
-                raise RollbackError(f"there is no generation before {self.current}")
+                if self.current == 0:
+                    raise RollbackError("the tree is as it was before the first change: there is no earlier generation")
+                raise RollbackError(f"no generation before {self.current} is kept")
             return self.chain[here - 1]
         if to not in self.chain:
             kept = ", ".join(str(number) for number in self.chain)

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from perfkit.errors import FileChangedError, UpdateError
-from perfkit.filesystem.paths import check_name
+from perfkit.config import check_type
+from perfkit.errors import ConfigError, FileChangedError, UpdateError
+from perfkit.filesystem.paths import check_name, local_path
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
@@ -19,6 +20,8 @@ from perfkit.transactions.layout import FETCHED_OBJECT, check_own_name, check_re
 from perfkit.transactions.object_store import content_of, copy_into, digest_of, open_regular, write_all
 from perfkit.transactions.prepare import Known, prepare
 from perfkit.transactions.records import Change, Content
+
+_BYTES = (bytes, bytearray, memoryview)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Transaction:
         """Write a file with this content; an iterable is written as it is read.
 
         Raises:
+            ConfigError: `data` is neither bytes nor an iterable of them, or `mode` is not a number.
             UnsafePathError: the name could lead out of the tree.
             OSError: such as a full disk.
         """
@@ -105,10 +109,15 @@ class Transaction:
 
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()
-        chunks = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
+        check_type("mode", mode, "int", secret=False)
+        if isinstance(data, str) or not isinstance(data, Iterable):
+            raise ConfigError(f"{name}: the content must be bytes, or an iterable of them; got a {type(data).__name__}")
+        chunks = [data] if isinstance(data, _BYTES) else data
         source, fd = self._committer.create_staged_file(mode)
         try:
             for chunk in chunks:
+                if not isinstance(chunk, _BYTES):
+                    raise ConfigError(f"{name}: the content must be bytes; got a {type(chunk).__name__}")
                 write_all(fd, chunk)
             return self._set_staged(name, source, fd, mode)
         except BaseException:
@@ -124,13 +133,15 @@ class Transaction:
             mode: permission bits; by default those of the other file.
 
         Raises:
+            ConfigError: `path` is not a path, or `mode` not a number.
             UnsafePathError, OSError: as `write`.
             FileChangedError: the other file was modified while it was copied.
             UpdateError: it is not a regular file.
         """
         check_name(name)
         self._check_open()
-        path = os.fspath(path)
+        check_type("mode", mode, "int | None", secret=False)
+        path = local_path(path)
         other = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             before = os.fstat(other)

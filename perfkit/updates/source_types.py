@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME
-from perfkit.updates.signers import Demands
+from perfkit.updates.signers import Demands, Signers
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
+    from perfkit.minisign.public_keys import AnyKey
 
 
 class SourceType(StrEnum):
@@ -57,6 +59,43 @@ class SourceSpec:
     def __post_init__(self) -> None:
         for url in self.mirrors:
             origin_of(url)
+
+    @classmethod
+    def of(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        type: str | None,
+        selection: Selection | None,
+        checksums: str | os.PathLike[str] | None,
+        mirrors: Iterable[str],
+        public_keys: Iterable[AnyKey],
+        threshold: int,
+        allow_expired: bool,
+        allow_older: bool = False,
+        **others: Any,
+    ) -> SourceSpec:
+        """A source in the words of `Toolkit.sync`, which describes these arguments.
+
+        Raises:
+            ConfigError: one of them is invalid.
+        """
+        if selection is not None:
+            from perfkit.archives.members import Selection
+
+            if not isinstance(selection, Selection):
+                name = selection.__class__.__name__
+                raise ConfigError(f"selection must be a perfkit.archives.members.Selection, or None; got a {name}")
+        signers = Signers.of(public_keys, threshold)
+        return cls(
+            os.fspath(source),
+            parse_source_type(type),
+            selection,
+            checksums=None if checksums is None else os.fspath(checksums),
+            mirrors=tuple(mirrors),
+            demands=Demands(signers, allow_expired=allow_expired, allow_older=allow_older),
+            **others,
+        )
 
 
 @contextlib.contextmanager

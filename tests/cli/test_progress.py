@@ -179,7 +179,7 @@ def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path, war
         wait_until(lambda: any(path.stat().st_blocks > 600 for path in (tmp_path / "out").glob("*part")))
         _, err = interrupt(process)
     lines = err.decode().splitlines()
-    assert re.search(r"0 of 1 file, .*; 1 not finished; \d+\.\d KiB kept in partial files$", lines[-2])
+    assert re.search(r"0 of 1 file in 0:\d\d; 1 not finished; \d+\.\d KiB kept in partial files$", lines[-2])
     assert lines[-1] == "perfkit: interrupted; run the same command again to resume"
     with running(warm_python, "get", "-d", "out", f"{server.url}/f") as process:
         _, err = process.communicate(timeout=30)

@@ -26,6 +26,7 @@ from perfkit.downloads.http.semantics import (
 pytestmark = pytest.mark.once
 
 NOW = datetime.datetime(2026, 1, 1, 12, 0, 0, tzinfo=datetime.UTC)
+BEFORE_1970 = "Thu, 01 Jan 1959 00:00:00 GMT"
 NOON = "Thu, 01 Jan 2026 12:00:00 GMT"
 
 
@@ -107,6 +108,7 @@ def test_no_header_breaks_a_parser(text: str) -> None:
             ('"1886999c36a18000-1eca"', None),
         ),
         ({"last-modified": "yesterday", "date": "today"}, (None, None)),
+        ({"etag": '"a"', "last-modified": BEFORE_1970, "date": BEFORE_1970}, (None, None)),  # a clock that was reset
         ({}, (None, None)),
     ],
 )

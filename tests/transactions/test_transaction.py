@@ -342,7 +342,7 @@ def test_back_and_forth(tmp_path: Path) -> None:
         with pytest.raises(RollbackError, match="not kept"):
             tree.rollback(3)
         tree.rollback(0)
-        with pytest.raises(RollbackError, match="no generation before"):
+        with pytest.raises(RollbackError, match="as it was before the first change"):
             tree.rollback()
     assert not litter(tmp_path)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perfkit.errors import FileChangedError, UpdateError
+from perfkit.errors import ConfigError, FileChangedError, UpdateError
 from perfkit.transactions import transaction
 from perfkit.transactions.tree import Tree
 from tests.support.trees import tree_of
@@ -50,3 +51,26 @@ def test_a_file_that_was_removed_before(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             tx.move("a", "b")
     assert tree_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize("data", ["text", "", None, 1, [1], ["text"], [b"a", None]])
+def test_content_that_is_not_bytes(data: Any, tmp_path: Path) -> None:
+    """The file keeps its content, even if only a later part is of another type."""
+    (tmp_path / "a").write_bytes(b"a")
+    with Tree(tmp_path) as tree, tree.transaction() as tx:
+        with pytest.raises(ConfigError, match="a: the content must be bytes"):
+            tx.write("a", data)
+        tx.write("b", b"b")
+    assert tree_of(tmp_path) == {"a": b"a", "b": b"b"}
+
+
+def test_a_mode_or_path_of_another_type(tmp_path: Path) -> None:
+    mode: Any = "0644"
+    path: Any = b"/etc/hostname"
+    with Tree(tmp_path) as tree, tree.transaction() as tx:
+        with pytest.raises(ConfigError, match="mode must be a whole number"):
+            tx.write("a", b"a", mode=mode)
+        with pytest.raises(ConfigError, match="mode must be a whole number or None"):
+            tx.replace("a", "/etc/hostname", mode=mode)
+        with pytest.raises(ConfigError, match="a path must be text"):
+            tx.replace("a", path)

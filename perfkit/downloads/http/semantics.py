@@ -176,7 +176,7 @@ def _spells(etag: str, second: int) -> bool:
 
 def _base36(number: int) -> str:
     text = ""
-    while number:
+    while number > 0:  # a date before 1970 is negative
         number, digit = divmod(number, 36)
         text = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + text
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,11 +31,14 @@ class OfferedRelease:
     current: bool
 
 
-def list_releases(downloads: DownloadManager, url: str, directory: str) -> list[OfferedRelease]:
-    """The releases of a site that can be installed; `directory` is for temporary files. See `Toolkit.releases`."""
-    site = SiteClient(Fetcher(downloads, directory, max_files=0), site_url(url))  # no list of files is read
-    current = Pointer.parse(site.pointer()[0])
-    found = (OfferedRelease(each.version, each.serial, each.serial == current.serial) for each in _all(site, current))
+def list_releases(downloads: DownloadManager, url: str) -> list[OfferedRelease]:
+    """The releases of a site that can be installed. See `Toolkit.releases`."""
+    with tempfile.TemporaryDirectory(prefix="perfkit-") as directory:
+        site = SiteClient(Fetcher(downloads, directory, max_files=0), site_url(url))  # no list of files is read
+        current = Pointer.parse(site.pointer()[0])
+        found = [
+            OfferedRelease(each.version, each.serial, each.serial == current.serial) for each in _all(site, current)
+        ]
     return sorted(found, key=lambda each: -each.serial)
 
 

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from perfkit import BatchError, Config, ConfigError, Download, PerfkitError, Request, Toolkit, TransferError
+from perfkit.archives.members import Selection
 from perfkit.cli import main
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.shared_limits import SharedLimits
@@ -366,3 +367,66 @@ def test_the_name_of_a_request_counts(tmp_path: Path) -> None:
         origin.add(URL, "hello")
         assert kit.download(Request(URL, "other"), str(tmp_path) + "/").path == str(tmp_path / "other")
     assert (tmp_path / "other").read_text() == "hello"
+
+
+class _PathOfBytes:
+    def __fspath__(self) -> bytes:
+        return b"f"
+
+
+@pytest.mark.parametrize("path", ["a\0b", Path("a\0b"), "\ud800", b"f", _PathOfBytes(), 1, None, ""])
+@pytest.mark.parametrize("method", ["scan", "hash_file", "hash_tree", "remove_tree", "watch", "transaction", "status"])
+def test_what_is_no_path(method: str, path: Any) -> None:
+    with Toolkit() as kit, pytest.raises(ConfigError, match="must be a path"):
+        getattr(kit, method)(path)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda kit: kit.move_many(["ab"]), "pairs must be a list of pairs of paths"),
+        (lambda kit: kit.move_many([("a", 1)]), "pairs must be a list of pairs of paths"),
+        (lambda kit: kit.move_many(1), "pairs must be a list of pairs of paths"),
+        (lambda kit: kit.scan(".", include=[b"*.txt"]), "include must be a list of text"),
+        (lambda kit: kit.scan(".", without=bytearray(b"x")), "without must be a list of text"),
+        (lambda kit: kit.sync(URL, "tree", mirrors=[None]), "mirrors must be a list of text"),
+        (lambda kit: kit.sync(URL, "tree", selection="*.txt"), "selection must be a .*Selection, or None"),
+        (lambda kit: kit.plan(URL, "tree", selection={"include": ()}), "selection must be a .*Selection, or None"),
+        (lambda kit: kit.publish(".", "site", version="1", sign_key=[b"k"]), "sign_key must be a path, or a list"),
+        (
+            lambda kit: kit.publish(".", "site", version="1", sign_key=Path("a\0b")),
+            "sign_key must be a path, or a list",
+        ),
+        (lambda kit: kit.transaction("tree", wait_s="5"), "wait_s must be a number of seconds"),
+        (lambda kit: kit.hash_file("f", chunk_bytes=1 << 63), "chunk_bytes must be less than 2\\*\\*63"),
+        (lambda _: Config(workers=10**20), "workers must be less than 2\\*\\*63"),
+        (lambda _: Selection(include="*.txt"), "Selection.include must be a list of text"),  # type: ignore[arg-type]
+        (lambda _: Selection(strip_components="1"), "strip_components must be a whole number"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_argument_of_another_type_is_refused_at_once(
+    call: Callable[[Any], object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is in a list; nothing is requested or written before."""
+    monkeypatch.chdir(tmp_path)
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        with pytest.raises(ConfigError, match=said):
+            call(kit)
+        assert origin.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lists_may_be_iterators(tmp_path: Path) -> None:
+    """Their items are checked, and still there afterwards."""
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.bin").write_text("b")
+    with Toolkit() as kit:
+        assert [entry.name for entry in kit.scan(tmp_path, include=iter(["*.txt"]))] == ["a.txt"]
+        kit.move_many((each, tmp_path / f"{each.name}.old") for each in sorted(tmp_path.iterdir()))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.txt.old", "b.bin.old"]
+    assert Selection(include=["*.txt"]) == Selection(include=("*.txt",))  # type: ignore[arg-type]
+
+
+def test_more_arguments_than_a_method_has() -> None:
+    with Toolkit() as kit, pytest.raises(TypeError, match="positional argument"):
+        kit.status("tree", "more")  # type: ignore[call-arg]
