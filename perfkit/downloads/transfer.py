@@ -39,7 +39,7 @@ from perfkit.downloads.negotiation import (
 from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
 from perfkit.downloads.proofs import Proofs
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.retry import Attempts, Network, is_refusal, refuse
+from perfkit.downloads.retry import Attempts, Network, is_refusal, is_shortage, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
@@ -554,12 +554,14 @@ class Transfer:
     def _failed(self, task: Task, error: Exception) -> None:
         """Decide between another attempt, the next mirror, and giving up."""
         partial, runner = (task.partial, task.runner) if isinstance(task, RangeTask) else (None, None)
+        if shortage := is_shortage(error):
+            self._context.network.limiter.refused(task.host)
         with self._lock:
             if partial is not self._partial or self._closing:
                 return
             if runner is not None and runner.cancel.cancelled:
                 return  # another runner was faster
-            if not isinstance(error, TransferError):
+            if not (shortage or isinstance(error, TransferError)):
                 self._error = error
                 return
             if task.source != self._attempts.source:
