@@ -40,7 +40,6 @@ Item = str | tuple[str, str] | Request
 
 _LARGE_BYTES = 64 << 10  # the caller gets a result of this size at once, smaller ones with the next tick
 _TICK_S = 0.1  # how often the calling thread shows progress and adjusts the workers
-_QUEUED_PER_WORKER = 8
 _BEGUN = -1, Download(url="", path="")  # a result that says that the downloads have begun
 
 
@@ -369,7 +368,7 @@ class DownloadManager:
 
     def _feed(self, batch: _Batch, source: Iterator[object], *, counted: bool) -> bool:
         """Keep a few files queued for each worker; returns True when there are no more."""
-        room = self._config.most_streams * _QUEUED_PER_WORKER - len(batch.queue)
+        room = self._scheduler.room(batch.queue)
         fresh = []
         taken = 0
         try:
@@ -390,8 +389,7 @@ class DownloadManager:
                         batch.finished.append((index, Download(url=url, path="", error=error)))
                         self._meter.file(url).failed(reason_of(error))
         finally:  # the caller's source may raise: what it gave before is queued anyway, and ended there
-            low_water = self._config.most_streams * _QUEUED_PER_WORKER // 2 if taken == room else 0
-            self._scheduler.add(batch.queue, fresh, low_water=low_water)
+            self._scheduler.add(batch.queue, fresh)
         return taken < room
 
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
