@@ -105,7 +105,10 @@ class RangeTask(Task):
 class Transfer:
     """The state of one request, from the queue to its result.
 
-    Workers get tasks from `claim` and `share`, and do them with `run`. The last worker to leave concludes the transfer.
+    Workers get tasks from `claim` and `share`, and do them with `run`. The first one looks for what exists already, and
+    settles size, version and name by the first good response; until then, it is alone. If the file changes, or another
+    source takes over without a checksum, a new partial file replaces the old one, and it begins again. The last worker
+    to leave concludes the transfer: the file is whole, the existing one is current, or there is an error.
 
     Args:
         path: the file to make.
