@@ -20,6 +20,7 @@ from perfkit.config import Config, check_type
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
+from perfkit.downloads.destination import BatchPaths, PathClaims, path_in
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.http.transport import HttpTransport, Transport
 from perfkit.downloads.http.urls import is_loopback, origin_of
@@ -30,7 +31,6 @@ from perfkit.downloads.scheduler import Queue, Scheduler
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError, reason_of
-from perfkit.filesystem.paths import fold_name, ignores_case, is_reserved, safe_basename, safe_join
 from perfkit.progress.meter import WAITING, Meter, Progress, Silent
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ Item = str | tuple[str, str] | Request
 
 _LARGE_BYTES = 64 << 10  # the caller gets a result of this size at once, smaller ones with the next tick
 _TICK_S = 0.1  # how often the calling thread shows progress and adjusts the workers
-_QUEUED_PER_WORKER = 8
-_DEFAULT_NAME = "download"
 _BEGUN = -1, Download(url="", path="")  # a result that says that the downloads have begun
 
 
@@ -56,31 +54,11 @@ class _Batch:
         self.process = os.getpid()
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
-        self._paths: set[int] = set()  # hashes of all destinations; among a million, two collide in 1 of 10^7 batches
+        self.paths = BatchPaths()
         self.directories: set[str] = set()  # that exist
         self.taken = 0  # of the caller's items
         self.open: dict[Transfer, int] = {}  # those without a result yet, and their indices
         self._wake: SimpleQueue[None] = SimpleQueue()
-
-    def take(self, url: str, path: str) -> None:
-        """Take a destination for a URL.
-
-        Raises:
-            TransferError: another file of this batch has it, or its name in other letters on a disk that ignores case.
-        """
-        folded = fold_name(path)
-        if hash(path) in self._paths:
-            raise TransferError(url, f"{path} is the destination of another file of this batch too")
-        similar = hash((folded,)) in self._paths or (folded != path and hash(folded) in self._paths)
-        if similar and ignores_case(os.path.dirname(path)):
-            raise TransferError(
-                url,
-                f"{path} differs only in case from the destination of another file of this batch, "
-                "and this disk ignores case; give each its own name",
-            )
-        self._paths.add(hash(path))
-        if folded != path:
-            self._paths.add(hash((folded,)))
 
     def check_process(self) -> None:
         """Check that this is the process that began the batch.
@@ -138,7 +116,7 @@ class DownloadManager:
         self._root = Cancel()
         self._lock = threading.RLock()  # guards the state below
         self._batches: set[_Batch] = set()
-        self._paths: dict[str, Transfer] = {}  # the owner of each path, until its transfer ends
+        self._claims = PathClaims()
         self._tick_lock = threading.Lock()
         self._meter = Meter()
         self._network: Network | None = None
@@ -171,7 +149,7 @@ class DownloadManager:
             TransferError, ConfigError, OSError: as the download's `error`.
         """
         inside = dest.endswith(os.sep) or os.path.isdir(dest)
-        path = _path_in(dest, request) if inside else dest
+        path = path_in(dest, request) if inside else dest
         named = not inside or request.name is not None
         with contextlib.closing(self._run([(request, os.path.abspath(path), named)])) as running:
             for _, download in running:  # closed explicitly: a Ctrl-C while a generator is garbage-collected is lost
@@ -288,7 +266,7 @@ class DownloadManager:
             else:
                 url, name = item
                 request = Request(url, name)
-            return request, _path_in(directory, request), request.name is not None
+            return request, path_in(directory, request), request.name is not None
         except (PerfkitError, TypeError, ValueError) as error:
             if not isinstance(error, PerfkitError):
                 error = ConfigError(f"a {type(item).__name__} is neither a URL, nor a (URL, name) pair, nor a Request")
@@ -366,7 +344,7 @@ class DownloadManager:
             checksum_files=SharedChecksumFiles(),
             notify=scheduler.notify,
             spawn=scheduler.spawn,
-            claim_path=self._claim_path,
+            claims=self._claims,
         )
 
     def _start(self) -> Network:
@@ -390,7 +368,7 @@ class DownloadManager:
 
     def _feed(self, batch: _Batch, source: Iterator[object], *, counted: bool) -> bool:
         """Keep a few files queued for each worker; returns True when there are no more."""
-        room = self._config.most_streams * _QUEUED_PER_WORKER - len(batch.queue)
+        room = self._scheduler.room(batch.queue)
         fresh = []
         taken = 0
         try:
@@ -411,8 +389,7 @@ class DownloadManager:
                         batch.finished.append((index, Download(url=url, path="", error=error)))
                         self._meter.file(url).failed(reason_of(error))
         finally:  # the caller's source may raise: what it gave before is queued anyway, and ended there
-            low_water = self._config.most_streams * _QUEUED_PER_WORKER // 2 if taken == room else 0
-            self._scheduler.add(batch.queue, fresh, low_water=low_water)
+            self._scheduler.add(batch.queue, fresh)
         return taken < room
 
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
@@ -424,8 +401,8 @@ class DownloadManager:
         transfer.on_end = batch.on_end
         batch.open[transfer] = index  # from here on it will have a result, whatever happens
         try:
-            self._claim_path(transfer, path)
-            batch.take(request.url, path)
+            self._claims.claim(path, transfer.destination)
+            batch.paths.take(request.url, path)
             if directory not in batch.directories:
                 os.makedirs(directory, exist_ok=True)
                 batch.directories.add(directory)
@@ -433,19 +410,6 @@ class DownloadManager:
             transfer.abandon(error)
             return None
         return transfer
-
-    def _claim_path(self, transfer: Transfer, path: str) -> None:
-        url = transfer.request.url
-        if is_reserved(os.path.basename(path)):
-            raise TransferError(
-                url, f"{os.path.basename(path)!r} is a name that perfkit itself uses; give another name"
-            )
-        transfer.claimed.append(path)
-        with self._lock:
-            other = self._paths.setdefault(path, transfer)
-        if other is not transfer:
-            others = other.request.url
-            raise TransferError(url, f"{path} is the destination of {others} too; give each its own")
 
     def _abandon(self, batch: _Batch) -> None:
         """End the transfers that no worker is in, and wake waiting workers."""
@@ -484,18 +448,10 @@ class DownloadManager:
         with self._lock:
             if transfer not in batch.open:
                 return
-            for path in transfer.claimed:
-                if self._paths.get(path) is transfer:
-                    del self._paths[path]
+            self._claims.release(transfer.destination)
             batch.finished.append((batch.open.pop(transfer), download))
             if not batch.open or download.bytes >= _LARGE_BYTES:
                 batch.wake()
-
-
-def _path_in(directory: str, request: Request) -> str:
-    if request.name is not None:
-        return safe_join(directory, request.name)
-    return os.path.join(directory, safe_basename(request.url_name) or _DEFAULT_NAME)
 
 
 _managers: weakref.WeakSet[DownloadManager] = weakref.WeakSet()

@@ -1,41 +1,33 @@
-"""One version of a file while it is downloaded: the partial file, its resume journal, and its publication.
+"""One version of a file while it is downloaded: the partial file, what it has, and its publication.
 
-The partial file and the journal are beside the destination, as `NAME.perfkit-part` and `NAME.perfkit-part.json`.
-The journal is written after the data it describes. A process that dies leaves the data in the kernel's cache, so
-within one boot the whole journal holds. After a power cut, only synced data counts; a slow download syncs from time
-to time.
+The partial file is beside the destination, as `NAME.perfkit-part`. A slow download syncs it from time to time, so that
+a power cut leaves what the resume journal says.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
-import json
 import logging
 import os
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, RunningDigest
 from perfkit.downloads.file_origin import digest_of, write_origin
 from perfkit.downloads.http.semantics import NO_VERSION, Version
 from perfkit.downloads.http.urls import is_signed
+from perfkit.downloads.resume_journal import Resumable, ResumeJournal, is_own
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
 from perfkit.libc import rename_to_new, set_mode, sync_directory_at, sync_file, try_lock
 
 _log = logging.getLogger(__name__)
 
-_BOOT = ""
-with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-    _BOOT = file.read().strip()
-_FORMAT = 4
 _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
 _NAME_MAX = 255
@@ -90,9 +82,8 @@ class PartialFile:
         self.retired = False
         self.path = part_path(dest)
         self.descriptor = -1
-        self._journal_path = f"{self.path}.json"
+        self._journal = ResumeJournal(self.path)
         self._journal_lock = threading.Lock()
-        self._may_have_journal = True
         self._durable: list[Range] = []
         self._saved_at_s = self._synced_at_s = time.monotonic()
 
@@ -114,31 +105,26 @@ class PartialFile:
             TransferError: another process holds it, and makes no progress.
             OSError: it cannot be opened.
         """
-        if not os.access(self._journal_path, os.F_OK):  # an open that fails takes five times as long
-            self._may_have_journal = False
+        if (text := self._journal.read()) is None:
             return False
-        text = _read_own(self._journal_path)
         self._open()
         try:
-            self._load(json.loads(text))
+            self._continue(Resumable.parse(text))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             _log.info("%s: not resumed: %s", self.dest, error)
             self.discard()
         return self.resumed_bytes > 0
 
-    def _load(self, journal: dict[str, Any]) -> None:
-        if journal["format"] != _FORMAT:
-            raise ValueError(f"journal format {journal['format']!r}")
-        if journal["part"] != (list(self.part) if self.part else None):
-            raise ValueError(f"the journal is for bytes {journal['part']}")
-        same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
-        version = Version(*journal["version"]) if journal["source"] == self.source else NO_VERSION
+    def _continue(self, found: Resumable) -> None:
+        if found.part != self.part:
+            raise ValueError(f"the journal is for bytes {found.part}")
+        same_sum = self._checksum is not None and found.checksum == str(self._checksum)
+        version = found.version if found.source == self.source else NO_VERSION
         if not (version.proves or same_sum):
             raise ValueError("no validator or checksum tells whether the file at the origin is still the same")
-        size = int(journal["size"])
+        size, done = found.size, found.done
         if self.part is not None and size != self.map.size:
             raise ValueError("the journal contradicts itself")
-        done = [(int(start), int(end)) for start, end in journal["done" if journal["boot"] == _BOOT else "durable"]]
         present = os.fstat(self.descriptor).st_size
         if SegmentMap(size, done).done() != done or (done and done[-1][1] > present):
             raise ValueError("the journal does not fit the partial file")
@@ -147,13 +133,13 @@ class PartialFile:
             # ETag (reproducible builds, `rsync -t`, an ETag made of the second).
             start, end = done[0]
             self._compared = max(start, end - _COMPARED_BYTES), end
-            done[:1] = [(start, self._compared[0])] if self._compared[0] > start else []
+            done = ([(start, self._compared[0])] if self._compared[0] > start else []) + done[1:]
         if _total(done) < _COMPARED_BYTES:
             raise ValueError("too little is left to be worth a comparison")
         self.version = version
         self.map = SegmentMap(size, done)
         self.total = size if self.part is None else None
-        self._durable = [(int(start), int(end)) for start, end in journal["durable"]]
+        self._durable = found.durable
         self.resumed_bytes = _total(done)
         self.mixed = self.resumed_bytes > 0
 
@@ -171,8 +157,7 @@ class PartialFile:
                 what = f"No space left on device: {size} bytes are needed, {free} are free"
                 raise OSError(errno.ENOSPC, what, self.dest)
         found = self._open()
-        self._may_have_journal = self._may_have_journal or found > 0
-        self._remove_journal()  # one that describes other bytes must not outlive them
+        self._journal.remove(certainly=found > 0)  # one that describes other bytes must not outlive them
         if found:
             os.ftruncate(self.descriptor, 0)
 
@@ -184,7 +169,7 @@ class PartialFile:
                 try_lock(descriptor)
                 status = os.fstat(descriptor)
                 if os.path.samestat(status, os.lstat(self.path)):
-                    if not found or _is_own(status):
+                    if not found or is_own(status):
                         self.descriptor = descriptor
                         return status.st_size
                     os.unlink(self.path)
@@ -217,7 +202,7 @@ class PartialFile:
             return os.open(self.path, flags)
         except PermissionError:  # another user's, such as root's; a read-only descriptor is enough to remove it
             descriptor = os.open(self.path, flags & ~os.O_RDWR)
-            if not _is_own(os.fstat(descriptor)):
+            if not is_own(os.fstat(descriptor)):
                 return descriptor
             os.close(descriptor)
             raise
@@ -274,24 +259,9 @@ class PartialFile:
             getattr(os, "fdatasync", os.fsync)(self.descriptor)  # macOS has only fsync
             self._durable = done
             self._synced_at_s = time.monotonic()
-        journal = {
-            "format": _FORMAT,
-            "source": self.source,
-            "version": dataclasses.astuple(self.version),
-            "size": self.map.size,
-            "part": self.part,
-            "checksum": str(self._checksum) if self._checksum else None,
-            "boot": _BOOT,
-            "done": done,
-            "durable": self._durable,
-        }
-        fresh = f"{self._journal_path}~"
-        self._may_have_journal = True  # or a part of one, on a full disk
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
-        with open(fresh, "x", encoding="utf-8", opener=_open_private) as file:
-            json.dump(journal, file)
-        os.replace(fresh, self._journal_path)
+        checksum = None if self._checksum is None else str(self._checksum)
+        size = self.map.size or 0
+        self._journal.write(Resumable(self.source, self.version, size, self.part, checksum, done, self._durable))
         self._saved_at_s = time.monotonic()
 
     def verify(self, cancel: Cancel) -> None:
@@ -360,7 +330,7 @@ class PartialFile:
         if durable:
             sync_directory_at(os.path.dirname(path) or ".")
         with contextlib.suppress(OSError):
-            self._remove_journal()
+            self._journal.remove()
         self.close()
 
     def discard(self) -> None:
@@ -399,14 +369,7 @@ class PartialFile:
             if self.descriptor >= 0:
                 os.unlink(self.path)
         with contextlib.suppress(OSError):
-            self._remove_journal()
-
-    def _remove_journal(self) -> None:
-        if self._may_have_journal:
-            for path in (self._journal_path, f"{self._journal_path}~"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            self._may_have_journal = False
+            self._journal.remove()
 
     def close(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
@@ -424,25 +387,6 @@ def check_replaceable(status: os.stat_result, path: str) -> None:
         raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
         raise FileExistsError(errno.EEXIST, "the destination is a device, FIFO or socket; choose a file", path)
-
-
-def _is_own(status: os.stat_result) -> bool:
-    """Whether it is a regular file of this user's, without another name."""
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
-
-
-def _read_own(path: str) -> bytes:
-    """The beginning of a file, if it is this user's own; else nothing."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except PermissionError:
-        return b""
-    with open(descriptor, "rb") as file:
-        return file.read(1 << 20) if _is_own(os.fstat(descriptor)) else b""
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _total(ranges: Iterable[Range]) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
-from perfkit.config import Config
+from perfkit.downloads.body import first_bytes
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.http.redirects import may_have_secrets
 from perfkit.downloads.http.semantics import (
     NO_VERSION,
     RANGE_REFUSALS,
-    Answer,
     ByteRange,
     Verdict,
     Version,
@@ -20,12 +18,10 @@ from perfkit.downloads.http.semantics import (
     judge,
     version_of,
 )
-from perfkit.downloads.http.transport import Get, Response
+from perfkit.downloads.http.transport import Get
 from perfkit.downloads.retry import Network, backoff_s, may_retry, refuse
-from perfkit.downloads.stall import StallWatch
 from perfkit.errors import CancelledError, TransferError
 
-_READ_BYTES = 256 << 10
 _USABLE = frozenset({Verdict.BODY, Verdict.EMPTY, Verdict.STATUS})
 
 
@@ -107,7 +103,7 @@ def _ask(
             return question._replace(asked=None)
         if answer.verdict is Verdict.STATUS:
             refuse(url, response, answer.reason, host=host_of(url), network=network)
-        first = _first_bytes(url, response, answer, most, network.config)
+        first = first_bytes(url, response, answer, most, network.config)
         return Probe(
             url=url,
             at=response.url,
@@ -131,22 +127,4 @@ def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel:
         answer = judge(response.status, fields, None, None)
         if answer.verdict is Verdict.STATUS:
             refuse(get.url, response, answer.reason, host=host, network=network)
-        return _first_bytes(get.url, response, answer, most, network.config)
-
-
-def _first_bytes(url: str, response: Response, answer: Answer, most: int, config: Config) -> bytes:
-    if answer.verdict not in (Verdict.BODY, Verdict.EMPTY):
-        raise TransferError(url, answer.reason or f"unexpected HTTP status {response.status}")
-    length = most if answer.end is None else min(most, answer.end)
-    wanted = length if answer.verdict is Verdict.BODY else 0
-    first, stall = bytearray(), StallWatch(config)
-    while len(first) < wanted:
-        asked_s = time.monotonic()
-        data = response.read1(min(_READ_BYTES, wanted - len(first)))
-        if not data:
-            break
-        first += data
-        stall.check(url, len(data), time.monotonic() - asked_s)
-    if len(first) < wanted and answer.end is not None:
-        raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
-    return bytes(first)
+        return first_bytes(get.url, response, answer, most, network.config)

@@ -121,6 +121,10 @@ class Request(_WithoutSecrets):
         """The size of the file, as far as the caller knows."""
         return self.size if self.byte_range is None else self.byte_range[1] - self.byte_range[0]
 
+    def key_of(self, source: str) -> str | None:
+        """The key that identifies the file, where it comes from this URL; None: the URL does."""
+        return self.key if source == self.url else None
+
     @property
     def url_name(self) -> str:
         """The last segment of the URL's path, decoded; may be empty and is not yet safe."""

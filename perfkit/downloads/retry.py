@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
@@ -61,18 +62,27 @@ def refuse(url: str, response: Response, reason: str, *, host: str, network: Net
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the host accepts no more requests now."""
-    return isinstance(error, HTTPStatusError) and error.status in _BUSY_STATUSES
+    """Whether no more requests to the host are possible now."""
+    return is_shortage(error) or (isinstance(error, HTTPStatusError) and error.status in _BUSY_STATUSES)
 
 
-def may_retry(error: TransferError, config: Config) -> bool:
+def is_shortage(error: Exception) -> bool:
+    """Whether there were no file descriptors left (`ulimit -n`). Fewer requests at once need fewer."""
+    each: BaseException | None = error
+    while each is not None and getattr(each, "errno", None) not in (errno.EMFILE, errno.ENFILE):
+        each = each.__cause__ or each.__context__
+    return each is not None
+
+
+def may_retry(error: Exception, config: Config) -> bool:
     """Whether another attempt in this run may help: not if the host asks for a longer wait than
     `Config.retry_after_cap_s` (RFC 9110 section 10.2.3).
     """
-    return error.transient and _asked_s(error) <= config.retry_after_cap_s
+    transient = isinstance(error, TransferError) and error.transient
+    return (transient or is_shortage(error)) and _asked_s(error) <= config.retry_after_cap_s
 
 
-def _asked_s(error: TransferError) -> float:
+def _asked_s(error: Exception) -> float:
     return (error.retry_after_s or 0.0) if isinstance(error, HTTPStatusError) else 0.0
 
 
@@ -120,7 +130,7 @@ class Attempts:
         """Forget the bytes gained, which were discarded."""
         self._gained = self._gained_at_failure = 0
 
-    def retry_at_s(self, error: TransferError, began_s: float | None, now: float, *, kept: bool) -> float | None:
+    def retry_at_s(self, error: Exception, began_s: float | None, now: float, *, kept: bool) -> float | None:
         """When to try again after a failure, at this source or the next mirror; None: never.
 
         Args:
@@ -148,7 +158,7 @@ class Attempts:
         gained = self._gained - self._gained_at_failure
         return gained > 0 and gained >= self.config.stall_bytes_per_s * (now - self._failed_at_s)
 
-    def next_mirror(self, error: TransferError) -> bool:
+    def next_mirror(self, error: Exception) -> bool:
         """Continue with the next source; False if this was the last one."""
         if self.source + 1 == len(self.sources):
             return False

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import ParamSpec, TypeVar
 
@@ -14,6 +15,7 @@ from perfkit.config import Config
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
 from perfkit.downloads.transfer import Task, Transfer
 
+_QUEUED_PER_WORKER = 8
 _LOOK_AHEAD = 32  # queued files examined for one whose host has a free place
 _IDLE_WAIT_S = 0.2
 _BRIEF_S = 0.02  # how long a task counts as having just begun
@@ -24,37 +26,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
 class Queue:
-    """One caller's transfers that have not begun. Used by the `Scheduler` only, under its lock.
+    """One caller's transfers that have not begun. The `Scheduler` changes it, under its lock.
 
     Args:
-        is_low: called when fewer transfers than the low-water mark are left, once for each time that it is set.
+        is_low: called when half of what it may hold has begun.
     """
 
-    def __init__(self, is_low: Callable[[], None]) -> None:
-        self._waiting: deque[Transfer] = deque()
-        self._low_water = 0
-        self._is_low = is_low
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def next_ones(self, most: int) -> Iterable[Transfer]:
-        """The first transfers of the queue."""
-        return islice(self._waiting, most)
-
-    def add(self, transfers: Iterable[Transfer], low_water: int) -> None:
-        self._waiting.extend(transfers)
-        self._low_water = low_water
-
-    def remove(self, transfer: Transfer) -> None:
-        self._waiting.remove(transfer)
-        if len(self._waiting) < self._low_water:
-            self._low_water = 0
-            self._is_low()
-
-    def clear(self) -> None:
-        self._waiting.clear()
+    is_low: Callable[[], None]
+    waiting: deque[Transfer] = field(default_factory=deque)
 
 
 class Scheduler:
@@ -63,6 +44,7 @@ class Scheduler:
     def __init__(self, config: Config, limiter: HostLimiter, controller: AdaptiveController) -> None:
         self._most = config.most_streams
         self._most_files = config.most_files
+        self._low_water = config.most_streams * _QUEUED_PER_WORKER // 2
         self._limiter = limiter
         self._controller = controller
         self._lock = threading.RLock()  # guards the state below
@@ -105,17 +87,21 @@ class Scheduler:
             self._started()
             self._queues.append(queue)
 
-    def add(self, queue: Queue, transfers: Iterable[Transfer], *, low_water: int) -> None:
-        """Append transfers to a queue, which notifies its caller when fewer than `low_water` are left."""
+    def room(self, queue: Queue) -> int:
+        """How many transfers the queue may get: a few for each worker."""
+        return 2 * self._low_water - len(queue.waiting)
+
+    def add(self, queue: Queue, transfers: Iterable[Transfer]) -> None:
+        """Append transfers to a queue."""
         with self._lock:
-            queue.add(transfers, low_water)
+            queue.waiting.extend(transfers)
             self._changed.notify_all()
             self.notify()
 
     def clear(self, queue: Queue) -> None:
         """Empty a queue, and wake the waiting worker."""
         with self._lock:
-            queue.clear()
+            queue.waiting.clear()
             self._changed.notify_all()
 
     def part(self, queue: Queue) -> None:
@@ -208,7 +194,8 @@ class Scheduler:
                 return found
         if self._may_begin(now) and (found := self._begin(now)):
             return found
-        if len(self._running) < self._controller.target and not (self._controller.congested and any(self._queues)):
+        full = self._controller.congested and any(queue.waiting for queue in self._queues)  # files that wait come first
+        if len(self._running) < self._controller.target and not full:
             unfinished = filter(Transfer.missing_bytes, self._active)
             for transfer in sorted(unfinished, key=Transfer.missing_bytes, reverse=True):
                 if found := self._within_limit(transfer, Transfer.share):
@@ -232,10 +219,12 @@ class Scheduler:
         for _ in range(len(self._queues)):
             queue = self._queues[0]
             self._queues.rotate(-1)  # callers take turns
-            for transfer in queue.next_ones(_LOOK_AHEAD):
+            for transfer in islice(queue.waiting, _LOOK_AHEAD):
                 if found := self._within_limit(transfer, lambda each: each.claim(now)):
                     self._active.append(transfer)
-                    queue.remove(transfer)
+                    queue.waiting.remove(transfer)
+                    if len(queue.waiting) + 1 == self._low_water:
+                        queue.is_low()
                     return found
         return None
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.checksums import Checksum, matches
-from perfkit.downloads.file_origin import digest_of, read_origin
+from perfkit.downloads.destination import Destination, PathClaims
+from perfkit.downloads.file_origin import read_origin
 from perfkit.downloads.http.network_path import Path, queued
 from perfkit.downloads.http.semantics import (
     NO_VERSION,
@@ -36,10 +37,10 @@ from perfkit.downloads.negotiation import (
     next_step,
     request_headers,
 )
-from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
+from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile
 from perfkit.downloads.proofs import Proofs
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.retry import Attempts, Network, is_refusal, refuse
+from perfkit.downloads.retry import Attempts, Network, is_refusal, is_shortage, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
@@ -53,7 +54,6 @@ from perfkit.errors import (
     forget_frames,
     reason_of,
 )
-from perfkit.filesystem.paths import safe_basename
 from perfkit.progress.meter import FileMeter
 from perfkit.progress.text import counted
 from perfkit.redact import redacted
@@ -80,7 +80,7 @@ class TransferContext(NamedTuple):
     notify: Callable[[], None]  # call it when there may be more to do
     checksum_files: SharedChecksumFiles  # of the batch
     spawn: Callable[[Callable[[], None]], bool]  # run something alongside the workers; False: no thread for it
-    claim_path: Callable[[Transfer, str], None]  # reserves a path: no two transfers write one file
+    claims: PathClaims  # of all transfers
 
 
 @dataclass(slots=True, eq=False)
@@ -105,10 +105,13 @@ class RangeTask(Task):
 class Transfer:
     """The state of one request, from the queue to its result.
 
-    Workers get tasks from `claim` and `share`, and do them with `run`. The last worker to leave concludes the transfer.
+    Workers get tasks from `claim` and `share`, and do them with `run`. The first one looks for what exists already, and
+    settles size, version and name by the first good response; until then, it is alone. If the file changes, or another
+    source takes over without a checksum, a new partial file replaces the old one, and it begins again. The last worker
+    to leave concludes the transfer: the file is whole, the existing one is current, or there is an error.
 
     Args:
-        dest: the file to make.
+        path: the file to make.
         named: whether the caller chose its name; otherwise the server may.
 
     Attributes:
@@ -116,16 +119,12 @@ class Transfer:
     """
 
     def __init__(
-        self, request: Request, dest: str, *, named: bool, context: TransferContext, meter: FileMeter, cancel: Cancel
+        self, request: Request, path: str, *, named: bool, context: TransferContext, meter: FileMeter, cancel: Cancel
     ) -> None:
         self.request = request
-        self.dest = dest
-        self.path = dest  # the final path: `dest`, or one beside it that the server names
-        self._name_source: str | None = None  # the URL whose server gave that name
-        self.claimed: list[str] = []  # paths reserved for this transfer until it ends
+        self.destination = Destination(request, path, context.claims, named=named)
         self.cancel = cancel
         self.on_end: Callable[[Transfer, Download], None] = lambda transfer, download: None
-        self._named = named
         self._context = context
         self._config = context.network.config
         self._meter = meter
@@ -281,7 +280,7 @@ class Transfer:
         first, self._begun = not self._begun, True
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
-        exists = first and _is_file(self.dest)
+        exists = first and self.destination.is_file()
         if first and self.request.resume:
             if exists and self._is_current(partial):
                 self._unchanged = True
@@ -299,16 +298,14 @@ class Transfer:
         return RangeTask(task.source, task.url, task.at, partial, runner, host=task.host)
 
     def _new_partial(self, source: str, part: tuple[int, int] | None) -> PartialFile:
-        return PartialFile(self.dest, source, self._checksum, part, self._key(source))
-
-    def _key(self, source: str) -> str | None:
-        return self.request.key if source == self.request.url else None
+        return PartialFile(self.destination.first_path, source, self._checksum, part, self.request.key_of(source))
 
     def _is_current(self, partial: PartialFile) -> bool:
         """Whether the existing file has the checksum; without one, the request will ask whether it changed."""
+        path = self.destination.first_path
         if self._checksum is not None:
-            return matches(self.dest, self._checksum, self.cancel)
-        found = read_origin(self.dest, partial.source) if partial.part is None else None
+            return matches(path, self._checksum, self.cancel)
+        found = read_origin(path, partial.source) if partial.part is None else None
         self._known = found or self._known
         return False
 
@@ -425,15 +422,14 @@ class Transfer:
     def _settle(self, task: RangeTask, response: Response, answer: Answer) -> None:
         """Take version, size, name and digest from the first good response, and create the partial file."""
         partial, headers = task.partial, response.headers
-        if not self._named:
-            self._take_name(task.url, content_disposition_names(headers.get("content-disposition")))
+        self.destination.take_name(task.url, content_disposition_names(headers.get("content-disposition")))
         size = adopt(partial, headers, answer, self._checksum)
         self._check_size(task.url, size)
         if partial.descriptor < 0:
             partial.create(size)
         if size is not None:
             partial.map.set_size(size)
-        self._meter.start(size, path=self.path)
+        self._meter.start(size, path=self.destination.path)
         encrypted = response.url.startswith("https:")
         stored = response.status == 200 and may_be_filling_a_cache(headers, encrypted=encrypted)
         with self._lock:
@@ -453,35 +449,6 @@ class Transfer:
         most = self.request.max_bytes
         if most is not None and size is not None and size > most:
             raise IntegrityError(url, "the file is too large", f"at most {most} bytes", f"{size} bytes")
-
-    def _take_name(self, source: str, sent: Iterable[str]) -> None:
-        """Use the first safe name that the server gives; raises if a file from elsewhere has it."""
-        name = next(filter(None, map(safe_basename, sent)), None)
-        if name is None or name == os.path.basename(self.dest):
-            return
-        path = os.path.join(os.path.dirname(self.dest), name)
-        self._check_free(path, source)
-        self._context.claim_path(self, path)
-        self.path, self._name_source = path, source
-
-    def _check_free(self, path: str, source: str) -> bool:
-        """Check that a path the server names is free (True), or has an earlier download from `source` (False)."""
-        free = not os.path.lexists(path)
-        if not free and read_origin(path, digest_of(source, self._key(source))) is None:
-            name = os.path.basename(path)
-            reason = f"the server names the file {name!r}, but a file from elsewhere has that name; choose another name"
-            raise TransferError(self.request.url, reason)
-        return free
-
-    def _publish(self, partial: PartialFile) -> None:
-        """Give the file its name; never replaces a file that has appeared under the server's name."""
-        new = self._name_source is not None and self._check_free(self.path, self._name_source)
-        try:
-            partial.publish(self.path, durable=self._config.durable, replace=not new)
-        except FileExistsError:
-            if self._name_source is not None:
-                self._check_free(self.path, self._name_source)
-            raise
 
     def _copy(self, task: RangeTask, response: Response, answer: Answer, toll: Toll) -> None:
         """Write the body in place as it arrives."""
@@ -545,7 +512,8 @@ class Transfer:
 
     def _await_other(self, partial: PartialFile | None) -> None:
         """Begin again shortly: another process is downloading to the destination, and may be done by then."""
-        _log.debug("%s: waits for another process that downloads to %s", redacted(self.request.url), self.dest)
+        path = self.destination.first_path
+        _log.debug("%s: waits for another process that downloads to %s", redacted(self.request.url), path)
         with self._lock:
             if partial is self._partial:
                 self._partial, self._begun = None, False
@@ -554,12 +522,14 @@ class Transfer:
     def _failed(self, task: Task, error: Exception) -> None:
         """Decide between another attempt, the next mirror, and giving up."""
         partial, runner = (task.partial, task.runner) if isinstance(task, RangeTask) else (None, None)
+        if shortage := is_shortage(error):
+            self._context.network.limiter.refused(task.host)
         with self._lock:
             if partial is not self._partial or self._closing:
                 return
             if runner is not None and runner.cancel.cancelled:
                 return  # another runner was faster
-            if not isinstance(error, TransferError):
+            if not (shortage or isinstance(error, TransferError)):
                 self._error = error
                 return
             if task.source != self._attempts.source:
@@ -657,7 +627,7 @@ class Transfer:
         if self._unchanged:
             if self._proofs.needs_signature:
                 self._meter.verifying()
-                self._proofs.verify_signature(self.path)
+                self._proofs.verify_signature(self.destination.path)
             return
         assert partial is not None
         if partial.digest is not None or self._proofs.needs_signature:
@@ -665,7 +635,7 @@ class Transfer:
             partial.verify(self.cancel)
         if self._proofs.needs_signature:
             self._proofs.verify_signature(os.dup(partial.descriptor))
-        self._publish(partial)
+        self.destination.publish(partial, durable=self._config.durable)
 
     def _try_again(self, partial: PartialFile, error: TransferError) -> bool:
         """After wrong bytes: start over if some came from an earlier run or another server, or use the next mirror."""
@@ -683,13 +653,15 @@ class Transfer:
         return True
 
     def _report(self, partial: PartialFile | None, *, kept: bool = False) -> None:
-        attempts, proofs = self._attempts, self._proofs
+        attempts, proofs, destination = self._attempts, self._proofs, self.destination
         if self._error is None:
             self._meter.done(unchanged=self._unchanged)
         else:
             forget_frames(self._error)
             if isinstance(self._error, OSError) and self._error.strerror:
-                self._error.filename = self._error.filename or self.dest  # write(2) and fsync(2) name no file
+                self._error.filename = (
+                    self._error.filename or self.destination.first_path
+                )  # write(2) and fsync(2) name no file
             cancelled = isinstance(self._error, CancelledError)
             self._meter.failed(reason_of(self._error), kept=kept, cancelled=cancelled)
         requests, received = attempts.requests + proofs.requests, attempts.received + proofs.received_bytes
@@ -697,7 +669,7 @@ class Transfer:
         size = (partial.map.size if partial else 0) or 0
         version = self._version
         if self._unchanged:
-            size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
+            size = os.path.getsize(destination.path) if os.path.exists(destination.path) else 0
             version = self._known
         if _log.isEnabledFor(logging.DEBUG):
             done = "left alone" if self._unchanged else f"{received} bytes in {counted(requests, 'request')}"
@@ -706,7 +678,7 @@ class Transfer:
             self,
             Download(
                 url=self.request.url,
-                path=self.path,
+                path=destination.path,
                 bytes=size if self._error is None else 0,
                 bytes_received=received,
                 resumed_from=partial.resumed_bytes if partial else 0,
@@ -722,16 +694,3 @@ class Transfer:
                 error=self._error,
             ),
         )
-
-
-def _is_file(path: str) -> bool:
-    """Whether a file exists at the path.
-
-    Raises:
-        IsADirectoryError, FileExistsError: it is a directory, or a device.
-    """
-    try:
-        check_replaceable(os.stat(path), path)
-    except FileNotFoundError:
-        return False
-    return True

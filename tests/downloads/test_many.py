@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from perfkit import (
 from perfkit.downloads import manager
 from perfkit.downloads.transfer import Transfer
 from perfkit.server.server import Server
+from tests.support.command import PERFKIT
 from tests.support.fakes import Exchange, Start
 from tests.support.network import BODY, serve_body
 
@@ -74,6 +76,24 @@ def test_one_failure_does_not_stop_the_others(kit: Toolkit, site: Path, out: Pat
     assert "3 of 4 failed" in str(caught.value)
     assert os.listdir(out) == ["good"]
     assert os.listdir(out.parent) == [name for name in os.listdir(out.parent) if name in ("site", "out")]
+
+
+@pytest.mark.parametrize("descriptors", [24, 12])
+def test_few_descriptors_mean_fewer_connections(misbehaving: Start, tmp_path: Path, descriptors: int) -> None:
+    """From a distant server, sixteen files at once would take some fifty descriptors. None of them fails."""
+
+    def respond(x: Exchange) -> None:
+        time.sleep(0.03)
+        x.serve(BODY)
+
+    server = misbehaving(respond)
+    urls = [f"{server.url}/{number}" for number in range(40)]
+    limited = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *PERFKIT]
+    run = subprocess.run([*limited, "get", "-d", tmp_path, *urls], check=False, capture_output=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert {name: (tmp_path / name).read_bytes() == BODY for name in os.listdir(tmp_path)} == {
+        f"{number}": True for number in range(40)
+    }
 
 
 def test_a_stream_without_end_is_read_as_workers_get_free(kit: Toolkit, site: Path, out: Path) -> None:

@@ -108,7 +108,7 @@ def test_waiting_for_a_probe_locks_no_condition(
     enter, entered, asked = threading.Condition.__enter__, [], threading.Event()
 
     def noted(condition: threading.Condition) -> bool:
-        if asked.is_set() and threading.current_thread() is threading.main_thread():
+        if asked.is_set() and threading.get_ident() == threading.main_thread().ident:
             entered.append(condition)
         return enter(condition)
 

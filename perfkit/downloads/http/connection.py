@@ -66,7 +66,11 @@ class _Abortable:
             sock = self._open(aborted)  # set before, it would bound the window for good (RFC 7323 section 2.2)
             set_window(sock, receive_buffer(rate, round_trip_s(sock) / _SHARERS))
         if exchange is not None:
-            self._handle = AbortHandle(sock)
+            try:
+                self._handle = AbortHandle(sock)
+            except OSError:  # no descriptors are left
+                sock.close()
+                raise
             self._handle.attach(exchange)
         return sock  # type: ignore[no-any-return]
 

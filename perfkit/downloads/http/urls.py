@@ -140,7 +140,9 @@ def is_signed(url: str) -> bool:
 def _signing(target: str) -> set[str]:
     """The names of the signature's parameters; empty if the target is not signed."""
     query = target.partition("?")[2]
-    names = {_name(each) for each in query.split("&")} if query else set()
+    if not query:
+        return set()
+    names = {_name(each) for each in query.split("&")}
     for marks, others in _SIGNATURES.items():
         if names.issuperset(marks.split()):
             return {*marks.split(), *others.split()}
