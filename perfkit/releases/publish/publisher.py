@@ -99,10 +99,8 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     clock_ns = _clock_ns(src, site)
     known = _known_files(site) if clock_ns else None
     tree.read_all(progress, known)
-    manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
-    before = known.manifest if known else None
+    manifest, before = tree.manifest, known.manifest if known else None
     known = None
-    tree.entries.clear()  # frees 300 bytes for each file
     release = publish_manifest(src, site, manifest, chosen, progress=progress, before=before)
     if clock_ns:
         rows = StatCache(manifest)
