@@ -86,7 +86,7 @@ def timed(command: list[str]) -> tuple[float, int]:
 def manifest_of(tree: Path) -> Manifest:
     source = SourceTree(str(tree))
     source.read_all()
-    return Manifest.of(source.entries.values())
+    return source.manifest
 
 
 def patch_bytes(tars: list[Path]) -> int:

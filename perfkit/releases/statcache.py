@@ -25,7 +25,7 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import IO
 
 from perfkit.filesystem.own_files import open_own, replace_own
@@ -140,12 +140,8 @@ class StatCache:
             return cache
         return cls(manifest, modes=modes)
 
-    @property
-    def _columns(self) -> tuple[array[int], ...]:
-        return self._mtimes, self._ctimes, self._inodes, self._modes
-
     def _read(self, file: IO[bytes]) -> None:
-        for column in self._columns:
+        for column in self.columns():
             size = len(column) * column.itemsize
             data = file.read(size)
             if len(data) != size:
@@ -180,7 +176,7 @@ class StatCache:
         fresh = StatCache(manifest, modes=self.modes)
         for _, here, there in pair_entries(self.manifest, manifest):
             if here is not None and there is not None and self.manifest.same(here, manifest, there):
-                for old, new in zip(self._columns, fresh._columns, strict=True):
+                for old, new in zip(self.columns(), fresh.columns(), strict=True):
                     new[there] = old[here]
         return fresh
 
@@ -194,15 +190,16 @@ class StatCache:
             and status.mode & 0o7777 == self._modes[at]
         )
 
-    def rows(self) -> Iterator[tuple[int, int, int, int, int]]:
-        """The size of each entry; and the mtime, ctime, inode and mode bits of its row: zeros if it has none."""
-        return zip(map(self.manifest.size, range(len(self.manifest))), *self._columns, strict=True)
+    def columns(self) -> tuple[array[int], ...]:
+        """The mtime, ctime, inode and mode bits of each entry's row: zeros if it has none."""
+        return self._mtimes, self._ctimes, self._inodes, self._modes
 
-    def record_all(self, rows: Iterable[tuple[int, int, int, int, int]], *, content_ns: int) -> None:
-        """As `record_at`, for all entries: what `rows` yields, for files that were looked at from `content_ns` on."""
-        for at, (_, mtime_ns, ctime_ns, inode, mode) in enumerate(rows):
-            if mtime_ns < content_ns > ctime_ns:
-                self._mtimes[at], self._ctimes[at], self._inodes[at], self._modes[at] = mtime_ns, ctime_ns, inode, mode
+    def record_columns(self, columns: Sequence[array[int]], *, content_ns: int) -> None:
+        """As `record_at`, for all entries, of files that were looked at from `content_ns` on; takes over `columns`."""
+        self._mtimes, self._ctimes, self._inodes, self._modes = columns
+        for at, times in enumerate(map(max, self._mtimes, self._ctimes)):
+            if times >= content_ns:
+                self.forget_at(at)
         self.dirty = True
 
     def identity_at(self, at: int) -> tuple[int, int]:
@@ -247,11 +244,11 @@ class StatCache:
         Raises:
             OSError: it can't be written; the stored cache is unchanged.
         """
-        size = sum(len(column) * column.itemsize for column in self._columns)
+        size = sum(len(column) * column.itemsize for column in self.columns())
         head = {"format": _FORMAT, "manifest": self.manifest.sha256.hex(), "bytes": size}
         with replace_own(path) as file:
             file.write(json.dumps(head).encode() + b"\n")
-            for column in self._columns:
+            for column in self.columns():
                 file.write(column)
         self.dirty = False
 

@@ -14,13 +14,13 @@ from perfkit import ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names
 from perfkit.releases.format.columns import pack_column
 from perfkit.releases.format.delta import MAX_GROUP_SPANS, Delta
-from perfkit.releases.format.index import Index, Pack
+from perfkit.releases.format.index import Index, Pack, Piece
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import Site
-from tests.support.hostile import bounded, raw_manifest
+from tests.support.hostile import bounded, one_frame, raw_manifest
 from tests.support.trees import write_tree
 
 pytestmark = pytest.mark.once
@@ -115,8 +115,8 @@ def test_frames_longer_than_their_content() -> None:
     """An index whose frames would fill the disk with a gigabyte for each byte."""
     manifest = Manifest.of([Entry("a", 1, hashlib.sha256(b"x").digest())])
     for size, fits in ((1000, True), (1 << 30, False)):
-        packs = [Pack(ObjectRef("ab" * 32, 1 << 31))]
-        raw = Index.encode(manifest, packs, [(0, 0, size, 1, 1)], [(0, 0, 0, 1, 0)], tags=False)
+        pack = Pack(ObjectRef("ab" * 32, 1 << 31))
+        raw = one_frame(manifest, pack, size, 1, (Piece(0, 0, 0, 1),)).encode(manifest)
         if fits:
             assert len(Index.parse(raw, manifest)) == 1
         else:

@@ -8,7 +8,9 @@ import hashlib
 import io
 import json
 import random
+from array import array
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import DeltaRef, ObjectRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress, zstd
 from perfkit.releases.publish.publisher import publish
-from tests.support.hostile import bounded, raw_manifest
+from tests.support.hostile import bounded, one_frame, raw_manifest
 from tests.support.release_client import Client, digests_of, manifest_of
 from tests.support.trees import Tree, write_tree
 
@@ -196,6 +198,32 @@ def test_a_damaged_index_gives_no_other_error(client: Client) -> None:
                     assert 0 <= piece.start < piece.start + piece.length <= index.content_bytes(frame)
 
 
+@settings(deadline=None)
+@given(st.data())
+def test_an_index_is_read_as_it_was_written(data: st.DataObject) -> None:
+    """Files in one or several pieces, in any order; frames with none, one or several of them, which may overlap."""
+    sizes = data.draw(st.lists(st.integers(1, 300), min_size=1, max_size=8))
+    manifest = Manifest.of(Entry(f"{at}", size, bytes((at, *bytes(31)))) for at, size in enumerate(sizes))
+    pieces = []
+    for entry, size in enumerate(sizes):
+        cuts = sorted(data.draw(st.sets(st.integers(1, size - 1), max_size=3))) if size > 1 else []
+        for start, end in pairwise((0, *cuts, size)):
+            tag = data.draw(st.integers(1, 2**64 - 1)) if end - start < size else 0
+            pieces.append((entry, start, data.draw(st.integers(0, 1000)), end - start, tag))
+    pieces = data.draw(st.permutations(pieces))
+    first = [0, *sorted(data.draw(st.lists(st.integers(0, len(pieces)), max_size=8))), len(pieces)]
+    packs = tuple(Pack(ObjectRef(f"{number}" * 64, 1 << 30)) for number in range(1, 4))
+    packs_of = sorted(data.draw(st.lists(st.sampled_from(range(3)), min_size=len(first) - 1, max_size=len(first) - 1)))
+    at = [1000 * number + data.draw(st.integers(0, 500)) for number in range(len(packs_of))]
+    used = [max((start + length for _, _, start, length, _ in pieces[a:b]), default=1) for a, b in pairwise(first)]
+    content = [end + data.draw(st.sampled_from((0, 0, 7))) for end in used]
+    columns = zip("IQIIIIQIIQ", (packs_of, at, [9] * len(at), content, first, *zip(*pieces, strict=True)), strict=True)
+    index = Index(manifest.sha256, packs, *(array(code, values) for code, values in columns))
+    assert Index.parse(index.encode(manifest), manifest) == (
+        index if any(index.tags) else dataclasses.replace(index, tags=array("Q"))
+    )
+
+
 def test_indexes_that_lie_are_refused() -> None:
     """Files left out, overlapping, beyond their frame or pack, or of another manifest; counts beyond reason."""
     manifest = manifest_of({"a": b"x" * 100, "b": b"y" * 50})
@@ -203,8 +231,7 @@ def test_indexes_that_lie_are_refused() -> None:
     whole = (Piece(0, 0, 0, 100), Piece(1, 0, 100, 50))
 
     def index(compressed: int, size: int, pieces: tuple[Piece, ...]) -> bytes:
-        rows = [(each.entry, each.offset, each.start, each.length, 0) for each in pieces]
-        return Index.encode(manifest, [pack], [(0, 0, compressed, size, len(rows))], rows, tags=False)
+        return one_frame(manifest, pack, compressed, size, pieces).encode(manifest)
 
     good = index(80, 150, whole)
     assert tuple(map(Index.parse(good, manifest).piece, (0, 1))) == whole

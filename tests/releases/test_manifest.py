@@ -19,10 +19,8 @@ def test_entries_of_no_file(wrong: Entry) -> None:
 
 
 def test_unsafe_names_are_named() -> None:
-    """Also where an earlier manifest has the others."""
-    for before in (None, Manifest.of(ENTRIES)):
-        with pytest.raises(UnsafePathError, match=r"\.\./x"):
-            Manifest.of([*ENTRIES, Entry("../x", 1, bytes(32))], before)
+    with pytest.raises(UnsafePathError, match=r"\.\./x"):
+        Manifest.of([*ENTRIES, Entry("../x", 1, bytes(32))])
 
 
 def test_names_are_checked_unless_the_digest_is_known() -> None:

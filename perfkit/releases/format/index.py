@@ -9,9 +9,10 @@ from __future__ import annotations
 import operator
 from array import array
 from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, chain, compress, pairwise, repeat
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
@@ -69,7 +70,7 @@ class Index:
     at: array[int] = field(repr=False)  # the offset of each frame in its pack
     packed: array[int] = field(repr=False)  # the compressed size of each frame
     sizes: array[int] = field(repr=False)  # the decompressed size of each frame
-    _first: Sequence[int] = field(repr=False)  # the first piece of each frame, and the number of pieces
+    first: Sequence[int] = field(repr=False)  # the first piece of each frame, and the number of pieces
     entries: array[int] = field(repr=False)  # of each piece, as in `Piece`
     offsets: array[int] = field(repr=False)
     starts: array[int] = field(repr=False)
@@ -102,11 +103,11 @@ class Index:
 
     def pieces_of(self, number: int) -> range:
         """The numbers of a frame's pieces."""
-        return range(self._first[number], self._first[number + 1])
+        return range(self.first[number], self.first[number + 1])
 
     def frame_of(self, number: int) -> int:
         """The frame of a piece."""
-        return bisect_right(self._first, number) - 1
+        return bisect_right(self.first, number) - 1
 
     def pieces(self, wanted: Callable[[int], bool]) -> Sequence[int]:
         """The numbers of all pieces of the wanted entries, in the order of frames."""
@@ -124,7 +125,7 @@ class Index:
         frames = array("I")  # of the last range
         frame = 0
         for number in pieces:
-            while self._first[frame + 1] <= number:
+            while self.first[frame + 1] <= number:
                 frame += 1
             pack, start, end = self.packs_of[frame], self.at[frame], self.at[frame] + self.packed[frame]
             if frames and frames[-1] == frame:
@@ -161,135 +162,34 @@ class Index:
             ManifestError: it does not cover it so, belongs to another manifest, or exceeds a limit.
         """
         reader = Reader(raw, "index", _MAGIC)
-        of, piece_count, tag_count, packs, packs_of, at, sizes = _read_frames(reader)
+        of, piece_count, tag_count, packs, packs_of, at, packed = _read_frames(reader)
         if of != manifest.sha256:
             _refuse(f"it belongs to manifest {of.hex()}, not {manifest.sha256.hex()}")
-        tails, per_frame = reader.column(4, len(sizes)), reader.column(4, len(sizes))
-        columns = [reader.column(width, piece_count) for width in (4, 8, 4, 4)]
+        tails, counts = reader.column(4, len(packed)), reader.column(4, len(packed))
+        steps, jumps, moves, given = (reader.column(width, piece_count) for width in (4, 8, 4, 4))
         tags = reader.column(8, tag_count)
         reader.end()
-        if sum(per_frame) != piece_count:
+        if sum(counts) != piece_count:
             _refuse("its counts are inconsistent")
-        first = array("I", accumulate(per_frame, initial=0))
-        pieces = _Pieces(manifest, columns, tags)
-        contents = array("I", map(operator.add, pieces.read(per_frame), tails))
-        for size, compressed in zip(contents, sizes, strict=True):
-            if not 0 < size <= MAX_FRAME_BYTES or compressed > most_compressed(size):
-                _refuse(f"a frame of {compressed} bytes with {size}; at most {MAX_FRAME_BYTES} are allowed")
+        first = array("I", accumulate(counts, initial=0))
+        entries = _decode_entries(len(manifest), steps)
+        offsets, lengths, tags = _decode_ranges(manifest, entries, jumps, given, tags)
+        starts, ends = _decode_starts(first, moves, lengths)
+        sizes = array("Q", map(operator.add, _used(first, ends), tails)) if any(tails) else _used(first, ends)
+        if sizes and not 0 < min(sizes) <= max(sizes) <= MAX_FRAME_BYTES:
+            _refuse(f"a frame with {min(sizes)} or {max(sizes)} bytes; at most {MAX_FRAME_BYTES} are allowed")
+        for size, compressed in compress(zip(sizes, packed, strict=True), map(operator.lt, sizes, packed)):
+            if compressed > most_compressed(size):
+                _refuse(f"a frame of {compressed} bytes with {size}")
+        index = cls(of, packs, packs_of, at, packed, _narrow(sizes), first, entries, offsets, starts, lengths, tags)
         if not known:
-            pieces.check()
-        return cls(of, packs, packs_of, at, sizes, contents, first, *pieces.columns)
+            index._check(manifest)
+        return index
 
-    @staticmethod
-    def encode(
-        manifest: Manifest,
-        packs: Sequence[Pack],
-        frames: Iterable[tuple[int, int, int, int, int]],
-        pieces: Iterable[tuple[int, int, int, int, int]],
-        *,
-        tags: bool,
-    ) -> bytes:
-        """The bytes that `parse` reads.
-
-        Args:
-            frames: pack, offset in it, compressed size, decompressed size, and number of pieces; in order.
-            pieces: entry, offset, start, length and tag, as in `Piece`; frame by frame. Each blob must be listed once.
-        """
-        per_pack, ends = [0] * len(packs), [0] * len(packs)
-        gaps, packed, tails, counts, tag_values = array("Q"), array("I"), array("I"), array("I"), array("Q")
-        columns = array("I"), array("Q"), array("I"), array("I")
-        steps, jumps, moves, given = columns
-        expected = array("Q", bytes(8 * len(manifest)))
-        before, listed = -1, iter(pieces)
-        for pack, at, compressed, content, count in frames:
-            per_pack[pack] += 1
-            gaps.append(at - ends[pack])
-            ends[pack] = at + compressed
-            packed.append(compressed)
-            counts.append(count)
-            end = used = 0
-            for entry, offset, start, length, tag in islice(listed, count):
-                part = offset + length != manifest.size(entry)
-                step, jump, move = entry - before - 1, offset - expected[entry], start - end
-                steps.append(step and zigzag(step))  # nearly all are 0, and calls take time
-                jumps.append(jump and zigzag(jump))
-                moves.append(move and zigzag(move))
-                given.append(length if part else 0)
-                if tags and (offset or part):
-                    tag_values.append(tag)
-                before, expected[entry] = entry, offset + length
-                end = start + length
-                used = max(used, end)
-            tails.append(content - used)
-        shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in packs]
-        return b"".join(
-            (
-                _MAGIC,
-                manifest.sha256,
-                *(len(each).to_bytes(4, "little") for each in (packs, packed, steps, tag_values)),
-                b"".join(bytes.fromhex(pack.object.sha256) for pack in packs),
-                pack_column(8, (pack.object.bytes for pack in packs)),
-                b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
-                pack_column(4, (packed.object.bytes for packed in shared)),
-                pack_column(4, (packed.size for packed in shared)),
-                pack_column(4, per_pack),
-                pack_column(8, gaps),
-                pack_column(4, packed),
-                pack_column(4, tails),
-                pack_column(4, counts),
-                *(pack_column(width, column) for width, column in zip((4, 8, 4, 4), columns, strict=True)),
-                pack_column(8, tag_values),
-            )
-        )
-
-
-class _Pieces:
-    """Decodes pieces in place: columns of differences become columns of absolute values."""
-
-    def __init__(self, manifest: Manifest, columns: list[array[int]], tags: array[int]) -> None:
-        self._manifest = manifest
-        self._coded_tags = tags
-        entries, offsets, starts, lengths = columns
-        self.columns = (entries, offsets, starts, lengths, array("Q"))
-
-    def read(self, per_frame: Iterable[int]) -> Iterator[int]:
-        """Decode the pieces; yields the end of the last one in each frame.
-
-        Args:
-            per_frame: the number of pieces in each frame.
-        """
-        entries, offsets, starts, lengths, tags = self.columns
-        coded = zip(range(len(entries)), entries, offsets, starts, lengths, strict=True)
-        coded_tags = iter(self._coded_tags)
-        size_of, entry, expected = self._manifest.size, -1, array("Q", (0,)) * len(self._manifest)
-        for in_frame in per_frame:
-            place = used = 0
-            for number, step, jump, move, given in islice(coded, in_frame):
-                entry += 1 + (step and unzigzag(step))  # nearly all are 0, and calls take time
-                if not 0 <= entry < len(expected):
-                    _refuse("a piece of an entry that does not exist")
-                offset, start = expected[entry] + (jump and unzigzag(jump)), place + (move and unzigzag(move))
-                left = size_of(entry) - offset
-                length = given or left
-                if offset < 0 or start < 0 or not 0 < length <= left or start + length > MAX_FRAME_BYTES:
-                    _refuse("a piece outside its file or frame")
-                place = start + length
-                expected[entry] = offset + length
-                used = max(used, place)
-                entries[number], offsets[number], starts[number], lengths[number] = entry, offset, start, length
-                if self._coded_tags:
-                    tag = next(coded_tags, None) if offset or length != left else 0
-                    if tag is None:
-                        _refuse("too few tags")
-                    tags.append(tag)
-            yield used
-        if next(coded_tags, None) is not None:
-            _refuse("too many tags")
-
-    def check(self) -> None:
+    def _check(self, manifest: Manifest) -> None:
         """Check that the pieces cover every blob of the manifest, each byte once."""
-        entries, offsets, _, lengths, _ = self.columns
-        reached = array("Q", (0,)) * len(self._manifest)
+        entries, offsets, lengths = self.entries, self.offsets, self.lengths
+        reached = array("Q", (0,)) * len(manifest)
         later = []
         for number, entry in enumerate(entries):
             if offsets[number] == reached[entry]:
@@ -302,16 +202,144 @@ class _Pieces:
             reached[entries[number]] += lengths[number]
         shared: dict[bytes, int] = {}  # blobs of unlisted entries: another entry must have them
         for entry, end in enumerate(reached):
-            size = self._manifest.size(entry)
-            if end == 0 and size and shared.setdefault(self._manifest.digest(entry), size) != size:
+            size = manifest.size(entry)
+            if end == 0 and size and shared.setdefault(manifest.digest(entry), size) != size:
                 _refuse("the same digest with different sizes")
             if end not in (0, size):
-                _refuse(f"it has only {end} of the {size} bytes of {self._manifest.name(entry)}")
+                _refuse(f"it has only {end} of the {size} bytes of {manifest.name(entry)}")
         for entry, end in enumerate(reached):
-            if end and shared.pop(self._manifest.digest(entry), end) != end:
+            if end and shared.pop(manifest.digest(entry), end) != end:
                 _refuse("the same digest with different sizes")
         if shared:
             _refuse(f"{len(shared)} blobs are missing")
+
+    def encode(self, manifest: Manifest) -> bytes:
+        """The bytes that `parse` reads; each blob must be listed once."""
+        per_pack = Counter(self.packs_of)
+        frame_ends = array("Q", map(operator.add, self.at, self.packed))
+        new_pack = map(operator.ne, self.packs_of, chain((-1,), self.packs_of))
+        gaps = (
+            at if new else at - end for at, end, new in zip(self.at, chain((0,), frame_ends), new_pack, strict=False)
+        )
+        ends = array("Q", map(operator.add, self.starts, self.lengths))
+        before = array("Q", chain((0,), ends))  # for each piece, the end of the one before it in its frame
+        for number in self.first:
+            before[number] = 0
+        jumps, given, tags = array("Q", bytes(8 * len(ends))), array("I", bytes(4 * len(ends))), array("Q")
+        reached: dict[int, int] = defaultdict(int)
+        sizes = map(manifest.sizes.__getitem__, self.entries)
+        for number in compress(range(len(ends)), map(operator.ne, sizes, self.lengths)):  # the parts of files
+            entry, offset, length = self.entries[number], self.offsets[number], self.lengths[number]
+            jumps[number] = zigzag(offset - reached[entry])
+            reached[entry] = offset + length
+            if offset + length != manifest.size(entry):
+                given[number] = length
+            if self.tags:
+                tags.append(self.tags[number])
+        shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in self.packs]
+        return b"".join(
+            (
+                _MAGIC,
+                manifest.sha256,
+                *(len(each).to_bytes(4, "little") for each in (self.packs, self.at, ends, tags)),
+                b"".join(bytes.fromhex(pack.object.sha256) for pack in self.packs),
+                pack_column(8, (pack.object.bytes for pack in self.packs)),
+                b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
+                pack_column(4, (packed.object.bytes for packed in shared)),
+                pack_column(4, (packed.size for packed in shared)),
+                pack_column(4, (per_pack[pack] for pack in range(len(self.packs)))),
+                pack_column(8, gaps),
+                pack_column(4, self.packed),
+                pack_column(4, map(operator.sub, self.sizes, _used(self.first, ends))),
+                pack_column(4, (end - start for start, end in pairwise(self.first))),
+                pack_column(4, _zigzags(map(operator.sub, self.entries, chain((0,), map((1).__add__, self.entries))))),
+                pack_column(8, jumps),
+                pack_column(4, _zigzags(map(operator.sub, self.starts, before))),
+                pack_column(4, given),
+                pack_column(8, tags),
+            )
+        )
+
+
+def _zigzags(values: Iterable[int]) -> Iterator[int]:
+    return (value and zigzag(value) for value in values)  # nearly all are 0, and calls take time
+
+
+def _decode_entries(count: int, steps: array[int]) -> array[int]:
+    """The entry of each piece; in runs of one entry after the other."""
+    runs = [*compress(range(len(steps)), steps), len(steps)]
+    entries = array("I", range(min(runs[0], count)))
+    for start, end in pairwise(runs):
+        entry = (entries[-1] if entries else -1) + 1 + unzigzag(steps[start])
+        if not 0 <= entry <= count - (end - start):
+            break
+        entries.extend(range(entry, entry + end - start))
+    if len(entries) != len(steps):
+        _refuse("a piece of an entry that does not exist")
+    return entries
+
+
+def _decode_ranges(
+    manifest: Manifest, entries: array[int], jumps: array[int], given: array[int], coded: array[int]
+) -> tuple[array[int], array[int], array[int]]:
+    """The offset, the length and the tag of each piece."""
+    offsets, lengths = jumps, array(manifest.sizes.typecode, map(manifest.sizes.__getitem__, entries))
+    tags, left = array("Q", bytes(8 * len(entries) if coded else 0)), iter(coded)
+    parts = {*compress(entries, jumps), *compress(entries, given)}  # all other entries are one piece each
+    reached = dict.fromkeys(parts, 0)
+    for number in compress(range(len(entries)), map(parts.__contains__, entries)) if parts else ():
+        entry = entries[number]
+        offset = reached[entry] + unzigzag(jumps[number])
+        length = given[number] or lengths[number] - offset
+        if offset < 0 or not 0 < length <= lengths[number] - offset:
+            _refuse("a piece outside its file")
+        if coded and length != lengths[number]:
+            if (tag := next(left, None)) is None:
+                _refuse("too few tags")
+            tags[number] = tag
+        offsets[number], lengths[number], reached[entry] = offset, length, offset + length
+    if next(left, None) is not None:
+        _refuse("too many tags")
+    if entries and not 0 < min(lengths) <= max(lengths) <= MAX_FRAME_BYTES:
+        _refuse("a piece that is empty or longer than a frame")
+    return offsets, _narrow(lengths), tags
+
+
+def _decode_starts(first: Sequence[int], moves: array[int], lengths: array[int]) -> tuple[array[int], array[int]]:
+    """The start of each piece in its frame, and the end."""
+    if _one_each(first, moves) and not any(moves):
+        return moves, lengths
+    starts, ends = array("q", moves), array("q", lengths)
+    for number in compress(range(len(moves)), moves):
+        starts[number] = unzigzag(moves[number])
+        ends[number] += starts[number]
+    for start, end in pairwise(first):
+        if end > start + 1:
+            ends[start:end] = array("q", accumulate(ends[start:end]))
+            starts[start:end] = array("q", map(operator.sub, ends[start:end], lengths[start:end]))
+    if starts and (min(starts) < 0 or max(ends) > MAX_FRAME_BYTES):
+        _refuse("a piece outside its frame")
+    return _narrow(starts), _narrow(ends)
+
+
+def _one_each(first: Sequence[int], pieces: array[int]) -> bool:
+    """Whether every frame has one piece."""
+    return len(pieces) == len(first) - 1 and all(map(operator.eq, first, range(len(first))))
+
+
+def _used(first: Sequence[int], ends: array[int]) -> array[int]:
+    """The end of the last piece in each frame."""
+    if _one_each(first, ends):
+        return ends
+    return array(
+        "I",
+        (ends[start] if end == start + 1 else max(ends[start:end], default=0) for start, end in pairwise(first)),
+    )
+
+
+def _narrow(column: array[int]) -> array[int]:
+    """The column in four bytes for each integer."""
+    return column if column.typecode == "I" else array("I", column)
 
 
 def _read_frames(
@@ -352,17 +380,13 @@ def _places(
     packs: tuple[Pack, ...], per_pack: array[int], gaps: array[int], sizes: array[int]
 ) -> tuple[array[int], array[int]]:
     packs_of, at = array("I"), array("Q")
-    frame = 0
     for number, count in enumerate(per_pack):
-        end = 0
-        for _ in range(count):
-            start = end + gaps[frame]
-            end = start + sizes[frame]
-            if not sizes[frame] or end > packs[number].object.bytes:
-                _refuse("a frame outside its pack")
-            packs_of.append(number)
-            at.append(start)
-            frame += 1
+        here = slice(len(at), len(at) + count)
+        if not all(sizes[here]) or sum(gaps[here]) + sum(sizes[here]) > packs[number].object.bytes:
+            _refuse("a frame outside its pack")
+        ends = accumulate(map(operator.add, gaps[here], chain((0,), sizes[here])))
+        at.extend(ends)
+        packs_of.extend(repeat(number, count))
     return packs_of, at
 
 

@@ -54,17 +54,14 @@ class Manifest:
 
     data: Bytes = field(repr=False, compare=False)  # the canonical bytes
     sha256: bytes  # their digest, 32 bytes. Two manifests are equal if these are.
-    _sizes: array[int] = field(repr=False, compare=False)
+    sizes: array[int] = field(repr=False, compare=False)  # of the entries, in bytes
     _flags_at: int = field(repr=False, compare=False)
     _name_ends: array[int] = field(repr=False, compare=False)  # offsets in raw; the first is where the names begin
     _next: array[int] = field(repr=False, compare=False)  # the index that `find` is likely to need next
 
     @classmethod
-    def of(cls, entries: Iterable[Entry], before: Manifest | None = None) -> Manifest:
+    def of(cls, entries: Iterable[Entry]) -> Manifest:
         """The manifest of these entries, in any order.
-
-        Args:
-            before: if it has the same names, they are not checked again.
 
         Raises:
             ManifestError: an invalid size or digest; too many entries.
@@ -73,24 +70,25 @@ class Manifest:
         listed = sorted(entries, key=lambda entry: entry.name.encode(errors="surrogatepass"))
         if wrong := next((e for e in listed if len(e.sha256) != 32 or not 0 <= e.size <= MAX_FILE_BYTES), None):
             raise ManifestError(f"{wrong.name}: a file of {wrong.size} bytes with digest {wrong.sha256.hex()!r}")
+        names = [entry.name for entry in listed]
+        rest = ([entry.size for entry in listed], (entry.executable for entry in listed), (e.sha256 for e in listed))
         try:
-            names = "".join(f"{entry.name}\n" for entry in listed).encode()
-            raw = b"".join(
-                (
-                    _MAGIC,
-                    len(listed).to_bytes(4, "little"),
-                    len(names).to_bytes(4, "little"),
-                    pack_column(8, (entry.size for entry in listed)),
-                    bytes(entry.executable for entry in listed),
-                    b"".join(entry.sha256 for entry in listed),
-                    names,
-                )
-            )
-            same = before is not None and names == before.data[before._name_ends[0] :]
-            return cls.parse(raw, sha256=hashlib.sha256(raw).digest() if same else None, known=same)
+            return cls.parse(_encode(names, *rest))
         except (ManifestError, UnsafePathError, UnicodeEncodeError):
-            check_names(entry.name for entry in listed)  # says which name it is
+            check_names(names)  # says which name it is
             raise
+
+    @classmethod
+    def of_columns(
+        cls, names: Sequence[str], sizes: Iterable[int], executable: Iterable[bool], digests: Iterable[bytes]
+    ) -> Manifest:
+        """The manifest of files with these names, which are in order, and which `check_names` accepts.
+
+        Raises:
+            ManifestError: an invalid size; too many entries.
+        """
+        raw = _encode(names, sizes, executable, digests)
+        return cls.parse(raw, sha256=hashlib.sha256(raw).digest(), known=True)
 
     @classmethod
     def parse(cls, raw: Bytes, *, sha256: bytes | None = None, known: bool = False) -> Manifest:
@@ -148,12 +146,12 @@ class Manifest:
         return replace(self, data=data)
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self.sizes)
 
     def __getitem__(self, index: int) -> Entry:
-        if not 0 <= index < len(self._sizes):
+        if not 0 <= index < len(self.sizes):
             raise IndexError(index)
-        return Entry(self.name(index), self._sizes[index], self.digest(index), self.executable(index))
+        return Entry(self.name(index), self.sizes[index], self.digest(index), self.executable(index))
 
     def __iter__(self) -> Iterator[Entry]:
         return map(self.__getitem__, range(len(self)))
@@ -182,7 +180,7 @@ class Manifest:
 
     def size(self, index: int) -> int:
         """The size of one entry."""
-        return self._sizes[index]
+        return self.sizes[index]
 
     def digest(self, index: int) -> bytes:
         """The SHA-256 of one entry."""
@@ -210,7 +208,7 @@ class Manifest:
     @property
     def total_bytes(self) -> int:
         """The total size of all entries."""
-        return sum(self._sizes)
+        return sum(self.sizes)
 
     def find(self, name: str) -> int | None:
         """The index of the entry with this name; None: not found."""
@@ -348,6 +346,21 @@ class LazySequence(Sequence[T]):
 
     def __repr__(self) -> str:
         return f"LazySequence({list(self)!r})"
+
+
+def _encode(names: Sequence[str], sizes: Iterable[int], executable: Iterable[bool], digests: Iterable[bytes]) -> bytes:
+    listed = "".join([f"{name}\n" for name in names]).encode()
+    return b"".join(
+        (
+            _MAGIC,
+            len(names).to_bytes(4, "little"),
+            len(listed).to_bytes(4, "little"),
+            pack_column(8, sizes),
+            bytes(executable),
+            *digests,
+            listed,
+        )
+    )
 
 
 def _line_ends(data: Bytes, start: int) -> Iterator[int]:

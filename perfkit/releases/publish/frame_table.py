@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, compress, groupby, repeat
 
+from perfkit.filesystem.compact import pack_numbers
 from perfkit.releases.format.index import Index, Pack
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef
@@ -111,9 +113,8 @@ class FrameTable:
         table.packs = list(index.packs)
         table.packs_of, table.at = array("I", index.packs_of), array("Q", index.at)
         table.packed, table.sizes = array("I", index.packed), array("I", index.sizes)
-        frames = array(
-            "I", chain.from_iterable(map(repeat, range(len(index)), map(len, map(index.pieces_of, range(len(index))))))
-        )
+        counts = map(operator.sub, index.first[1:], index.first)
+        frames = array("I", chain.from_iterable(map(repeat, range(len(index)), counts)))
         moved = list(map(copies.moved.__getitem__, index.entries))
         live = [entry >= 0 for entry in moved]
         table.frames.extend(compress(frames, live))
@@ -162,17 +163,19 @@ class FrameTable:
 
     def drop(self, unwanted: Callable[[int], bool]) -> None:
         """Remove all pieces of the unwanted frames."""
-        keep = [not unwanted(frame) for frame in self.frames]
+        wanted = bytes(not unwanted(frame) for frame in range(len(self)))
+        if all(wanted):
+            return
+        keep = bytes(map(wanted.__getitem__, self.frames))
         for name in ("frames", "entries", "offsets", "starts", "lengths", "tags"):
             column = getattr(self, name)
             setattr(self, name, array(column.typecode, compress(column, keep)))
 
     def used(self) -> dict[int, array[int]]:
-        """The frames with pieces, by pack, each in order of their offsets."""
-        found: dict[int, array[int]] = defaultdict(lambda: array("I"))
-        for frame in compress(range(len(self)), self._piece_counts()):
-            found[self.packs_of[frame]].append(frame)
-        return {pack: array("I", sorted(frames, key=self.at.__getitem__)) for pack, frames in found.items()}
+        """The frames with pieces, by pack, each in order of their offsets; in order of the packs."""
+        frames = sorted(compress(range(len(self)), self._piece_counts()), key=self.at.__getitem__)
+        frames.sort(key=self.packs_of.__getitem__)
+        return {pack: array("I", here) for pack, here in groupby(frames, self.packs_of.__getitem__)}
 
     def _piece_counts(self) -> array[int]:
         counts = array("I", bytes(4 * len(self)))
@@ -247,24 +250,31 @@ class FrameTable:
             {ref: None for pack in packs for ref in (pack.object, pack.dictionary and pack.dictionary.object) if ref}
         )
 
-    def encode(self, manifest: Manifest, *, tags: bool) -> bytes:
-        """The bytes of the index; frames in the order of packs and offsets."""
+    def index(self, manifest: Manifest, *, tags: bool) -> Index:
+        """The index of a release with these frames, in the order of packs and offsets."""
         used, counts = self.used(), self._piece_counts()
-        packs = sorted(used)
-        place, following = 0, array("I", bytes(4 * len(self)))  # of each frame: the place of its next piece
-        for frame in chain.from_iterable(map(used.__getitem__, packs)):
-            following[frame], place = place, place + counts[frame]
-        order = array("I", bytes(4 * len(self.frames)))
-        for piece, frame in enumerate(self.frames):
-            order[following[frame]] = piece
-            following[frame] += 1
-        rows = (
-            (number, self.at[frame], self.packed[frame], self.sizes[frame], counts[frame])
-            for number, pack in enumerate(packs)
-            for frame in used[pack]
+        frames = pack_numbers(chain.from_iterable(used.values()))
+        place = array("I", bytes(4 * len(self)))  # of each frame
+        for number, frame in enumerate(frames):
+            place[frame] = number
+        places = array("I", map(place.__getitem__, self.frames))
+        pieces = pack_numbers(sorted(range(len(places)), key=places.__getitem__))
+
+        def take(column: array[int], numbers: Sequence[int]) -> array[int]:
+            whole = numbers == range(len(column))
+            return column if whole else array(column.typecode, map(column.__getitem__, numbers))
+
+        return Index(
+            manifest.sha256,
+            tuple(map(self.packs.__getitem__, used)),
+            array("I", chain.from_iterable(map(repeat, range(len(used)), map(len, used.values())))),
+            take(self.at, frames),
+            take(self.packed, frames),
+            take(self.sizes, frames),
+            array("I", accumulate(take(counts, frames), initial=0)),
+            take(self.entries, pieces),
+            take(self.offsets, pieces),
+            take(self.starts, pieces),
+            take(self.lengths, pieces),
+            take(self.tags, pieces) if tags else array("Q"),
         )
-        columns = (self.entries, self.offsets, self.starts, self.lengths, self.tags)
-        pieces: Iterator[tuple[int, int, int, int, int]] = zip(
-            *(map(column.__getitem__, order) for column in columns), strict=True
-        )
-        return Index.encode(manifest, [self.packs[pack] for pack in packs], rows, pieces, tags=tags)

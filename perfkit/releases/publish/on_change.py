@@ -9,7 +9,6 @@ from typing import Any
 
 from perfkit.errors import PerfkitError
 from perfkit.filesystem.watch import ALL, DirtySet
-from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.publish.options import PublishOptions
 from perfkit.releases.publish.publisher import Release, check_places, publish_manifest
 from perfkit.releases.publish.source_tree import SourceTree
@@ -40,7 +39,7 @@ def publish_on_change(
     renew_s = None if chosen.expires_s is None else chosen.expires_s / 2
 
     def publish() -> Release:
-        return publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen)
+        return publish_manifest(src, site, tree.manifest, chosen)
 
     with DirtySet(src) as dirty:
         tree.read_all()

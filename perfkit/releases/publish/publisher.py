@@ -102,9 +102,8 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(contextlib.closing(LastRelease(Site(site), known.manifest))) if known else None
         tree.read_all(progress, known, before.hash if before else None)
-        manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
         known = None
-        tree.entries.clear()  # frees 300 bytes for each file
+        manifest = tree.manifest
         release = publish_manifest(src, site, manifest, chosen, progress=progress, before=before)
     if clock_ns:
         rows = StatCache(manifest)
@@ -251,13 +250,13 @@ class _Publisher:
             with pool() as threads:
                 copies = self._copies()
                 small, new_bytes = self._small_frames(copies, threads, options.level)
-                fine = self._site.put_packed(small.encode(manifest, tags=True))
+                fine = self._site.put_packed(small.index(manifest, tags=True).encode(manifest))
                 packed, base = self._put_manifest()
                 most = new_bytes + packed.object.bytes + fine.object.bytes
                 with self._large_frames(small, copies, threads, options.level) as large:  # compressed meanwhile
                     for delta in self._deltas(options.keep_deltas, threads, small, most):
                         deltas[delta.origin, delta.target] = delta
-                solid = self._site.put_packed(large.encode(manifest, tags=False))
+                solid = self._site.put_packed(large.index(manifest, tags=False).encode(manifest))
             packs, solid_packs = small.objects(), large.objects()
         sha256 = manifest.sha256.hex()
         version = _versioned(version, number)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import operator
 import os
 import stat
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import compress, repeat
 from typing import BinaryIO, Literal
 
 from perfkit.errors import FileChangedError, UnsafePathError
@@ -17,12 +18,14 @@ from perfkit.filesystem.paths import name_errors, name_matcher, parents
 from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
-from perfkit.releases.format.manifest import Entry
+from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.statcache import StatCache
 from perfkit.transactions.layout import PRIVATE_DIR
 
 Links = Literal["refuse", "skip", "follow"]
 HashFile = Callable[[str, BinaryIO, Stage], tuple[int, bytes] | None]  # as `LastRelease.hash`
+_Identity = tuple[int, int]  # device and inode
+_Item = tuple[str, os.stat_result, tuple[_Identity, ...]]
 _READ_BYTES = 1 << 20
 _SHOWN = 20  # names in an error
 CHANGED = "it changed while it was being published; publish again"
@@ -64,8 +67,8 @@ class SourceTree:
         self._matches = name_matcher(exclude)
         self._links = links
         self._closed_only = closed_only
-        self.entries: dict[str, Entry] = {}
-        self.found: _Found | None = None
+        self.manifest = Manifest.of(())
+        self._columns: list[array[int]] = []  # as in `StatCache`
 
     def read_all(
         self, progress: Progress | None = None, rows: StatCache | None = None, hash_file: HashFile | None = None
@@ -82,33 +85,42 @@ class SourceTree:
             FileChangedError: something was removed or replaced meanwhile.
             OSError: something can't be read.
         """
+        rows = StatCache(Manifest.of(())) if rows is None else rows
+        names, sizes, errors = list[str](), array("q"), list[UnsafePathError]()
+        self._columns = mtimes, ctimes, inodes, modes = [array(code) for code in "qqQH"]
         try:
-            found = _Found.of(self._below(""))
-        except FileNotFoundError as error:
-            raise FileChangedError(str(error.filename), CHANGED) from error
-        self._check(found, rows)
-        known = [-1] * len(found.names) if rows is None else _known(rows, found)
+            for name, status in self._below(""):
+                if (error := _type_error(name, status.st_mode, self._links)) is not None:
+                    errors.append(error)
+                    continue
+                names.append(name)
+                sizes.append(status.st_size)
+                mtimes.append(status.st_mtime_ns)
+                ctimes.append(status.st_ctime_ns)
+                inodes.append(status.st_ino)
+                modes.append(stat.S_IMODE(status.st_mode))
+        except FileNotFoundError as missing:
+            raise FileChangedError(str(missing.filename), CHANGED) from missing
+        before = list(rows.manifest.names())
+        self._check(names, before, errors)
+        known = _known(rows, before, names, (sizes, *self._columns))
+        executable = [bool(mode & 0o111) for mode in modes]
+        digests = [b"" if entry < 0 else rows.manifest.digest(entry) for entry in known]
         unknown = [at for at, entry in enumerate(known) if entry < 0]
-        total = sum(map(found.sizes.__getitem__, unknown))
-        entries: dict[str, Entry] = {}
+        total = sum(map(sizes.__getitem__, unknown))
         with Stage(progress, "checking files", files=len(unknown), total_bytes=total) as shown:
-            for at, (name, entry) in enumerate(zip(found.names, known, strict=True)):
-                mode = found.modes[at]
-                if entry >= 0 and rows is not None:
-                    entries[name] = Entry(name, found.sizes[at], rows.manifest.digest(entry), bool(mode & 0o111))
-                else:
-                    entries.update((each.name, each) for each in self._entry(name, mode, shown, hash_file))
-        self.entries = entries
-        found.names.clear()  # the entries have them
-        self.found = found
+            for at in unknown:
+                if (found := self._entry(names[at], modes[at], shown, hash_file)) is not None:
+                    _, sizes[at], digests[at], executable[at] = found
+        if not all(digests):  # some are being written, and are new
+            names, sizes = list(compress(names, digests)), array("q", compress(sizes, digests))
+            executable = list(compress(executable, digests))
+        self.manifest = Manifest.of_columns(names, sizes, executable, filter(None, digests))
 
-    def _check(self, found: _Found, rows: StatCache | None) -> None:
-        """Check types and names; names are not checked again if the last release had exactly these."""
-        types = (_type_error(*each, self._links) for each in zip(found.names, found.modes, strict=True))
-        errors = [error for error in types if error is not None]
-        wrong = {error.name for error in errors}
-        if rows is None or wrong or found.names != list(rows.manifest.names()):
-            errors += name_errors(name for name in found.names if name not in wrong)
+    def _check(self, names: list[str], before: list[str], errors: list[UnsafePathError]) -> None:
+        """Check names, unless the last release had exactly these; raise this and other errors."""
+        if errors or names != before:
+            errors += name_errors(names)
         if len(errors) == 1:
             raise errors[0]
         if errors:
@@ -119,28 +131,32 @@ class SourceTree:
             )
 
     def record(self, rows: StatCache, *, content_ns: int) -> None:
-        """Fill in the rows, which are empty, of a manifest of these entries, as `read_all` found the files.
+        """Fill in the rows of a cache of `manifest`, as `read_all` found the files.
 
         Args:
             content_ns: the file system's time before `read_all`.
         """
-        assert self.found is not None
-        rows.record_all(self.found.rows(), content_ns=content_ns)
+        rows.record_columns(self._columns, content_ns=content_ns)
 
     def read(self, names: Collection[str]) -> None:
         """Hash these files again, and everything below those that are directories; forget what was removed.
 
         Raises:
-            UnsafePathError, OSError: as `read_all`; the entries are then as they were.
+            UnsafePathError, OSError: as `read_all`; the manifest is then as it was.
         """
         names = {name for name in names if not any(parent in names for parent in parents(name))}
         with Stage(None, "") as shown:
-            places = (each for name in sorted(names) for each in self._at(name))
-            found = {entry.name: entry for name, status in places for entry in self._entry(name, status.st_mode, shown)}
-        gone = [name for name in self.entries if name in names or any(parent in names for parent in parents(name))]
-        for name in gone:
-            del self.entries[name]
-        self.entries.update(found)
+            places = [each for name in sorted(names) for each in self._at(name)]
+            for name, status in places:
+                if (error := _type_error(name, status.st_mode, self._links)) is not None:
+                    raise error
+            found = [self._entry(name, status.st_mode, shown) for name, status in places]
+        kept = (
+            self.manifest[at]
+            for at, name in enumerate(self.manifest.names())
+            if name not in names and not any(parent in names for parent in parents(name))
+        )
+        self.manifest = Manifest.of([*kept, *filter(None, found)])
 
     def _at(self, name: str) -> Iterator[tuple[str, os.stat_result]]:
         if any(self._excluded(each) for each in (name, *parents(name))):
@@ -168,35 +184,46 @@ class SourceTree:
         return os.lstat(path)
 
     def _below(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Everything below except directories. A link back to a directory above it counts as a link, to be refused."""
-        left: list[tuple[str, tuple[tuple[int, int], ...]]] = [(directory, ())]
+        """Everything below except directories, in the order of the whole names."""
+        left = self._listed(directory, ())
         while left:
-            directory, above = left.pop()
-            path = os.path.join(self._src, directory)
-            if self._links == "follow":
-                here = os.stat(path)
-                above = (*above, (here.st_dev, here.st_ino))
-            with os.scandir(path) as found:
-                items = sorted(found, key=lambda item: item.name)
-            for item in items:
-                name = f"{directory}/{item.name}" if directory else item.name
-                if self._excluded(name) or (self._links == "skip" and item.is_symlink()):
+            name, status, above = left.pop()
+            if name.endswith("/"):
+                left += self._listed(name[:-1], above)
+            else:
+                yield name, status
+
+    def _listed(self, directory: str, above: tuple[_Identity, ...]) -> list[_Item]:
+        """What is in a directory, the first name last. Those of directories end in a slash: `a.txt` is before `a/b`.
+
+        A link back to a directory above it counts as a link, to be refused.
+        """
+        path = os.path.join(self._src, directory)
+        if self._links == "follow":
+            here = os.stat(path)
+            above = (*above, (here.st_dev, here.st_ino))
+        items = []
+        with os.scandir(path) as found:
+            for item in found:
+                name, is_link = f"{directory}/{item.name}" if directory else item.name, item.is_symlink()
+                if self._excluded(name) or (self._links == "skip" and is_link):
                     continue
-                status = self._status(name) if item.is_symlink() else item.stat(follow_symlinks=False)
-                if not stat.S_ISDIR(status.st_mode):
-                    yield name, status
-                elif (status.st_dev, status.st_ino) in above:
-                    yield name, item.stat(follow_symlinks=False)
-                else:
-                    left.append((name, above))
+                status = self._status(name) if is_link else item.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    if (status.st_dev, status.st_ino) in above:
+                        status = item.stat(follow_symlinks=False)
+                    else:
+                        name += "/"
+                items.append((name, status, above))
+        items.sort(reverse=True)
+        return items
 
     def _excluded(self, name: str) -> bool:
         """Also excludes the private directory of a tree that is itself synced."""
         return name == PRIVATE_DIR or (self._matches is not None and self._matches(name))
 
-    def _entry(self, name: str, mode: int, shown: Stage, hash_file: HashFile | None = None) -> Iterator[Entry]:
-        if (error := _type_error(name, mode, self._links)) is not None:
-            raise error
+    def _entry(self, name: str, mode: int, shown: Stage, hash_file: HashFile | None = None) -> Entry | None:
+        """The entry of a regular file, which is read; None: it is new, and being written."""
         found = 0, b""
         with open_source(self._src, name, self._links) as file:
             written = self._is_being_written(file)
@@ -205,9 +232,9 @@ class SourceTree:
             written = written or self._is_being_written(file)
         shown.count(files=1)
         if not written:
-            yield Entry(name, *found, bool(mode & 0o111))
-        elif name in self.entries:
-            yield self.entries[name]
+            return Entry(name, *found, bool(mode & 0o111))
+        at = self.manifest.find(name)
+        return None if at is None else self.manifest[at]
 
     def _is_being_written(self, file: BinaryIO) -> bool:
         return self._closed_only and is_being_written(file.fileno())
@@ -223,49 +250,20 @@ def _hash(file: BinaryIO, shown: Stage) -> tuple[int, bytes]:
     return size, digest.digest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What is in a tree, in columns, in order of the names."""
+def _known(rows: StatCache, before: list[str], names: list[str], columns: Sequence[array[int]]) -> list[int]:
+    """For each file, the entry of the last release that it matches, by its row; -1: it has to be read.
 
-    names: list[str]
-    sizes: array[int]
-    mtimes: array[int]
-    ctimes: array[int]
-    inodes: array[int]
-    modes: array[int]
-
-    @classmethod
-    def of(cls, items: Iterable[tuple[str, os.stat_result]]) -> _Found:
-        found = cls([], array("q"), array("q"), array("q"), array("Q"), array("I"))
-        for name, status in items:
-            found.names.append(name)
-            found.sizes.append(status.st_size)
-            found.mtimes.append(status.st_mtime_ns)
-            found.ctimes.append(status.st_ctime_ns)
-            found.inodes.append(status.st_ino)
-            found.modes.append(status.st_mode)
-        order = sorted(range(len(found.names)), key=found.names.__getitem__)
-        columns = (found.sizes, found.mtimes, found.ctimes, found.inodes, found.modes)
-        return cls(
-            [found.names[at] for at in order],
-            *(array(column.typecode, map(column.__getitem__, order)) for column in columns),
-        )
-
-    def rows(self) -> Iterator[tuple[int, int, int, int, int]]:
-        """As `StatCache.rows`."""
-        return zip(self.sizes, self.mtimes, self.ctimes, self.inodes, map(stat.S_IMODE, self.modes), strict=True)
-
-
-def _known(rows: StatCache, found: _Found) -> list[int]:
-    """For each file, the entry of the last release that it matches, by its row; -1: it has to be read."""
-    known = []
-    old = enumerate(zip(rows.manifest.names(), rows.rows(), strict=True))  # in the order of our names
-    last = next(old, None)
-    for name, status in zip(found.names, found.rows(), strict=True):
-        while last is not None and last[1][0] < name:
-            last = next(old, None)
-        known.append(last[0] if last is not None and last[1] == (name, status) and status[2] else -1)
-    return known
+    Args:
+        before: the names of the last release.
+        columns: the sizes, and columns as in `StatCache`.
+    """
+    old: Sequence[Sequence[int]] = (rows.manifest.sizes, *rows.columns())
+    places: Sequence[int] = range(len(names))
+    if names != before:
+        places = list(map(dict(zip(before, range(len(before)), strict=True)).get, names, repeat(-1)))
+        old = [[0 if at < 0 else column[at] for at in places] for column in old]
+    matched = map(operator.eq, zip(*old, strict=True), zip(*columns, strict=True))
+    return [at if same and ctime else -1 for at, same, ctime in zip(places, matched, old[2], strict=True)]
 
 
 def _type_error(name: str, mode: int, links: Links) -> UnsafePathError | None:
