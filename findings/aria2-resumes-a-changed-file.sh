@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 needed=('aria2=1.36.0-1*' 'libaria2-0=1.36.0-1*' libc-ares2 libicu72 libsqlite3-0 libssh2-1 libxml2)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 python3 - "$folder" <<'END'
 import http.server, os, pathlib, re, subprocess, sys, threading

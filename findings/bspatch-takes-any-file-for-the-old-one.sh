@@ -12,7 +12,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 needed=('bsdiff=4.3-23*' 'zstd=1.5.4+dfsg2-5*' 'xdelta3=3.0.11-dfsg-1.2*' libbz2-1.0 liblz4-1 liblzma5 libzstd1)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q --disable-pip-version-check zstandard==0.25.0

@@ -13,7 +13,7 @@ folder=$(mktemp -d)
 trap 'umount -q "$folder/mounted" || true; rm -rf "$folder"' EXIT
 needed=('aria2=1.36.0-1*' 'libaria2-0=1.36.0-1*' 'rsync=3.2.7-1*' libc-ares2 libicu72 libpopt0 libsqlite3-0 libssh2-1
     libxml2)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 mkdir "$folder/mounted" "$folder/site"
 truncate -s 1G "$folder/disk"

@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 needed=('haproxy=2.6.12-1*' 'nginx=1.22.1-9*' liblua5.3-0 libopentracing-c-wrapper0 libopentracing1)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 chmod 755 "$folder"
 python3 - "$folder" <<'END'

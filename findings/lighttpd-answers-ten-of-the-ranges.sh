@@ -11,7 +11,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 needed=('lighttpd=1.4.69-1*' 'apache2-bin=2.4.71-1*' 'nginx=1.22.1-9*' libapr1 libaprutil1 libexpat1 libnettle8 libpcre2-8-0
     libuuid1 libxxhash0)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 chmod 755 "$folder"
 python3 - "$folder" <<'END'

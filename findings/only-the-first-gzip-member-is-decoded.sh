@@ -14,7 +14,7 @@ trap 'rm -rf "$folder"' EXIT
 needed=('wget2=1.99.1-2*' 'libwget0=1.99.1-2*' 'aria2=1.36.0-1*' 'libaria2-0=1.36.0-1*' 'curl=7.88.1-10*' 'libcurl4=7.88.1-10*'
     libassuan0 libbrotli1 libc-ares2 libgpgme11 libicu72 libldap-2.5-0 libnghttp2-14 libpcre2-8-0 libpsl5 librtmp1
     libsasl2-2 libsqlite3-0 libssh2-1 libxml2)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q --disable-pip-version-check httpx==0.28.1 requests==2.34.2 urllib3==2.8.0

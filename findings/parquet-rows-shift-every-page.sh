@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 needed=('rsync=3.2.7-1*' 'zstd=1.5.4+dfsg2-5*' liblz4-1 liblzma5 libpopt0 libzstd1)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q --disable-pip-version-check pyarrow==26.0.1

@@ -9,7 +9,7 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-(cd "$folder" && apt-get download -q 'rsync=3.2.7-1*' 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q 'rsync=3.2.7-1*' 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 dpkg -x "$folder"/rsync_*.deb "$folder/rsync"
 python3 - "$folder" <<'END'
 import pathlib, subprocess, sys

@@ -9,7 +9,7 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-(cd "$folder" && apt-get download -q 'rsync=3.2.7-1*' libpopt0 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q 'rsync=3.2.7-1*' libpopt0 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 LD_LIBRARY_PATH=$(echo "$folder"/usr/lib/*-linux-gnu) python3 - "$folder" <<'END'
 import os, pathlib, subprocess, sys, time

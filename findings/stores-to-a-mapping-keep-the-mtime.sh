@@ -13,9 +13,10 @@ set -euo pipefail
 folder=$(mktemp -d)
 memory=$(mktemp -d -p /dev/shm)
 trap 'rm -rf "$folder" "$memory"' EXIT
-(cd "$folder" && apt-get download -q 'rsync=3.2.7-1*' libpopt0 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q 'rsync=3.2.7-1*' libpopt0 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
-export PATH=$folder/usr/bin:$PATH LD_LIBRARY_PATH=$folder/usr/lib/$(uname -m)-linux-gnu
+libraries=$folder/usr/lib/$(uname -m)-linux-gnu
+export PATH=$folder/usr/bin:$PATH LD_LIBRARY_PATH=$libraries
 uname -r
 rsync --version | sed -n 1p
 python3 - "$memory" "$folder" <<'END'

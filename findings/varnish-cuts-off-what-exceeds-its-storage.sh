@@ -12,7 +12,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 needed=('varnish=7.1.1-2*' 'libvarnishapi3=7.1.1-2*' libedit2 libjemalloc2 libpcre2-8-0 libbsd0 libmd0)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 python3 - "$folder" <<'END'
 import http.client, http.server, os, pathlib, re, socket, subprocess, sys, threading, time

@@ -12,7 +12,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 needed=('wget=1.21.3-1*' 'wget2=1.99.1-2*' 'libwget0=1.99.1-2*' 'curl=7.88.1-10*' 'libcurl4=7.88.1-10*' libassuan0 libbrotli1
     libgpgme11 libldap-2.5-0 libnghttp2-14 libpcre2-8-0 libpsl5 librtmp1 libsasl2-2 libssh2-1 libuuid1)
-(cd "$folder" && apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
+(cd "$folder"; apt-get download -q "${needed[@]}" 2>"$folder/apt" || { cat "$folder/apt"; exit 1; })
 for package in "$folder"/*.deb; do dpkg -x "$package" "$folder"; done
 python3 - "$folder" <<'END'
 import email.utils, http.server, os, pathlib, subprocess, sys, threading
