@@ -242,6 +242,13 @@ class DownloadManager:
             next(running)
         return running
 
+    def arrived(self, path: str) -> tuple[str, int]:
+        """The partial file of the download to this path, and how many bytes from its start are there; any thread may
+        ask. They are not verified, and if the download starts over, another file takes its place.
+        """
+        transfer = self._paths.get(path)
+        return ("", 0) if transfer is None else transfer.arrived
+
     def close(self) -> None:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
         self._closed = True
