@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from itertools import pairwise
-from typing import BinaryIO
 
 from perfkit.archives.members import Readable
 from perfkit.errors import ManifestError
