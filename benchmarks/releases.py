@@ -1,6 +1,6 @@
 """Benchmark releases against other update methods: bytes to fetch, requests, and the cost of publishing.
 
-    python benchmarks/releases.py [--only django lxml ansible again behind] [--cache DIR] [--out DIR]
+    python benchmarks/releases.py [--only django lxml ansible again behind minified] [--cache DIR] [--out DIR]
 
 Trees are source distributions from PyPI, downloaded by pip into the cache. Our bytes are those of the objects and
 ranges that a client of `docs/format.md` fetches, plus HEADERS for each request; what a server counted is another
@@ -47,6 +47,7 @@ from perfkit.releases.publish.publisher import publish
 
 AGAIN = "again"  # synthetic trees of which little changes
 BEHIND = "behind"  # a client that has missed a hundred releases
+MINIFIED = "minified"  # JSON without line feeds
 HEADERS = 600  # bytes of a request and its response headers, with nginx and perfkit
 
 
@@ -193,7 +194,32 @@ def rules(chance: random.Random, size: int) -> bytes:
     return bytes(found)
 
 
-SYNTHETIC = {AGAIN: again_rows, BEHIND: behind_rows}
+def minified_rows(cache: Path) -> list[Row]:
+    """What a client fetches without a delta after a record was inserted in the middle of 9.6 MB of JSON."""
+    work, chance = cache / "work" / MINIFIED, random.Random(1)
+    shutil.rmtree(work, ignore_errors=True)
+    trees = work / "old", work / "new"
+    records = [json_record(chance) for _ in range(73_000)]
+    for tree in trees:
+        tree.mkdir(parents=True)
+        (tree / "records.json").write_text(json.dumps(records, separators=(",", ":")), encoding="ascii")
+        records.insert(36_500, json_record(chance))
+    with Toolkit() as kit, serve(str(work)) as url:
+        for version, tree in enumerate(trees):
+            kit.publish(tree, work / "site", version=str(version), keep_deltas=0)
+            report = kit.sync(f"{url}/site", work / "client")
+    moved = rsync_bytes(*trees)
+    received = report.bytes_received + report.requests * HEADERS
+    return [Row(MINIFIED, "one record more", received, 2 * moved, {"rsync -rcz": moved}, report.requests)]
+
+
+def json_record(chance: random.Random) -> dict[str, object]:
+    """A record of about 131 bytes."""
+    numbers = {"id": chance.randrange(1 << 40), "price": round(chance.uniform(1, 1000), 2)}
+    return {**numbers, "name": f"item {chance.randrange(1 << 30):x}", "hash": f"{chance.getrandbits(256):064x}"}
+
+
+SYNTHETIC = {AGAIN: again_rows, BEHIND: behind_rows, MINIFIED: minified_rows}
 
 
 def overwrite(path: Path, offset: int, size: int) -> None:

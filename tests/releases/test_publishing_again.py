@@ -13,6 +13,7 @@ import pytest
 
 from perfkit import ManifestError
 from perfkit.progress.stage import Stage
+from perfkit.releases.format.zstd import compress, stored_content, zstd
 from perfkit.releases.publish import publisher
 from perfkit.releases.publish.large_files import LastRelease
 from perfkit.releases.publish.publisher import publish
@@ -136,6 +137,19 @@ def test_a_large_file_whose_parts_change_places(again: Callable[..., int], tmp_p
     assert again() < MIB
     client = Client(tmp_path / "site")
     assert {client.install(index)["large"] for index in (client.pointer.fine, client.pointer.solid)} == {content}
+
+
+@pytest.mark.parametrize("size", [0, 1, 200, 256, 3000, 70_000, 131_072])
+def test_content_that_a_frame_stores_as_it_is(size: int) -> None:
+    """It needs no decoder, unless the frame is written in another way."""
+    content = noise(1, size)
+    plain = compress(content)
+    assert stored_content(plain, size) == content
+    assert stored_content(plain, size + 1) is None
+    assert stored_content(b"?" + plain[1:], size) is None
+    assert stored_content(compress(lines(1, 100)), len(lines(1, 100))) is None
+    checked = zstd.compress(content, options={zstd.CompressionParameter.checksum_flag: 1})
+    assert stored_content(checked, size) is None
 
 
 @pytest.mark.parametrize("damage", ["pack", "index", "half new", "another release"])

@@ -11,7 +11,7 @@ from itertools import islice, pairwise
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
+from perfkit.releases.format.zstd import decompress_stream, dictionary, stored_content, zstd
 from perfkit.releases.publish.site import Site
 
 _READ_BYTES = 1 << 20
@@ -120,8 +120,11 @@ class BlobReader:
         return content
 
     def _decoded(self, number: int) -> bytes:
+        compressed, size = self.compressed(number), self.index.content_bytes(number)
+        if (content := stored_content(compressed, size)) is not None:
+            return content
         _, shared = self._pack(self.index.pack_of(number))
-        return b"".join(decompress_stream((self.compressed(number),), self.index.content_bytes(number), shared))
+        return b"".join(decompress_stream((compressed,), size, shared))
 
     def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
         with self._opening:
