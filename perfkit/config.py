@@ -375,7 +375,7 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     "tuple[str, ...]": (_is_texts, "a list of text"),
     "Iterable[str]": (_is_text_list, "a list of text"),
     "Collection[str]": (_is_text_list, "a list of text"),
-    "Path": (_is_path, "a path or URL, not empty, and without NUL"),
+    "Path": (_is_path, "a path or URL (not empty, and without NUL)"),
     "Path | Iterable[Path]": (
         lambda value: _is_path(value) or (isinstance(value, tuple) and all(map(_is_path, value))),
         "a path, or a list of paths",

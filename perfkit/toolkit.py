@@ -740,6 +740,7 @@ class Toolkit:
         """Make `sync` pass over a version of the installed source, until `unhold` or `sync(release=...)` with it.
 
         Raises:
+            ConfigError: `version` is not one line of 1 to 200 printable characters.
             UpdateError: nothing is installed in `dest`, or this version is, or the tree is pinned.
             LockedError, OSError: as `sync`.
         """

@@ -11,9 +11,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config
-from perfkit.errors import UpdateError
+from perfkit.errors import ConfigError, UpdateError
 from perfkit.filesystem.own_files import read_record, write_record
 from perfkit.redact import redacted, redacted_text
+from perfkit.releases.format import is_version
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 
@@ -77,6 +78,8 @@ def pin(config: Config, dest: str, *, wait_s: float = 0.0) -> None:
 
 def hold(config: Config, dest: str, version: str, *, wait_s: float = 0.0) -> None:
     """See `Toolkit.hold`."""
+    if not is_version(version):
+        raise ConfigError(f"{version!r:.80} is not a version: one line of 1 to 200 printable characters")
     with managed_tree(config, dest, wait_s=wait_s) as tree:
         installed = read_installed(tree.root)
         if installed.version in (None, version):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import RollbackError, Toolkit, UpdateError
+from perfkit import ConfigError, RollbackError, Toolkit, UpdateError
 from perfkit.updates.hold import HoldReason, hold_on, with_hold
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
@@ -118,6 +118,14 @@ def test_one_by_its_version(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> 
     kit.pin(tree)
     with pytest.raises(UpdateError, match="is pinned"):
         kit.hold(tree, "2")
+
+
+@pytest.mark.parametrize("version", ["", "2\n", "2" * 201])
+def test_no_release_has_such_a_version(version: str, kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    with pytest.raises(ConfigError, match="is not a version"):
+        kit.hold(tmp_path / "tree", version)
+    assert kit.status(tmp_path / "tree").holds == ()
 
 
 def test_nothing_to_pin(kit: Toolkit, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Read and write the files of a release, as docs/format.md specifies them."""
 
 import re
+from typing import TypeGuard
 
 from perfkit.errors import ConfigError
 
@@ -9,6 +10,7 @@ __all__ = [
     "POINTER_NAME",
     "channel_name",
     "is_channel",
+    "is_version",
     "most_compressed",
     "most_content",
     "signature_path",
@@ -16,6 +18,11 @@ __all__ = [
 
 POINTER_NAME = "perfkit.json"  # the file name of the pointer; it identifies a site
 MAX_AHEAD_MS = 86_400_000  # how far a publisher's clock, which serials come from, may be ahead of a client's
+
+
+def is_version(value: object) -> TypeGuard[str]:
+    """Whether a value can be the version of a release: one line of 1 to 200 printable characters."""
+    return isinstance(value, str) and 1 <= len(value) <= 200 and value.isprintable()
 
 
 def is_channel(name: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.releases.format import POINTER_NAME, is_channel, most_compressed, most_content
+from perfkit.releases.format import POINTER_NAME, is_channel, is_version, most_compressed, most_content
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
 FORMAT = 1
@@ -108,7 +108,7 @@ class Pointer:
                 "Install a newer perfkit"
             )
         version = record.get("version")
-        if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
+        if not is_version(version):
             _refuse(f"the version {version!r:.80} is not one line of 1 to 200 printable characters")
         manifest = record.get("manifest")
         base = _base(manifest) if format_version == BASED_FORMAT else None

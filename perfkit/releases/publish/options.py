@@ -9,6 +9,7 @@ from typing import get_args
 
 from perfkit.errors import ConfigError
 from perfkit.minisign.secret_keys import SecretKey
+from perfkit.releases.format import is_version
 from perfkit.releases.format.pointer import MAX_SERIAL
 from perfkit.releases.publish.source_tree import Links
 
@@ -39,7 +40,7 @@ class PublishOptions:
     expires_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.version, str) or not 1 <= len(self.version) <= 200 or not self.version.isprintable():
+        if not is_version(self.version):
             raise ConfigError(f"version {self.version!r} is not one line of 1 to 200 characters")
         if self.keep_deltas < 0:
             raise ConfigError(f"keep_deltas must be 0 or more; got {self.keep_deltas}")
