@@ -78,8 +78,10 @@ def test_one_failure_does_not_stop_the_others(kit: Toolkit, site: Path, out: Pat
     assert os.listdir(out.parent) == [name for name in os.listdir(out.parent) if name in ("site", "out")]
 
 
-@pytest.mark.parametrize("descriptors", [24, 12])
-def test_few_descriptors_mean_fewer_connections(misbehaving: Start, tmp_path: Path, descriptors: int) -> None:
+@pytest.mark.parametrize(("descriptors", "durable"), [(24, "0"), (12, "0"), (18, "1")])
+def test_few_descriptors_mean_fewer_connections(
+    misbehaving: Start, tmp_path: Path, descriptors: int, durable: str
+) -> None:
     """From a distant server, sixteen files at once would take some fifty descriptors. None of them fails."""
 
     def respond(x: Exchange) -> None:
@@ -88,7 +90,7 @@ def test_few_descriptors_mean_fewer_connections(misbehaving: Start, tmp_path: Pa
 
     server = misbehaving(respond)
     urls = [f"{server.url}/{number}" for number in range(40)]
-    limited = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *PERFKIT]
+    limited = ["sh", "-c", f'ulimit -n {descriptors}; exec env PERFKIT_DURABLE={durable} "$@"', "sh", *PERFKIT]
     run = subprocess.run([*limited, "get", "-d", tmp_path, *urls], check=False, capture_output=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert {name: (tmp_path / name).read_bytes() == BODY for name in os.listdir(tmp_path)} == {
