@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
@@ -24,6 +25,7 @@ from perfkit import (
     UnsafePathError,
 )
 from perfkit.downloads import manager
+from perfkit.downloads.retry import is_shortage
 from perfkit.downloads.transfer import Transfer
 from perfkit.server.server import Server
 from tests.support.command import PERFKIT
@@ -96,6 +98,15 @@ def test_few_descriptors_mean_fewer_connections(
     assert {name: (tmp_path / name).read_bytes() == BODY for name in os.listdir(tmp_path)} == {
         f"{number}": True for number in range(40)
     }
+
+
+def test_errors_that_cause_each_other_are_no_shortage_of_descriptors() -> None:
+    """`raise a from b`, where b was raised while a was handled, makes such a circle."""
+    error, cause = TransferError("http://x/", "broken"), OSError(errno.EIO, "broken")
+    error.__cause__, cause.__context__ = cause, error
+    assert not is_shortage(error)
+    cause.__cause__ = OSError(errno.EMFILE, "too many")
+    assert is_shortage(error)
 
 
 def test_a_stream_without_end_is_read_as_workers_get_free(kit: Toolkit, site: Path, out: Path) -> None:
