@@ -136,13 +136,13 @@ class Destination:
             raise TransferError(self.request.url, reason)
         return free
 
-    def publish(self, partial: PartialFile, *, durable: bool) -> None:
+    def publish(self, partial: PartialFile) -> None:
         """Give the file its name; never replaces a file that has appeared under the server's name. Raises as
         `PartialFile.publish`.
         """
         new = self._name_source is not None and self._check_free(self.path, self._name_source)
         try:
-            partial.publish(self.path, durable=durable, replace=not new)
+            partial.publish(self.path, replace=not new)
         except FileExistsError:
             if self._name_source is not None:
                 self._check_free(self.path, self._name_source)

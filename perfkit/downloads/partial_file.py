@@ -24,7 +24,7 @@ from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.resume_journal import Resumable, ResumeJournal, is_own
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
-from perfkit.libc import rename_to_new, set_mode, sync_directory_at, sync_file, try_lock
+from perfkit.libc import rename_to_new, set_mode, sync_directory, sync_file, try_lock
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,14 @@ class PartialFile:
     """The partial file of one version, with the map of what it holds."""
 
     def __init__(
-        self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None, key: str | None = None
+        self,
+        dest: str,
+        url: str,
+        checksum: Checksum | None = None,
+        part: Range | None = None,
+        key: str | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
         self.dest = dest
         self.url = url  # the origin that `version` belongs to
@@ -82,9 +89,11 @@ class PartialFile:
         self.retired = False
         self.path = part_path(dest)
         self.descriptor = -1
+        self._durable = durable  # whether data and name are synced at the end
+        self._directory = -1  # its descriptor, if durable; opened early, while a lack of descriptors can be waited out
         self._journal = ResumeJournal(self.path)
         self._journal_lock = threading.Lock()
-        self._durable: list[Range] = []
+        self._synced: list[Range] = []
         self._saved_at_s = self._synced_at_s = time.monotonic()
 
     @property
@@ -139,7 +148,7 @@ class PartialFile:
         self.version = version
         self.map = SegmentMap(size, done)
         self.total = size if self.part is None else None
-        self._durable = found.durable
+        self._synced = found.durable
         self.resumed_bytes = _total(done)
         self.mixed = self.resumed_bytes > 0
 
@@ -163,6 +172,15 @@ class PartialFile:
 
     def _open(self) -> int:
         """Open and lock the partial file; returns its size. Removes what others have put there under its name."""
+        if self._durable:
+            self._directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return self._open_locked()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_locked(self) -> int:
         while True:
             descriptor, found = self._open_or_create()
             try:
@@ -257,11 +275,11 @@ class PartialFile:
         done = self.map.done()
         if time.monotonic() - self._synced_at_s >= _SYNC_EVERY_S:
             getattr(os, "fdatasync", os.fsync)(self.descriptor)  # macOS has only fsync
-            self._durable = done
+            self._synced = done
             self._synced_at_s = time.monotonic()
         checksum = None if self._checksum is None else str(self._checksum)
         size = self.map.size or 0
-        self._journal.write(Resumable(self.source, self.version, size, self.part, checksum, done, self._durable))
+        self._journal.write(Resumable(self.source, self.version, size, self.part, checksum, done, self._synced))
         self._saved_at_s = time.monotonic()
 
     def verify(self, cancel: Cancel) -> None:
@@ -299,12 +317,11 @@ class PartialFile:
                 wait_s = least_s if digest.position - before >= _HASH_STEP_BYTES else min(2 * wait_s, most_s)
                 cancel.wait(wait_s)
 
-    def publish(self, path: str, *, durable: bool, replace: bool = True) -> None:
+    def publish(self, path: str, *, replace: bool = True) -> None:
         """Give the whole file its final name, in one step.
 
         Args:
             path: that name, in the same directory as `dest`.
-            durable: whether to sync the data before, and the name after.
             replace: whether a file that has the name already may be replaced.
 
         Raises:
@@ -318,7 +335,7 @@ class PartialFile:
                 set_mode(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
         if lasting := self.lasting:
             write_origin(self.descriptor, self.source, lasting)
-        if durable:
+        if self._durable:
             sync_file(self.descriptor)
         try:
             (os.replace if replace else rename_to_new)(self.path, path)
@@ -327,8 +344,8 @@ class PartialFile:
                 raise
             text = f"{reason}, so it can't be replaced; {self.path} has the new file"
             raise OSError(error.errno, text, path) from error
-        if durable:
-            sync_directory_at(os.path.dirname(path) or ".")
+        if self._durable:
+            sync_directory(self._directory)
         with contextlib.suppress(OSError):
             self._journal.remove()
         self.close()
@@ -372,9 +389,11 @@ class PartialFile:
             self._journal.remove()
 
     def close(self) -> None:
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        descriptors = self.descriptor, self._directory
+        self.descriptor = self._directory = -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def check_replaceable(status: os.stat_result, path: str) -> None:

@@ -93,13 +93,13 @@ class Proofs:
         self._signature = None
 
     def verify_signature(self, path: str | int) -> None:
-        """Check that the file, given by its path or a descriptor, is signed as the caller wants.
+        """Check that the file, given by its path or a descriptor, which stays open, is signed as the caller wants.
 
         Raises:
             SignatureError: it is not.
         """
         assert self._signature is not None
-        with open(path, "rb") as file:
+        with open(path, "rb", closefd=isinstance(path, str)) as file:
             file.seek(0)
             self._verify(file, self._signature)
 

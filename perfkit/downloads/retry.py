@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _BUSY_STATUSES = frozenset({429, 503})
+_MOST_CAUSES = 20  # of an error that are looked at: they may form a circle
 
 
 def backoff_s(config: Config, failures: int) -> float:
@@ -69,9 +70,11 @@ def is_refusal(error: Exception) -> bool:
 def is_shortage(error: Exception) -> bool:
     """Whether there were no file descriptors left (`ulimit -n`). Fewer requests at once need fewer."""
     each: BaseException | None = error
-    while each is not None and getattr(each, "errno", None) not in (errno.EMFILE, errno.ENFILE):
-        each = each.__cause__ or each.__context__
-    return each is not None
+    for _ in range(_MOST_CAUSES):
+        if getattr(each, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            return True
+        each = each and (each.__cause__ or each.__context__)
+    return False
 
 
 def may_retry(error: Exception, config: Config) -> bool:

@@ -304,7 +304,8 @@ class Transfer:
         return RangeTask(task.source, task.url, task.at, partial, runner, host=task.host)
 
     def _new_partial(self, source: str, part: tuple[int, int] | None) -> PartialFile:
-        return PartialFile(self.destination.first_path, source, self._checksum, part, self.request.key_of(source))
+        dest, key, durable = self.destination.first_path, self.request.key_of(source), self._config.durable
+        return PartialFile(dest, source, self._checksum, part, key, durable=durable)
 
     def _is_current(self, partial: PartialFile) -> bool:
         """Whether the existing file has the checksum; without one, the request will ask whether it changed."""
@@ -640,8 +641,8 @@ class Transfer:
             self._meter.verifying()
             partial.verify(self.cancel)
         if self._proofs.needs_signature:
-            self._proofs.verify_signature(os.dup(partial.descriptor))
-        self.destination.publish(partial, durable=self._config.durable)
+            self._proofs.verify_signature(partial.descriptor)
+        self.destination.publish(partial)
 
     def _try_again(self, partial: PartialFile, error: TransferError) -> bool:
         """After wrong bytes: start over if some came from an earlier run or another server, or use the next mirror."""

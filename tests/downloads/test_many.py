@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
@@ -24,6 +25,7 @@ from perfkit import (
     UnsafePathError,
 )
 from perfkit.downloads import manager
+from perfkit.downloads.retry import is_shortage
 from perfkit.downloads.transfer import Transfer
 from perfkit.server.server import Server
 from tests.support.command import PERFKIT
@@ -78,8 +80,10 @@ def test_one_failure_does_not_stop_the_others(kit: Toolkit, site: Path, out: Pat
     assert os.listdir(out.parent) == [name for name in os.listdir(out.parent) if name in ("site", "out")]
 
 
-@pytest.mark.parametrize("descriptors", [24, 12])
-def test_few_descriptors_mean_fewer_connections(misbehaving: Start, tmp_path: Path, descriptors: int) -> None:
+@pytest.mark.parametrize(("descriptors", "durable"), [(24, "0"), (12, "0"), (18, "1")])
+def test_few_descriptors_mean_fewer_connections(
+    misbehaving: Start, tmp_path: Path, descriptors: int, durable: str
+) -> None:
     """From a distant server, sixteen files at once would take some fifty descriptors. None of them fails."""
 
     def respond(x: Exchange) -> None:
@@ -88,12 +92,21 @@ def test_few_descriptors_mean_fewer_connections(misbehaving: Start, tmp_path: Pa
 
     server = misbehaving(respond)
     urls = [f"{server.url}/{number}" for number in range(40)]
-    limited = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *PERFKIT]
+    limited = ["sh", "-c", f'ulimit -n {descriptors}; exec env PERFKIT_DURABLE={durable} "$@"', "sh", *PERFKIT]
     run = subprocess.run([*limited, "get", "-d", tmp_path, *urls], check=False, capture_output=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert {name: (tmp_path / name).read_bytes() == BODY for name in os.listdir(tmp_path)} == {
         f"{number}": True for number in range(40)
     }
+
+
+def test_errors_that_cause_each_other_are_no_shortage_of_descriptors() -> None:
+    """`raise a from b`, where b was raised while a was handled, makes such a circle."""
+    error, cause = TransferError("http://x/", "broken"), OSError(errno.EIO, "broken")
+    error.__cause__, cause.__context__ = cause, error
+    assert not is_shortage(error)
+    cause.__cause__ = OSError(errno.EMFILE, "too many")
+    assert is_shortage(error)
 
 
 def test_a_stream_without_end_is_read_as_workers_get_free(kit: Toolkit, site: Path, out: Path) -> None:
