@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# aiohttp 3.14.5, add_static of a link to the current release, also with follow_symlinks=True; nginx 1.22.1 (Debian 12's
+# aiohttp 3.14.5, add_static, with follow_symlinks=True, of a link to the current release; nginx 1.22.1 (Debian 12's
 # package) and starlette 1.10.0 with the same link as root.
 # Most would guess: who deploys by moving a link (`current` -> `releases/2`, one rename) changes what is served at that
 # moment, as with other servers, which look the path up at each request.
-# Seen: aiohttp resolves the link once, when the route is added. It goes on serving the old release, with 200 and valid
-# ETags, until the process ends, and when the old release is removed, 404 for all files, though those of the new one are
-# there. Serve the directory above, with `current` in the URL and follow_symlinks=True, or restart the server.
+# Seen: aiohttp resolves the link once, when the route is added. It goes on serving the old release, with 200, until the
+# process ends, and when the old release is removed, 404 for all files, though those of the new one are there. Serve the
+# directory above, with `current` in the URL and follow_symlinks=True, or restart the server.
 # Needs apt-get and dpkg of Debian 12, and no root.
 set -euo pipefail
 folder=$(mktemp -d)

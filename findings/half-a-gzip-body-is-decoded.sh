@@ -4,9 +4,8 @@
 # Most would guess: half of a gzip stream is an error, as for gzip itself ("unexpected end of file"): the stream has an
 # end mark, a CRC-32 and its length (RFC 1952 section 2.3.1). So with Content-Encoding: gzip whole bodies are verified.
 # Seen: none of them looks whether the stream has ended. As the server sends the half with its right Content-Length,
-# each gives or saves half of the file and reports success. The same holds behind a proxy that takes a cut-off response
-# for whole (nginx-caches-a-cut-off-response.sh). Ask for Accept-Encoding: identity, or compare a length or a checksum;
-# and publish .gz files by a rename. (httpx's and urllib3's decoders are known for it.)
+# each gives or saves half of the file and reports success. Ask for Accept-Encoding: identity, or compare a length or a
+# checksum; and publish .gz files by a rename. (httpx's and urllib3's decoders are known for it.)
 # Needs apt-get and dpkg of Debian 12, and no root.
 set -euo pipefail
 folder=$(mktemp -d)

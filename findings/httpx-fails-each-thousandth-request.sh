@@ -6,8 +6,8 @@
 # request that it answers (RFC 9113 section 6.8). h2 takes GOAWAY for the end and refuses the frames that follow: so
 # even a client that asks for one file after the other fails at each thousandth, with LocalProtocolError, although the
 # answer arrives. With 20 at once up to 20 fail each time. `retries=3` does not help, since it is for connecting only.
-# Over HTTP/1.1 none fails. What fetches many files by HTTP/2 has to repeat such requests itself. (Known: httpx issue
-# 828.)
+# Over HTTP/1.1 none fails. What fetches many files by HTTP/2 has to repeat such requests itself. (Reported to httpx as
+# issue 828.)
 # Needs apt-get and dpkg of Debian 12, and no root.
 set -euo pipefail
 folder=$(mktemp -d)

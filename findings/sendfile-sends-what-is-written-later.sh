@@ -5,9 +5,9 @@
 # nginx's log no longer matters to a client that has yet to read what the kernel holds for it.
 # Seen: sendfile() puts no copy but the file's pages into the socket. Until the client has read them, each write to the
 # file is a write to what it gets: 200, the old length and ETag, the log has it as complete, and the client reads the
-# new version, or any mixture, of a file that the server has long closed. With `sendfile off` it reads the old one, and
-# so it does if the file is replaced by a rename. sendfile(2) warns of it in its notes. A file of 256 KiB and a client
-# that is slow to read are enough; so what is served must not be written in place, however small it is.
+# new version, though the server is done with the file. With `sendfile off` it reads the old one, and so it does if the
+# file is replaced by a rename. sendfile(2) warns of it in its notes. A file of 256 KiB and a client that is slow to
+# read are enough; so what is served must not be written in place, however small it is.
 # Needs apt-get and dpkg of Debian 12, and no root.
 set -euo pipefail
 folder=$(mktemp -d)
