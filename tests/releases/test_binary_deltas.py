@@ -85,11 +85,11 @@ def test_without_hdiffpatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(group.differences for group in groups_of(client))
 
 
-def restored(frame: bytes, decoded: int, size: int, sources: Sequence[bytes], gaps: Sequence[int]) -> bytearray:
+def restored(frame: bytes, decoded: int, size: int, sources: Sequence[bytes], gaps: Sequence[int]) -> bytes:
     """What a client makes of a frame that comes in parts."""
     parts = (frame[start : start + 1000] for start in range(0, len(frame), 1000))
-    pieces = zip(gaps, map(len, sources), strict=True)
-    return restore(parts, decoded, size - sum(map(len, sources)), bytearray(b"".join(sources)), pieces)
+    literals = size - sum(map(len, sources))
+    return b"".join(restore(parts, decoded, literals, size, zip(gaps, sources, strict=True)))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -169,7 +169,7 @@ def test_damaged_differences(content: bytes, start: bytes, monkeypatch: pytest.M
 def test_a_python_without_lzma(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(differences, "lzma", None)
     with pytest.raises(ManifestError, match="needs CPython's bz2 and lzma modules"):
-        restore(iter((b"",)), 1, 0, bytearray(1), [(0, 1)])
+        list(restore(iter((b"",)), 1, 0, 1, [(0, bytes(1))]))
 
 
 def delta_of(group: Group, frame: bytes) -> Delta:
