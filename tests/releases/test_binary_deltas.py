@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish import binary_groups, delta_encoder
 from perfkit.releases.publish.publisher import publish
 from perfkit.server.server import Server
+from perfkit.updates.local_tree import LocalTree
 from tests.support.release_client import Client, manifest_of
 from tests.support.trees import Tree, tree_of, write_tree
 
@@ -75,6 +77,26 @@ def test_a_program_whose_addresses_moved(tmp_path: Path) -> None:
     by_matches = compress(NEW["bin/renamed"], prefix=OLD["bin/program"])
     assert client.pointer.deltas[0].object.bytes < len(by_matches) / 2
     assert any(group.differences for group in groups_of(client))
+
+
+def test_an_old_file_is_opened_once_for_all_its_parts(
+    kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bytes] = []
+
+    def open_blob(self: LocalTree, digest: bytes, *, wrapped: Any = LocalTree.open_blob) -> Any:
+        opened.append(digest)
+        return wrapped(self, digest)
+
+    monkeypatch.setattr(LocalTree, "open_blob", open_blob)
+    (tmp_path / "site").mkdir()
+    with Server(tmp_path / "site") as server:
+        for version, tree in (("1", OLD), ("2", NEW)):
+            kit.publish(write_tree(tmp_path / version, tree), tmp_path / "site", version=version)
+            report = kit.sync(server.url, tmp_path / "tree")
+    assert report.route == "delta"
+    parts = sum(len(group.sources) for group in groups_of(Client(tmp_path / "site")))
+    assert len(opened) <= len(OLD) < parts
 
 
 def test_without_hdiffpatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
