@@ -2,10 +2,12 @@
 
     python benchmarks/scale.py                              # 10,000 to 400,000 files: an hour
     python benchmarks/scale.py --files 25000 --only sync    # one size, and rows whose names begin like that
+    python benchmarks/scale.py --files 10000 100000 --only sync peer    # ours beside `cp -r` and `tar -x`
 
 Trees of files of some ten bytes in directories of a hundred, in memory. The second release changes every file, which is
 the most that an update and a rollback can have to do. The last columns are the growth exponents between the least and
-the greatest size: 1 is linear. Processor time, since wall time depends on what else the machine does.
+the greatest size: 1 is linear. Processor time, since wall time depends on what else the machine does. The rows of peers
+show how the system's own part of it grows, since `cp -r` and `tar -x` of the same tree do little else.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class Commands:
         write_tree(first, self._count, 1)
         for name, code in _PYTHON.items():
             yield name, self._python(code, tree=str(first), copy=str(copy))
+        yield from self._peers(first)
         yield "publish", self._perfkit("publish", first, self._site, "--version", "1")
         yield "sync, install", self._sync()
         yield "sync, nothing to do", self._sync()
@@ -79,6 +82,16 @@ class Commands:
             yield f"{command} of a site", self._perfkit(command, place)
         if self._with_lists:
             yield from self._lists(second)
+
+    def _peers(self, tree: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+        copy, archive = self._root / "peer", self._root / "peer.tar"
+        yield "peer: cp -r", ("cp", "-r", str(tree), str(copy))
+        shutil.rmtree(copy)
+        yield "peer: tar -c", ("tar", "-cf", str(archive), "-C", str(tree), ".")
+        copy.mkdir()
+        yield "peer: tar -x", ("tar", "-xf", str(archive), "-C", str(copy))
+        archive.unlink()
+        shutil.rmtree(copy)
 
     def _lists(self, tree: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
         listed = self._root / "list"

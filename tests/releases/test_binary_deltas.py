@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish import binary_groups, delta_encoder
 from perfkit.releases.publish.publisher import publish
 from perfkit.server.server import Server
+from perfkit.updates.local_tree import LocalTree
 from tests.support.release_client import Client, manifest_of
 from tests.support.trees import Tree, tree_of, write_tree
 
@@ -77,6 +79,26 @@ def test_a_program_whose_addresses_moved(tmp_path: Path) -> None:
     assert any(group.differences for group in groups_of(client))
 
 
+def test_an_old_file_is_opened_once_for_all_its_parts(
+    kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bytes] = []
+
+    def open_blob(self: LocalTree, digest: bytes, *, wrapped: Any = LocalTree.open_blob) -> Any:
+        opened.append(digest)
+        return wrapped(self, digest)
+
+    monkeypatch.setattr(LocalTree, "open_blob", open_blob)
+    (tmp_path / "site").mkdir()
+    with Server(tmp_path / "site") as server:
+        for version, tree in (("1", OLD), ("2", NEW)):
+            kit.publish(write_tree(tmp_path / version, tree), tmp_path / "site", version=version)
+            report = kit.sync(server.url, tmp_path / "tree")
+    assert report.route == "delta"
+    parts = sum(len(group.sources) for group in groups_of(Client(tmp_path / "site")))
+    assert len(opened) <= len(OLD) < parts
+
+
 def test_without_hdiffpatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A publisher without the extra makes deltas of exact matches."""
     monkeypatch.setattr(binary_groups, "AVAILABLE", False)
@@ -85,11 +107,11 @@ def test_without_hdiffpatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(group.differences for group in groups_of(client))
 
 
-def restored(frame: bytes, decoded: int, size: int, sources: Sequence[bytes], gaps: Sequence[int]) -> bytearray:
+def restored(frame: bytes, decoded: int, size: int, sources: Sequence[bytes], gaps: Sequence[int]) -> bytes:
     """What a client makes of a frame that comes in parts."""
     parts = (frame[start : start + 1000] for start in range(0, len(frame), 1000))
-    pieces = zip(gaps, map(len, sources), strict=True)
-    return restore(parts, decoded, size - sum(map(len, sources)), bytearray(b"".join(sources)), pieces)
+    literals = size - sum(map(len, sources))
+    return b"".join(restore(parts, decoded, literals, size, zip(gaps, sources, strict=True)))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -169,7 +191,7 @@ def test_damaged_differences(content: bytes, start: bytes, monkeypatch: pytest.M
 def test_a_python_without_lzma(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(differences, "lzma", None)
     with pytest.raises(ManifestError, match="needs CPython's bz2 and lzma modules"):
-        restore(iter((b"",)), 1, 0, bytearray(1), [(0, 1)])
+        list(restore(iter((b"",)), 1, 0, 1, [(0, bytes(1))]))
 
 
 def delta_of(group: Group, frame: bytes) -> Delta:

@@ -146,7 +146,7 @@ class Delta:
             ManifestError: the groups do not produce these blobs, or exceed a limit.
         """
         groups = Groups(self._table, old, new)
-        _check_outputs(groups, old, new)
+        groups.total_bytes = _check_outputs(groups, old, new)
         return groups
 
     def apply(self, groups: Iterable[Group], read: Callable[[Span], bytes | None], write: Write) -> int:
@@ -171,8 +171,9 @@ class Delta:
         for group in groups:
             frame = _chunks(self._file, group.bytes)
             try:
-                if not _make(group, frame, read, write):
-                    skipped += 1
+                _make(group, frame, read, write)
+            except _MissingSourceError:
+                skipped += 1
             except ManifestError as error:
                 damage = error
             for _ in frame:  # skip to the next group
@@ -184,38 +185,38 @@ class Delta:
         return skipped
 
 
-def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | None], write: Write) -> bool:
-    """Produce the blobs of one group; False: a source is missing."""
-    old = _old_content(group, read)
-    if old is None:
-        return False
-    content: Iterable[bytes | bytearray]
-    if not group.differences:
-        base = prefix_dictionary(old)
-        del old  # `base` has a copy
-        content = decompress_stream(frame, group.size, base)
-    else:
-        pieces = ((gap, span.length) for gap, span in zip(group.gaps, group.sources, strict=True))
-        literals = group.size - len(old)
-        content = (restore(frame, group.differences, literals, old, pieces),)
-    _scatter(group.outputs, content, write)
-    return True
+class _MissingSourceError(Exception):
+    """Old content that a group needs is missing."""
 
 
-def _old_content(group: Group, read: Callable[[Span], bytes | None]) -> bytearray | None:
-    """The sources of a group, concatenated; None: one is missing."""
-    content = bytearray()
-    for span in group.sources:
+def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | None], write: Write) -> None:
+    """Produce the blobs of one group."""
+
+    def old_content(span: Span) -> bytes:
         data = read(span)
         if data is None:
-            return None
+            raise _MissingSourceError
         if len(data) != span.length:
             _refuse("an old file is shorter than in the manifest")
-        content += data
-    return content
+        return data
+
+    if group.differences:
+        pieces = ((gap, old_content(part)) for gap, part in _parts(group))
+        literals = group.size - group.source_bytes
+        content = restore(frame, group.differences, literals, group.size, pieces)
+    else:
+        content = decompress_stream(frame, group.size, prefix_dictionary(b"".join(map(old_content, group.sources))))
+    _scatter(group.outputs, content, write)
 
 
-def _scatter(outputs: tuple[Span, ...], chunks: Iterable[bytes | bytearray], write: Write) -> None:
+def _parts(group: Group) -> Iterator[tuple[int, Span]]:
+    """The gap before each source of a group, and the source, in parts that are read at once."""
+    for gap, span in zip(group.gaps, group.sources, strict=True):
+        for start in range(0, span.length, _READ_BYTES):
+            yield (0 if start else gap), Span(span.entry, span.offset + start, min(_READ_BYTES, span.length - start))
+
+
+def _scatter(outputs: tuple[Span, ...], chunks: Iterable[bytes], write: Write) -> None:
     spans = iter(outputs)
     span, done = next(spans), 0
     for chunk in chunks:
@@ -268,9 +269,14 @@ class _Table:
 
 
 class Groups:
-    """The groups of a delta, decoded from its table one at a time: thousands of spans would take megabytes."""
+    """The groups of a delta, decoded from its table one at a time: thousands of spans would take megabytes.
+
+    Attributes:
+        total_bytes: of the content that they produce.
+    """
 
     def __init__(self, table: _Table, old: Manifest, new: Manifest) -> None:
+        self.total_bytes = 0
         self._table = table
         self._old = old
         self._new = new
@@ -310,7 +316,8 @@ def _entry_of(manifests: Sequence[Manifest], entry: int) -> tuple[Manifest, int]
     return found
 
 
-def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> None:
+def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> int:
+    """Check what `Delta.groups` promises; returns how many bytes the groups produce."""
     reached = array("Q", bytes(8 * len(new)))
     for group in groups:
         for span in group.sources:
@@ -340,6 +347,7 @@ def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> Non
         missing.pop(digest, None)
     if missing:
         _refuse(f"{len(missing)} blobs are neither in the delta nor in the old tree")
+    return sum(reached)
 
 
 def write_delta(

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 
 from perfkit.archives.decompress import Decoder, decode_frame
 from perfkit.errors import ManifestError
@@ -28,7 +27,10 @@ except ImportError:  # CPython was built without these libraries
 AVAILABLE = lzma is not None
 
 _DICT_BYTES = 4 << 20
-_CHUNK_BYTES = 64 << 10  # numbers of this size are added fastest
+_CHUNK_BYTES = 16 << 10  # that are added at once, unless all differences are zero
+_ZEROS = bytes(_CHUNK_BYTES)
+_LOW, _HIGH = (int.from_bytes(bytes((bits,)) * _CHUNK_BYTES, "little") for bits in (0x7F, 0x80))
+_OUTPUT_BYTES = 64 << 10
 _NEGATED = bytes(-byte & 0xFF for byte in range(256))
 _RUN = re.compile(rb"[^\0]+(?:\0{1,3}[^\0]+)*")  # of differences; a few zeros cost less than another run
 _BZIP2, _ZSTD = b"BZh", b"\x28\xb5\x2f\xfd"  # start a frame; no frame of LZMA2 starts with either
@@ -83,50 +85,78 @@ def _runs(differences: bytes) -> bytes:
 
 
 def restore(
-    frame: Iterator[bytes], decoded: int, literals: int, sources: bytearray, pieces: Iterable[tuple[int, int]]
-) -> bytearray:
-    """The content of a frame.
+    frame: Iterator[bytes], decoded: int, literals: int, size: int, pieces: Iterable[tuple[int, bytes]]
+) -> Iterator[bytes]:
+    """The content of a frame, in chunks.
 
     Args:
         frame: its bytes, in chunks.
         decoded: how many bytes it decodes to, at least `literals`.
         literals: how many bytes of the content are in no source.
-        sources: the old content, concatenated; it is overwritten.
-        pieces: the gap before each source, and the source's length.
+        size: bytes of content.
+        pieces: the old content in order, as the literals before each part of it, and the part.
 
     Raises:
-        ManifestError: the frame is damaged or has another size, or this CPython has no bz2 or lzma module.
+        ManifestError: the frame is damaged or has another size, or this CPython has no bz2 or lzma module; discard what
+            was yielded before.
+        Anything that `pieces` raises.
     """
-    data, first = bytearray(), next(frame, b"")
-    in_planes, chunks = first.startswith(_ZSTD), chain((first,), frame)
-    if in_planes:
-        parts = decompress_stream(chunks, decoded)
-    else:
-        parts = decode_frame(_decoder(first), chunks, decoded, "a compressed frame")
-    for part in parts:
-        data += part
-    in_runs = decoded < literals + len(sources)
-    if in_planes and not in_runs:
-        data = _merged(data)
-    extra = data[:literals]
-    del data[:literals]
+    in_runs = decoded < size
+    parts = _decoded(frame, decoded, in_runs=in_runs)
+    stream = _Stream(parts)
+    extra = stream.take(literals)
     if in_runs:
-        data = _spread(data, len(sources))
-    for start in range(0, len(sources), _CHUNK_BYTES):
-        here = slice(start, start + _CHUNK_BYTES)
-        sources[here] = _sums(data[here], sources[here])
-    del data
-    if not extra:
-        return sources
-    content = bytearray()
-    literal = place = 0
-    for gap, length in pieces:
-        content += extra[literal : literal + gap]
-        content += sources[place : place + length]
-        literal += gap
-        place += length
-    content += extra[literal:]
-    return content
+        stream = _Stream([_spread(stream.take(decoded - literals), size - literals)])
+    inserts: list[tuple[int, bytes]] = []
+    old = bytearray()
+    place = 0
+    for gap, source in pieces:
+        if gap:
+            inserts.append((len(old), extra[place : place + gap]))
+            place += gap
+        old += source
+        if len(old) >= _OUTPUT_BYTES:
+            yield _insert(_sums(stream.take(len(old)), old), inserts)
+            old.clear()
+            inserts.clear()
+    yield _insert(_sums(stream.take(len(old)), old), [*inserts, (len(old), extra[place:])])
+    for _ in parts:  # is the end as it should be?
+        pass
+
+
+def _decoded(frame: Iterator[bytes], decoded: int, *, in_runs: bool) -> Iterator[bytes] | Iterator[bytearray]:
+    first = next(frame, b"")
+    chunks = chain((first,), frame)
+    if not first.startswith(_ZSTD):
+        return decode_frame(_decoder(first), chunks, decoded, "a compressed frame")
+    parts = decompress_stream(chunks, decoded)
+    return parts if in_runs else _merged(parts, decoded)
+
+
+class _Stream:
+    """Takes any number of bytes from chunks."""
+
+    def __init__(self, chunks: Iterable[bytes | bytearray]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = bytearray()
+
+    def take(self, count: int) -> bytes:
+        """The next bytes, which must be there."""
+        while len(self._rest) < count:
+            self._rest += next(self._chunks)
+        found = bytes(memoryview(self._rest)[:count])
+        del self._rest[:count]
+        return found
+
+
+def _insert(content: bytes, inserts: Iterable[tuple[int, bytes]]) -> bytes:
+    """The content with other bytes before each of these places, which are in order."""
+    parts, start = list[bytes](), 0
+    for place, literal in inserts:
+        parts += (content[start:place], literal)
+        start = place
+    parts.append(content[start:])
+    return b"".join(parts)
 
 
 def _planes(content: bytes) -> bytes:
@@ -134,14 +164,16 @@ def _planes(content: bytes) -> bytes:
     return b"".join(content[at::_PLANES] for at in range(_PLANES))
 
 
-def _merged(planes: bytearray) -> bytearray:
-    """The inverse of `_planes`."""
-    content, place = bytearray(len(planes)), 0
-    for at in range(_PLANES):
-        size = len(range(at, len(planes), _PLANES))
-        content[at::_PLANES] = planes[place : place + size]
-        place += size
-    return content
+def _merged(parts: Iterable[bytes], size: int) -> Iterator[bytearray]:
+    """The inverse of `_planes`, in chunks."""
+    planes = memoryview(b"".join(parts))
+    starts = list(accumulate((len(range(at, size, _PLANES)) for at in range(_PLANES)), initial=0))
+    for start in range(0, size, _OUTPUT_BYTES):
+        chunk = bytearray(min(_OUTPUT_BYTES, size - start))
+        for at in range(min(_PLANES, len(chunk))):
+            place = starts[at] + start // _PLANES
+            chunk[at::_PLANES] = planes[place : place + len(range(at, len(chunk), _PLANES))]
+        yield chunk
 
 
 def _decoder(first: bytes) -> Decoder:
@@ -170,17 +202,16 @@ def _spread(runs: bytes | bytearray, size: int) -> bytearray:
     return differences
 
 
-def _sums(left: bytes | bytearray, right: bytes | bytearray) -> bytes:
-    """The sum of each pair of bytes, modulo 256: the low seven bits are added, and the eighth without carry."""
+def _sums(left: bytes, right: bytes | bytearray) -> bytes:
+    """The sum of each pair of bytes, modulo 256."""
+    chunks = (slice(start, start + _CHUNK_BYTES) for start in range(0, len(left), _CHUNK_BYTES))
+    return b"".join(_sum(left[each], right[each]) for each in chunks)
+
+
+def _sum(left: bytes, right: bytes | bytearray) -> bytes | bytearray:
+    """`_sums` of a chunk: the low seven bits of each byte are added, and the eighth without carry."""
     size = len(left)
-    if left == bytes(size):
-        return bytes(right)
+    if left == _ZEROS[:size]:
+        return right
     a, b = int.from_bytes(left, "little"), int.from_bytes(right, "little")
-    low, high = _every(0x7F, size), _every(0x80, size)
-    return (((a & low) + (b & low)) ^ ((a ^ b) & high)).to_bytes(size, "little")
-
-
-@lru_cache(4)
-def _every(byte: int, size: int) -> int:
-    """A number of `size` bytes that are all the same."""
-    return int.from_bytes(bytes((byte,)) * size, "little")
+    return (((a & _LOW) + (b & _LOW)) ^ ((a ^ b) & _HIGH)).to_bytes(size, "little")

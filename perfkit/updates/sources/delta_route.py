@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable
+from typing import BinaryIO
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import Keep
@@ -51,22 +53,13 @@ def _apply(
     delta: Delta, old: Manifest, new: Manifest, local: LocalTree, staging: StagingArea, *, phase: str
 ) -> bytearray | None:
     """Make the contents of a draft; returns the SHA-256 of each entry that was made; None: not all could be made."""
-
-    def read(span: Span) -> bytes | None:
-        if span.entry < len(old):
-            digest = old.digest(span.entry)
-            source = staging.open_so_far(digest) if digest in staging else local.open_blob(digest)
-        else:
-            source = staging.open_so_far(new.digest(span.entry - len(old)))
-        if source is None:
-            return None
-        with source:
-            return os.pread(source.fileno(), span.length, span.offset)
-
     groups, made = delta.groups(old, new), bytearray(DIGEST_BYTES * len(new))
     try:
-        with staging.show_progress(phase, total_bytes=sum(group.size for group in groups)):
-            skipped = delta.apply(groups, read, staging.writer(new, made))
+        with (
+            staging.show_progress(phase, total_bytes=groups.total_bytes),
+            contextlib.closing(_Sources(old, new, local, staging)) as sources,
+        ):
+            skipped = delta.apply(groups, sources.read, staging.writer(new, made))
         if not skipped:
             return made
         _log.info("%s: skipped %d of %d groups whose old files are gone", phase, skipped, len(groups))
@@ -76,3 +69,32 @@ def _apply(
         staging.discard_partial()
         trim_heap()
     return None
+
+
+class _Sources:
+    """Reads what a delta needs of old and new files. The last file stays open, since most spans are in the same one as
+    the span before.
+    """
+
+    def __init__(self, old: Manifest, new: Manifest, local: LocalTree, staging: StagingArea) -> None:
+        self._old, self._new, self._local, self._staging = old, new, local, staging
+        self._entry = -1
+        self._file: BinaryIO | None = None
+
+    def read(self, span: Span) -> bytes | None:
+        """The bytes of a span, fewer where the file is shorter; None: it is missing."""
+        if self._file is None or span.entry != self._entry:
+            self.close()
+            self._entry, self._file = span.entry, self._open(span.entry)
+        return None if self._file is None else os.pread(self._file.fileno(), span.length, span.offset)
+
+    def _open(self, entry: int) -> BinaryIO | None:
+        if entry >= len(self._old):
+            return self._staging.open_so_far(self._new.digest(entry - len(self._old)))
+        digest = self._old.digest(entry)
+        return self._staging.open_so_far(digest) if digest in self._staging else self._local.open_blob(digest)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
