@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.transactions import transaction
 from perfkit.transactions.tree import Tree
+from tests.support.faults import Crash, watched
 from tests.support.trees import tree_of
 
 pytestmark = pytest.mark.once
@@ -50,3 +52,84 @@ def test_a_file_that_was_removed_before(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             tx.move("a", "b")
     assert tree_of(tmp_path) == {}
+
+
+class _Edit:
+    """Edits a file once, before a call that changes the disk, unless it is one that changes this file."""
+
+    def __init__(self, path: Path, before_call: int, *, in_place: bool) -> None:
+        self.done = False
+        self._path, self._left, self._in_place = path, before_call, in_place
+
+    def __call__(self, kind: str, paths: list[str]) -> None:
+        self._left -= 1
+        if self._left >= 0 or self.done or str(self._path) in paths:
+            return
+        self.done = True
+        if self._in_place:
+            self._path.write_bytes(b"edited")
+        else:
+            (self._path.parent / "other").write_bytes(b"edited")
+            (self._path.parent / "other").rename(self._path)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_place"),
+    [*itertools.product(["replaced", "created", "removed"], [True, False]), ("moved", False), ("to", False)],
+)
+def test_an_edit_during_the_commit_is_not_lost(tmp_path: Path, name: str, in_place: bool) -> None:
+    """Before each call of the commit: it fails and changes nothing, or the edit is of the new file, or is kept."""
+    old = {each: each.encode() for each in ("replaced", "removed", "moved")}
+    new = {"replaced": b"new", "created": b"new", "to": b"moved"}
+    failures = 0
+    for at in itertools.count():
+        root = tmp_path / f"tree-{at}"
+        root.mkdir()
+        for each, data in old.items():
+            (root / each).write_bytes(data)
+            os.utime(root / each, (1, 1))
+        edit = _Edit(root / name, at, in_place=in_place)
+        with Tree(root) as tree:
+            tx = tree.transaction()
+            tx.write("replaced", b"new")
+            tx.write("created", b"new")
+            tx.remove("removed")
+            tx.move("moved", "to")
+            try:
+                with watched(edit), tx:
+                    pass
+            except FileChangedError as error:
+                failed = error.path
+            else:
+                failed = ""
+            edited = {name: b"edited"}
+            if failed:
+                failures += 1
+                assert (failed, tree_of(root)) == (name, old | edited)
+            elif tree_of(root) != new | edited:
+                assert tree_of(root) == new
+                tree.rollback()
+                assert tree_of(root) == (old | edited if edit.done else old)
+        if not edit.done:
+            break
+    assert failures > 5
+
+
+def test_what_is_created_after_a_crash_stays(tmp_path: Path) -> None:
+    """A file that the interrupted change would have created: it is undone."""
+
+    def crash(kind: str, paths: list[str]) -> None:
+        if str(tmp_path / "b") in paths:
+            raise Crash
+
+    def change() -> None:
+        with Tree(tmp_path) as tree, watched(crash), tree.transaction() as tx:
+            tx.write("a", b"a")
+            tx.write("b", b"b")
+
+    with pytest.raises(Crash):
+        change()
+    (tmp_path / "b").write_bytes(b"mine")
+    (tmp_path / ".perfkit/owner").unlink(missing_ok=True)
+    with Tree(tmp_path):
+        assert tree_of(tmp_path) == {"b": b"mine"}
