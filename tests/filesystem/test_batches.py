@@ -199,9 +199,12 @@ def test_removal_follows_no_link(tree: Path, tmp_path: Path) -> None:
     assert not tree.exists()
     assert (outside / "precious").exists()
     os.symlink(outside, tmp_path / "link")
-    for name in ("link", "outside/precious"):
+    for name in ("link", "link/", "link//", "outside/precious"):
         with pytest.raises(NotADirectoryError):
-            remove_tree(tmp_path / name)
+            remove_tree(f"{tmp_path}/{name}")
+    for name in ("link/.", "outside/.", "outside/./", "outside/..", "link/.."):
+        with pytest.raises(OSError, match="Invalid argument"):
+            remove_tree(f"{tmp_path}/{name}")
     assert (outside / "precious").exists()
 
 

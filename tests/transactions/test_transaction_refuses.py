@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from perfkit.errors import FileChangedError, UpdateError
 from perfkit.transactions import transaction
 from perfkit.transactions.tree import Tree
 from tests.support.faults import Crash, watched
+from tests.support.files import free_descriptors
 from tests.support.trees import tree_of
 
 pytestmark = pytest.mark.once
@@ -133,3 +135,54 @@ def test_what_is_created_after_a_crash_stays(tmp_path: Path) -> None:
     (tmp_path / ".perfkit/owner").unlink(missing_ok=True)
     with Tree(tmp_path):
         assert tree_of(tmp_path) == {"b": b"mine"}
+
+
+def test_times_beyond_64_bits_survive_a_crash(tmp_path: Path) -> None:
+    """In nanoseconds, the years after 2262; most file systems hold some of them."""
+    mtime_ns = 10**10 * 10**9
+
+    def crash(kind: str, paths: list[str]) -> None:
+        if (kind, paths) == ("unlink", [str(tmp_path / "b")]):
+            raise Crash
+
+    def change() -> None:
+        with Tree(tmp_path) as tree, watched(crash), tree.transaction() as tx:
+            tx.write("a", b"new")
+            tx.remove("b")
+
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old")
+        os.utime(tmp_path / name, ns=(mtime_ns, mtime_ns))
+    with pytest.raises(Crash):
+        change()
+    (tmp_path / ".perfkit/owner").unlink(missing_ok=True)
+    with Tree(tmp_path) as tree:
+        assert tree_of(tmp_path) == {"a": b"new"}
+        tree.rollback()
+        assert (tmp_path / "a").stat().st_mtime_ns == os.stat(tmp_path / "b").st_mtime_ns
+    assert tree_of(tmp_path) == {"a": b"old", "b": b"old"}
+
+
+def test_with_few_descriptors_it_works_or_nothing_changes(tmp_path: Path) -> None:
+    """And the tree does not stay locked."""
+    ends = set()
+    for count in range(20):
+        root = tmp_path / f"tree-{count}"
+        (root / "a/b/c/d/e/f/g").mkdir(parents=True)
+        (root / "a/b/c/d/e/f/g/old").write_bytes(b"old")
+
+        def change(root: Path = root) -> None:
+            with Tree(root) as tree, tree.transaction() as tx:
+                tx.move("a/b/c/d/e/f/g/old", "h/i/j/k/l/m/n/new")
+
+        try:
+            with free_descriptors(count):
+                change()
+        except OSError as error:
+            ends.add(error.errno)
+            assert tree_of(root) == {"a/b/c/d/e/f/g/old": b"old"}
+            change()
+        else:
+            ends.add(0)
+        assert tree_of(root) == {"h/i/j/k/l/m/n/new": b"old"}
+    assert ends == {0, errno.EMFILE}
