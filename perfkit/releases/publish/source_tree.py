@@ -18,7 +18,7 @@ from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry
-from perfkit.releases.statcache import StatCache
+from perfkit.releases.statcache import StatCache, clamped_ns
 from perfkit.transactions.layout import PRIVATE_DIR
 
 Links = Literal["refuse", "skip", "follow"]
@@ -228,8 +228,8 @@ class _Found:
         for name, status in items:
             found.names.append(name)
             found.sizes.append(status.st_size)
-            found.mtimes.append(status.st_mtime_ns)
-            found.ctimes.append(status.st_ctime_ns)
+            found.mtimes.append(clamped_ns(status.st_mtime_ns))
+            found.ctimes.append(clamped_ns(status.st_ctime_ns))
             found.inodes.append(status.st_ino)
             found.modes.append(status.st_mode)
         order = sorted(range(len(found.names)), key=found.names.__getitem__)
