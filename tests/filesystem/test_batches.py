@@ -146,6 +146,28 @@ def test_a_failure_stops_or_not_as_asked(tree: Path, tmp_path: Path) -> None:
     assert shape(tmp_path / "dest") == expected
 
 
+def test_a_link_in_place_of_a_directory_fails_alone(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put there during a copy: it is not followed, and the other files are copied."""
+    outside = make(tmp_path / "outside", {"precious": b"!"})
+    usual = os.open
+
+    def swapping(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if path == "d" and not (tree / "d").is_symlink():
+            os.rename(tree / "d", tmp_path / "aside")
+            os.symlink(outside, tree / "d")
+        return usual(path, flags, *arguments, **options)
+
+    make(tree, {"beside": b"it"})
+    monkeypatch.setattr(os, "open", swapping)
+    with pytest.raises(BatchError) as caught:
+        copy_tree(tree, tmp_path / "copy", on_error="continue")
+    assert [result.name for result in caught.value.results] == ["d"]
+    assert (tmp_path / "copy/beside").read_bytes() == b"it"
+    assert os.listdir(tmp_path / "copy/d") == []
+
+
 def test_progress_counts_every_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last snapshot has all files and bytes; how many there are is known from the first on."""
     from perfkit import CallbackProgress
