@@ -265,6 +265,15 @@ class RootDir:
             raise OSError(errno.ENOSPC, f"No space left on device: {size} bytes are needed, {free} are free", self.root)
 
 
+@contextlib.contextmanager
+def closing_fd(descriptor: int) -> Iterator[int]:
+    """A block at whose end a descriptor is closed."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _split(name: str) -> tuple[str, str]:
     """The directory that a name is in, and its last component."""
     directory, slash, leaf = name.rpartition("/")

@@ -20,7 +20,7 @@ from typing import IO
 
 from perfkit.errors import FileChangedError, LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.own_files import create_unnamed
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import holds_modes, sync_directory, sync_file, syncfs
 from perfkit.transactions import layout
@@ -312,11 +312,8 @@ class Committer:
         if len(few) + len(directories) > _FEW and syncfs(self.rootdir.fd):
             return
         for name in chain(few, files):
-            fd = self.rootdir.open(name)
-            try:
+            with closing_fd(self.rootdir.open(name)) as fd:
                 sync_file(fd)
-            finally:
-                os.close(fd)
             directories.add(os.path.dirname(name))
         for name in sorted(directories):
             try:

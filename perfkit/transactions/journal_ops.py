@@ -11,7 +11,7 @@ from itertools import chain, takewhile
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import fold_name, parents
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.libc import sync_file
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, object_path
@@ -243,16 +243,12 @@ def _restore(rootdir: RootDir, op: JournalOp) -> None:
     assert previous is not None
     rootdir.mkdir(OBJECTS, 0o700)
     rootdir.unlink(_RESTORED)  # left by a crash
-    stored = open_regular(rootdir, previous.stored) if previous.stored else os.open(os.devnull, os.O_RDONLY)
-    try:
+    found = open_regular(rootdir, previous.stored) if previous.stored else os.open(os.devnull, os.O_RDONLY)
+    with closing_fd(found) as stored:
         if not _link_restored(rootdir, previous, stored):
-            copy = copy_file(rootdir, stored, _RESTORED, mode=previous.mode, mtime_ns=previous.mtime_ns)
-            try:
+            mode, mtime_ns = previous.mode, previous.mtime_ns
+            with closing_fd(copy_file(rootdir, stored, _RESTORED, mode=mode, mtime_ns=mtime_ns)) as copy:
                 sync_file(copy)
-            finally:
-                os.close(copy)
-    finally:
-        os.close(stored)
     rootdir.rename(_RESTORED, op.name)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import fold_name
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.journal_ops import check_conflicts
@@ -97,12 +96,9 @@ def _prepare_fetched(rootdir: RootDir, change_set: ChangeSet) -> None:
         if found is None or not stat.S_ISREG(found.st_mode) or (found.st_nlink, found.st_size) != (1, content.size):
             raise UpdateError(f"{source} is missing or was changed during the update; nothing was changed, retry")
         if stat.S_IMODE(found.st_mode) != content.mode or rootdir.owner is not None:
-            fd = open_regular(rootdir, source)
-            try:
+            with closing_fd(open_regular(rootdir, source)) as fd:
                 set_mode(fd, content.mode)
                 rootdir.hand_over(fd)
-            finally:
-                os.close(fd)
 
 
 def _missing(rootdir: RootDir, store: ObjectStore, known: Known, edited: Mapping[str, Content]) -> set[str]:

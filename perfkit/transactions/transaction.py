@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import check_name
+from perfkit.filesystem.rootdir import closing_fd
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
@@ -106,16 +108,21 @@ class Transaction:
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()
         chunks = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
-        source, fd = self._committer.create_staged_file(mode)
-        try:
+        with self._staged_file(mode) as (source, fd):
             for chunk in chunks:
                 write_all(fd, chunk)
             return self._set_staged(name, source, fd, mode)
-        except BaseException:
-            self._rootdir.unlink(source)
-            raise
-        finally:
-            os.close(fd)
+
+    @contextlib.contextmanager
+    def _staged_file(self, mode: int) -> Iterator[tuple[str, int]]:
+        """The name and a descriptor of a staged file, which is deleted if the block raises."""
+        source, descriptor = self._committer.create_staged_file(mode)
+        with closing_fd(descriptor):
+            try:
+                yield source, descriptor
+            except BaseException:
+                self._rootdir.unlink(source)
+                raise
 
     def replace(self, name: str, path: str | os.PathLike[str], *, mode: int | None = None) -> Content:
         """Write a file with the content of another file, copied with reflinks where supported.
@@ -131,27 +138,18 @@ class Transaction:
         check_name(name)
         self._check_open()
         path = os.fspath(path)
-        other = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
+        with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as other:
             before = os.fstat(other)
             if not stat.S_ISREG(before.st_mode):
                 raise UpdateError(f"{path}: not a regular file")
             self._rootdir.check_free_space(before.st_size)
             mode = stat.S_IMODE(before.st_mode) if mode is None else mode
-            source, fd = self._committer.create_staged_file(mode)
-            try:
+            with self._staged_file(mode) as (source, fd):
                 digest = copy_into(other, fd)
                 after = os.fstat(other)
                 if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                     raise FileChangedError(path, "the file was modified while it was copied; retry")
                 return self._set_staged(name, source, fd, mode, digest)
-            except BaseException:
-                self._rootdir.unlink(source)
-                raise
-            finally:
-                os.close(fd)
-        finally:
-            os.close(other)
 
     def expect(self, name: str, content: Content) -> None:
         """Use a file in `Tree.fetch_directory` as the file `name`: the commit renames it instead of copying it.
