@@ -169,6 +169,9 @@ class RootDir:
             return os.stat(leaf, dir_fd=fd, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError as error:
+            error.filename = name  # not its last component alone
+            raise
 
     def open(self, name: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
         """A descriptor of a file, opened with O_NONBLOCK, so that a FIFO in its place can't block."""

@@ -197,6 +197,21 @@ def test_moves_build_on_each_other(tmp_path: Path) -> None:
     assert at("f").read_bytes() == b"c"
 
 
+def test_a_link_with_a_slash_is_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To another file system, it would be copied as the directory that it leads to."""
+
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    make(tmp_path / "outside", {"precious": b"!"})
+    os.symlink("outside", tmp_path / "link")
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(BatchError, match="Not a directory"):
+        move_many([(f"{tmp_path}/link/", f"{tmp_path}/target")])
+    assert sorted(os.listdir(tmp_path)) == ["link", "outside"]
+    assert (tmp_path / "outside/precious").exists()
+
+
 def test_all_pairs_are_read_before_the_first_move(tmp_path: Path) -> None:
     """A scan that the pairs come from does not meet a file again under its new name, as ext4 may list it."""
     make(tmp_path, {"a": b"a", "b": b"b"})
