@@ -342,7 +342,7 @@ class Toolkit:
 
         Raises:
             BatchError: some paths could not be removed; `results` has those.
-            OSError: it does not exist, is not a directory, or is a symlink (ENOTDIR).
+            OSError: it does not exist, is not a directory, is a symlink (ENOTDIR), or ends in `.` or `..` (EINVAL).
         """
         from perfkit.filesystem.batch.removal import remove_tree
 

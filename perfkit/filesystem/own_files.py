@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from perfkit.errors import UpdateError
+from perfkit.filesystem.rootdir import closing_fd
 from perfkit.libc import sync_file
 
 T = TypeVar("T")
@@ -70,8 +71,7 @@ def write_record(path: str, record: Any, mode: int = 0o600) -> None:
 
 def create_own(path: str, mode: int = 0o600) -> int:
     """A descriptor of a new file in place of whatever has this name; its owner is its directory's, even for root."""
-    directory = os.open(os.path.dirname(path) or ".", _PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing_fd(os.open(os.path.dirname(path) or ".", _PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
         leaf, flags = os.path.basename(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             descriptor = os.open(leaf, flags, mode, dir_fd=directory)
@@ -88,8 +88,6 @@ def create_own(path: str, mode: int = 0o600) -> int:
             os.close(descriptor)
             raise
         return descriptor
-    finally:
-        os.close(directory)
 
 
 def create_unnamed(directory: str) -> int:

@@ -7,12 +7,16 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import PRIVATE_DIR
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import link, syncfs
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _MAX_CACHED = 16  # enough for two names and their parents; 128 were no faster
 _NOT_REMOVABLE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}  # EBUSY: a mount point
@@ -23,7 +27,7 @@ class RootDir:
 
     A directory is opened component by component with O_NOFOLLOW (open(2)), so that no symbolic link, not even one that
     is moved into place during an operation, leads out of the root. A name may have any depth, however few files the
-    process may open: only the 16 most recently used descriptors are kept.
+    process may open: only the 16 most recently used descriptors are kept, and fewer when there are no more.
 
     Every method raises UnsafePathError where a component is a symbolic link or not a plain name (empty, `.`, `..`, or
     with a NUL), and OSError as the system call does.
@@ -90,7 +94,7 @@ class RootDir:
         while missing:
             at, leaf = missing.pop()
             try:
-                fd = os.open(leaf, self._flags, dir_fd=fd)
+                fd = self._retried(os.open, leaf, self._flags, dir_fd=fd)
             except OSError as error:
                 if error.errno == errno.ENOENT and self._missing is not None:
                     self._missing = f"{at}/"
@@ -117,11 +121,21 @@ class RootDir:
             name = directory
         return self.fd, missing
 
-    def _close_oldest(self) -> None:
+    def _close_oldest(self, keep: int = _MAX_CACHED) -> None:
         if self._in_use in self._cached:
             self._cached.move_to_end(self._in_use)
-        while len(self._cached) > _MAX_CACHED:
+        while len(self._cached) > keep:
             os.close(self._cached.popitem(last=False)[1])
+
+    def _retried(self, call: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
+        """A call that needs a descriptor, and uses the directory that was opened last."""
+        try:
+            return call(*args, **options)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        self._close_oldest(keep=2)  # that directory, and the one in use
+        return call(*args, **options)
 
     def _parents(self, one: str, other: str) -> tuple[tuple[int, str], tuple[int, str]]:
         """`parent` of two names; both descriptors are valid until the next call."""
@@ -155,12 +169,16 @@ class RootDir:
             return os.stat(leaf, dir_fd=fd, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError as error:
+            error.filename = name  # not its last component alone
+            raise
 
     def open(self, name: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
         """A descriptor of a file, opened with O_NONBLOCK, so that a FIFO in its place can't block."""
         fd, leaf = self.parent(name)
         try:
-            descriptor = os.open(leaf, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode, dir_fd=fd)
+            flags_here = flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = self._retried(os.open, leaf, flags_here, mode, dir_fd=fd)
         except OSError as error:
             error.filename = name
             raise
@@ -175,12 +193,16 @@ class RootDir:
     def iterdir(self, name: str) -> Iterator[str]:
         """`listdir`, one entry at a time, for very large directories; entries may be removed during the iteration."""
         try:
-            entries = os.scandir(self.directory(name))
+            opened = self.scandir(name)
         except FileNotFoundError:
             return
-        with entries:
+        with opened as entries:
             for entry in entries:
                 yield entry.name
+
+    def scandir(self, name: str) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        """The entries of a directory, as os.scandir returns them."""
+        return self._retried(os.scandir, self.directory(name))
 
     def mkdir(self, name: str, mode: int = 0o777) -> bool:
         """Create a directory; returns False if it exists already."""
@@ -244,6 +266,15 @@ class RootDir:
             free = self.free_space()
         if size > free:
             raise OSError(errno.ENOSPC, f"No space left on device: {size} bytes are needed, {free} are free", self.root)
+
+
+@contextlib.contextmanager
+def closing_fd(descriptor: int) -> Iterator[int]:
+    """A block at whose end a descriptor is closed."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -109,7 +109,9 @@ class _Walk:
         make = tuple.__new__
         out = self.out
         try:
-            with os.scandir(self._open(directory)) as found:
+            if follow:
+                self._check_loop(directory)
+            with self._rootdir.scandir(directory) as found:
                 for entry in found:
                     name = prefix + entry.name
                     if skipped and entry.name in skipped:
@@ -142,17 +144,14 @@ class _Walk:
                 raise
             out.append(_failed(directory, error))
 
-    def _open(self, directory: str) -> int:
-        """A descriptor of a directory, unless it is one of those above it."""
-        descriptor = self._rootdir.directory(directory)
-        if self._options.follow_symlinks:
-            status = os.fstat(descriptor)
-            while self._above and not directory.startswith(self._above[-1][0]):
-                self._above.pop()
-            if any(os.path.samestat(status, above) for _, above in self._above):
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), directory)
-            self._above.append((f"{directory}/" if directory else "", status))
-        return descriptor
+    def _check_loop(self, directory: str) -> None:
+        """Raise ELOOP if a directory is one of those above it."""
+        status = os.fstat(self._rootdir.directory(directory))
+        while self._above and not directory.startswith(self._above[-1][0]):
+            self._above.pop()
+        if any(os.path.samestat(status, above) for _, above in self._above):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), directory)
+        self._above.append((f"{directory}/" if directory else "", status))
 
 
 def _without_stat(entry: os.DirEntry[str], name: str, is_directory: bool, follow_symlinks: bool) -> ScanEntry:
@@ -192,8 +191,8 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
     """
     make = tuple.__new__
     with contextlib.closing(RootDir(root)) as rootdir:
-        levels = [("", _names(rootdir.fd, without))]  # the directories on the way down, and what is left of each
-        descriptor = rootdir.fd  # of the last one; -1: not open
+        levels = [("", _names(rootdir, "", without))]  # the directories on the way down, and what is left of each
+        descriptor = -1  # of the last one; -1: not open
         while levels:
             prefix, names = levels[-1]
             if not names:
@@ -204,8 +203,8 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
             name = prefix + leaf
             try:
                 if leaf.endswith("/"):
-                    descriptor = rootdir.directory(name[:-1])
-                    levels.append((name, _names(descriptor)))
+                    descriptor = -1
+                    levels.append((name, _names(rootdir, name[:-1])))
                     continue
                 if descriptor < 0:
                     descriptor = rootdir.directory(prefix[:-1])
@@ -221,9 +220,9 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
             yield make(ScanEntry, (name, status.st_size, mtime_ns, ctime_ns, status.st_ino, status.st_dev, mode, None))
 
 
-def _names(directory: int, without: Collection[str] = ()) -> list[str]:
+def _names(rootdir: RootDir, directory: str, without: Collection[str] = ()) -> list[str]:
     """The names in a directory, the first one last. Those of directories end in a slash: `a.txt` is before `a/b`."""
-    with os.scandir(directory) as found:
+    with rootdir.scandir(directory) as found:
         names = [
             f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
             for entry in found

@@ -70,6 +70,11 @@ def next_tick_ns(clock: str) -> int:
     return now
 
 
+def clamped_ns(time_ns: int) -> int:
+    """A file's time as a row holds it, in 64 bits: file systems hold times before 1677 and after 2262."""
+    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
+
+
 def _is_stable(status: ScanEntry, content_ns: int, seen_ns: int) -> bool:
     return status.mtime_ns < content_ns and status.ctime_ns < seen_ns
 
@@ -166,7 +171,8 @@ class StatCache:
         return at if not self.modes or self.manifest.executable(at) == bool(mode & 0o100) else None
 
     def _set(self, at: int, mtime_ns: int, ctime_ns: int, inode: int, mode: int) -> None:
-        self._mtimes[at], self._ctimes[at], self._inodes[at], self._modes[at] = mtime_ns, ctime_ns, inode, mode
+        self._mtimes[at], self._ctimes[at] = clamped_ns(mtime_ns), clamped_ns(ctime_ns)
+        self._inodes[at], self._modes[at] = inode, mode
         self.dirty = True
 
     def for_manifest(self, manifest: Manifest) -> StatCache:

@@ -16,7 +16,7 @@ from perfkit.transactions.records import Change, Content, signature
 
 _WRITE, _DELETE, _RECORD, _OMIT = 1, 2, 4, 8
 _NO_CONTENT = 0  # the number of a file that does not exist
-_CONTENT = Struct("=32sqH")  # SHA-256, size and mode
+_CONTENT = Struct("=32sqHqIQ")  # SHA-256, size, mode; of a file on disk also mtime (seconds, nanoseconds) and inode
 _ABSENT = -1  # in place of a signature, which is never -1
 
 
@@ -166,9 +166,13 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         self.rows()
         del self._rows
 
-    def set_before(self, row: int, found: Content | None, recorded: Content | None) -> None:
-        """Set the previous content: as it was found on disk, and as it is to be recorded."""
-        self._before[row] = self._contents.add(found)
+    def set_before(
+        self, row: int, found: Content | None, recorded: Content | None, mtime_ns: int = 0, inode: int = 0
+    ) -> None:
+        """Set the previous content: as it was found on disk, in a file of this mtime and inode, and as it is to be
+        recorded.
+        """
+        self._before[row] = self._contents.add(found, mtime_ns, inode)
         self._recorded[row] = self._before[row] if recorded == found else self._contents.add(recorded)
 
     def record_found(self, name: str) -> None:
@@ -199,6 +203,10 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     def before(self, row: int) -> Content | None:
         """The previous content on disk."""
         return self._contents[self._before[row]]
+
+    def found_file(self, row: int) -> tuple[int, int]:
+        """The mtime, in nanoseconds, and the inode of the file that has the previous content."""
+        return self._contents.file(self._before[row])
 
     def is_new(self, row: int) -> bool:
         """Whether the name did not exist."""
@@ -282,27 +290,33 @@ class _Contents:
     def __init__(self, create_file: Callable[[], int], *, modes: bool) -> None:
         self._compare_modes = modes
         self._rows = FileRows(_CONTENT, create_file)
-        self._rows.append(bytes(32), 0, 0)
+        self._rows.append(bytes(32), 0, 0, 0, 0, 0)
 
-    def add(self, content: Content | None) -> int:
-        """Add a content; returns its number."""
+    def add(self, content: Content | None, mtime_ns: int = 0, inode: int = 0) -> int:
+        """Add a content, and the file that has it; returns its number."""
         if content is None:
             return _NO_CONTENT
-        self._rows.append(bytes.fromhex(content.sha256), content.size, content.mode)
+        seconds, nanoseconds = divmod(mtime_ns, 10**9)  # together they may need more than 64 bits
+        self._rows.append(bytes.fromhex(content.sha256), content.size, content.mode, seconds, nanoseconds, inode)
         return len(self._rows) - 1
 
     def put(self, number: int, content: Content | None) -> int:
         """Replace a content that only one row has; returns the number of the new one."""
         if number == _NO_CONTENT or content is None:
             return self.add(content)
-        self._rows[number] = bytes.fromhex(content.sha256), content.size, content.mode
+        self._rows[number] = bytes.fromhex(content.sha256), content.size, content.mode, 0, 0, 0
         return number
 
     def __getitem__(self, number: int) -> Content | None:
         if number == _NO_CONTENT:
             return None
-        digest, size, mode = self._rows[number]
+        digest, size, mode, *_ = self._rows[number]
         return Content(digest.hex(), size, mode)
+
+    def file(self, number: int) -> tuple[int, int]:
+        """The mtime, in nanoseconds, and the inode."""
+        *_, seconds, nanoseconds, inode = self._rows[number]
+        return seconds * 10**9 + nanoseconds, inode
 
     def digest(self, number: int) -> bytes:
         """Its SHA-256."""
@@ -317,5 +331,6 @@ class _Contents:
         """Whether both have the same content and, if modes matter, the same mode, or neither exists."""
         if one == other or not one or not other:
             return one == other
-        (*content, mode), (*other_content, other_mode) = self._rows[one], self._rows[other]
-        return content == other_content and (not self._compare_modes or mode == other_mode)
+        compared = 3 if self._compare_modes else 2
+        same: bool = self._rows[one][:compared] == self._rows[other][:compared]
+        return same

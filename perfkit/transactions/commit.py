@@ -18,9 +18,9 @@ from functools import partial
 from itertools import chain, groupby, islice
 from typing import IO
 
-from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
+from perfkit.errors import FileChangedError, LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.own_files import create_unnamed
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.libc import holds_modes, sync_directory, sync_file, syncfs
 from perfkit.transactions import layout
@@ -147,6 +147,7 @@ class Committer:
         Raises:
             LockedError: another process took over the tree; nothing was changed.
             OSError: the disk failed or is full; nothing was changed.
+            FileChangedError: others changed a file during the commit, and everything else was undone.
             UpdateError: a file can't be replaced, and everything else was undone.
             RecoveryError: it failed after the commit point, and so did undoing it; the next opening tries again.
         """
@@ -187,9 +188,10 @@ class Committer:
             ]
         first, last = plan_ops(self.rootdir, change_set, changes.rows)
         staged_state = self._stage_lines(state_lines(timeline))
-        if self.rootdir.lstat(layout.STATE) is None:  # a new name, which may need disk space
+        found = self.rootdir.lstat(layout.STATE)
+        if found is None:  # a new name, which may need disk space
             return chain(first, record_ops, [JournalOp(RENAME, layout.STATE, staged_state)], last)
-        previous = previous_file(self.rootdir, layout.STATE, self.store.keep(layout.STATE))
+        previous = previous_file(self.store.keep(layout.STATE), found.st_mtime_ns, found.st_ino)
         return chain(first, record_ops, last, [JournalOp(RENAME, layout.STATE, staged_state, previous)])
 
     def _open_journal(self, name: str = layout.JOURNAL) -> IO[bytes]:
@@ -267,7 +269,7 @@ class Committer:
                     modified.update(modified_directories(op))
                     try:
                         apply_op(self.rootdir, op, again=again)
-                    except (OSError, UnsafePathError) as error:
+                    except (OSError, UnsafePathError, FileChangedError) as error:
                         failure = _explained(op, error)
                         break
                     count += 1
@@ -310,11 +312,8 @@ class Committer:
         if len(few) + len(directories) > _FEW and syncfs(self.rootdir.fd):
             return
         for name in chain(few, files):
-            fd = self.rootdir.open(name)
-            try:
+            with closing_fd(self.rootdir.open(name)) as fd:
                 sync_file(fd)
-            finally:
-                os.close(fd)
             directories.add(os.path.dirname(name))
         for name in sorted(directories):
             try:
@@ -331,7 +330,7 @@ def _files(op: JournalOp) -> Iterator[str]:
         yield op.previous.stored
 
 
-def _explained(op: JournalOp, error: OSError | UnsafePathError) -> Exception:
+def _explained(op: JournalOp, error: OSError | UnsafePathError | FileChangedError) -> Exception:
     """An error of an operation that was undone, with the name of the file."""
     if not isinstance(error, OSError):
         return error

@@ -73,7 +73,7 @@ def _check(op: JournalOp) -> None:
         stored, size, mtime_ns, mode, ino = op.previous
         if stored:
             check_stored_name(stored)
-        numbers = is_count(size), is_count(abs(mtime_ns), 1 << 63), is_count(mode, 0o10000), is_count(ino, 1 << 64)
+        numbers = is_count(size), is_count(abs(mtime_ns), 1 << 94), is_count(mode, 0o10000), is_count(ino, 1 << 64)
         if not all(numbers):
             raise ValueError(f"{op.previous} is not a file")
 

@@ -11,7 +11,7 @@ from itertools import chain, takewhile
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import fold_name, parents
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.libc import sync_file
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, object_path
@@ -19,6 +19,7 @@ from perfkit.transactions.object_store import CANNOT_LINK, EMPTY, copy_file, ope
 from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, Content, JournalOp, Previous
 
 _RESTORED = f"{OBJECTS}/restored~"  # a restored file, until it is renamed
+_CHANGED = "the file was created or modified during the update; nothing was changed, retry"
 
 
 def check_conflicts(rootdir: RootDir, change_set: ChangeSet) -> None:
@@ -66,9 +67,8 @@ def plan_ops(
     Args:
         changed: the rows that differ from what is on disk.
 
-    Raises, while the operations are read:
-        FileChangedError: a file that is to be replaced or deleted is gone.
-        OSError: a directory can't be read.
+    Raises:
+        OSError: a directory can't be read; also while the operations are read.
     """
     deleted = array("I", (row for row in changed if not change_set.is_written(row)))
     written = array("I", (row for row in changed if change_set.is_written(row)))
@@ -100,7 +100,7 @@ def plan_ops(
 
     def previous(row: int) -> Previous | None:
         before = change_set.before(row)
-        return None if before is None else previous_file(rootdir, change_set.name(row), before)
+        return None if before is None else previous_file(before, *change_set.found_file(row))
 
     def rmdirs(names: set[str]) -> Iterator[JournalOp]:
         return (JournalOp(RMDIR, name, "", _previous_directory(rootdir, name)) for name in sorted(names, reverse=True))
@@ -123,17 +123,10 @@ def _until(names: Iterable[str], known: Collection[str]) -> Iterable[str]:
     return takewhile(lambda name: name not in known, names)
 
 
-def previous_file(rootdir: RootDir, name: str, before: Content) -> Previous:
-    """A file as it is before an operation, and its object.
-
-    Raises:
-        FileChangedError: it is gone.
-    """
-    found = rootdir.lstat(name)
-    if found is None:
-        raise FileChangedError(name, "the file was removed during the update; nothing was changed, retry")
+def previous_file(before: Content, mtime_ns: int, inode: int) -> Previous:
+    """A file as it is before an operation, and its object."""
     stored = "" if before.sha256 == EMPTY else object_path(before.sha256)
-    return Previous(stored, found.st_size, found.st_mtime_ns, stat.S_IMODE(found.st_mode), found.st_ino)
+    return Previous(stored, before.size, mtime_ns, before.mode, inode)
 
 
 def _previous_directory(rootdir: RootDir, name: str) -> Previous | None:
@@ -159,16 +152,25 @@ def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
 
     Args:
         again: after a crash, which may have interrupted `undo_op`.
+
+    Raises:
+        FileChangedError: others created or changed the file since it was looked at. After a crash, a file that was to
+            be deleted is left alone instead.
     """
     if op.kind == MKDIR:
         rootdir.mkdir(op.name)
     elif op.kind == RMDIR:
         rootdir.rmdir(op.name)
     elif op.kind == DELETE:
-        spelt_anew = op.source and rootdir.lstat(op.source) is None  # renamed before a crash
-        if not spelt_anew and _is_previous(rootdir.lstat(op.name), op.previous):
+        if op.source and rootdir.lstat(op.source) is None:  # renamed before a crash
+            return
+        found = rootdir.lstat(op.name)
+        if _is_previous(found, op.previous):
             rootdir.unlink(op.name)
+        elif found is not None and not again:
+            raise FileChangedError(op.name, _CHANGED)
     else:
+        _check_unchanged(rootdir, op)
         try:
             rootdir.rename(op.source, op.name)
         except FileNotFoundError:
@@ -178,8 +180,19 @@ def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
             rootdir.unlink(op.source)
 
 
+def _check_unchanged(rootdir: RootDir, op: JournalOp) -> None:
+    """Check that a rename replaces the file that was looked at, or none."""
+    if op.previous is None and rootdir.folds_case:
+        return  # FUSE still has a file of another spelling under this name for a second after it was deleted
+    found = rootdir.lstat(op.name)
+    if found is not None and not _is_previous(found, op.previous):
+        staged = rootdir.lstat(op.source)
+        if staged is not None and not os.path.samestat(found, staged):  # else it was renamed before a crash
+            raise FileChangedError(op.name, _CHANGED)
+
+
 def _is_previous(found: os.stat_result | None, previous: Previous | None) -> bool:
-    """Whether this is still the file that is to be deleted, and not one that was created after a crash."""
+    """Whether this is still the file that was looked at. Its inode does not matter: FUSE may give it another number."""
     return (
         found is not None
         and previous is not None
@@ -230,16 +243,12 @@ def _restore(rootdir: RootDir, op: JournalOp) -> None:
     assert previous is not None
     rootdir.mkdir(OBJECTS, 0o700)
     rootdir.unlink(_RESTORED)  # left by a crash
-    stored = open_regular(rootdir, previous.stored) if previous.stored else os.open(os.devnull, os.O_RDONLY)
-    try:
+    found = open_regular(rootdir, previous.stored) if previous.stored else os.open(os.devnull, os.O_RDONLY)
+    with closing_fd(found) as stored:
         if not _link_restored(rootdir, previous, stored):
-            copy = copy_file(rootdir, stored, _RESTORED, mode=previous.mode, mtime_ns=previous.mtime_ns)
-            try:
+            mode, mtime_ns = previous.mode, previous.mtime_ns
+            with closing_fd(copy_file(rootdir, stored, _RESTORED, mode=mode, mtime_ns=mtime_ns)) as copy:
                 sync_file(copy)
-            finally:
-                os.close(copy)
-    finally:
-        os.close(stored)
     rootdir.rename(_RESTORED, op.name)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.compact import DigestIndex
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.libc import set_mode
 from perfkit.transactions.layout import OBJECTS, object_path
 from perfkit.transactions.records import Content, Seen
@@ -38,11 +38,8 @@ class ObjectStore:
         Raises:
             as `keep`.
         """
-        fd = open_regular(self._rootdir, name)
-        try:
+        with closing_fd(open_regular(self._rootdir, name)) as fd:
             return content_of(fd, name, seen)
-        finally:
-            os.close(fd)
 
     def keep(self, name: str, seen: Seen | None = None) -> Content:
         """Keep the content of a file, by a hard link if possible, so that it outlives the name.
@@ -55,14 +52,11 @@ class ObjectStore:
             UpdateError: it is not a regular file.
             FileChangedError: it is no longer as it was seen, or is being written to.
         """
-        fd = open_regular(self._rootdir, name)
-        try:
+        with closing_fd(open_regular(self._rootdir, name)) as fd:
             content = content_of(fd, name, seen)
             if content.sha256 != EMPTY:
                 self._add(name, fd, content.sha256)
             return content
-        finally:
-            os.close(fd)
 
     def _add(self, name: str, fd: int, sha256: str) -> None:
         """Make the open file `name` the object of its content.
@@ -88,12 +82,9 @@ class ObjectStore:
         if found is None:
             return False
         if stat.S_ISREG(found.st_mode) and found.st_size == content.size:
-            fd = open_regular(self._rootdir, target)
-            try:
+            with closing_fd(open_regular(self._rootdir, target)) as fd:
                 if digest_of(fd, target) == content.sha256:
                     return True
-            finally:
-                os.close(fd)
         self._rootdir.unlink(target)
         return False
 
@@ -193,22 +184,16 @@ def link_or_copy(rootdir: RootDir, name: str, fd: int, target: str) -> None:
 def shares_content(rootdir: RootDir, name: str, unused: str) -> tuple[bool, bool]:
     """Whether the file system has hard links, and whether it has reflinks, as tried on a file and an unused name."""
     links = True
-    fd = rootdir.open(name)
-    try:
+    with closing_fd(rootdir.open(name)) as fd:
         rootdir.unlink(unused)
         try:
             rootdir.link(name, unused)
         except OSError:
             links = False
         rootdir.unlink(unused)
-        copy = rootdir.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
+        with closing_fd(rootdir.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL)) as copy:
             clones = _clone(fd, copy)
-        finally:
-            os.close(copy)
-            rootdir.unlink(unused)
-    finally:
-        os.close(fd)
+        rootdir.unlink(unused)
     return links, clones
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import fold_name
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.journal_ops import check_conflicts
@@ -71,11 +70,14 @@ def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: Chan
     edited: dict[str, Content] = {}  # by name, the content that it should have
     for row in change_set.rows():
         name = change_set.name(row)
-        found = None
-        if not (renamed and change_set.is_written(row) and fold_name(name) in renamed):
-            found = _found(rootdir, name, known, store.keep if change_set.is_key(row) else store.inspect)
+        found, status = None, rootdir.lstat(name)  # before the file is read, so that later changes are noticed
+        spelt_anew = renamed and change_set.is_written(row) and fold_name(name) in renamed
+        if status is not None and not stat.S_ISDIR(status.st_mode) and not spelt_anew:
+            inspect = store.keep if change_set.is_key(row) else store.inspect
+            found = inspect(name, known.seen_at(name))
         expected = known.expected(name) or found
-        change_set.set_before(row, found, expected)
+        mtime_ns, inode = (status.st_mtime_ns, status.st_ino) if status is not None else (0, 0)
+        change_set.set_before(row, found, expected, mtime_ns, inode)
         if expected is not None and (found is None or expected.sha256 != found.sha256) and change_set.is_recorded(row):
             edited[name] = expected
     missing = _missing(rootdir, store, known, {content.sha256: content for content in edited.values()})
@@ -94,19 +96,9 @@ def _prepare_fetched(rootdir: RootDir, change_set: ChangeSet) -> None:
         if found is None or not stat.S_ISREG(found.st_mode) or (found.st_nlink, found.st_size) != (1, content.size):
             raise UpdateError(f"{source} is missing or was changed during the update; nothing was changed, retry")
         if stat.S_IMODE(found.st_mode) != content.mode or rootdir.owner is not None:
-            fd = open_regular(rootdir, source)
-            try:
+            with closing_fd(open_regular(rootdir, source)) as fd:
                 set_mode(fd, content.mode)
                 rootdir.hand_over(fd)
-            finally:
-                os.close(fd)
-
-
-def _found(rootdir: RootDir, name: str, known: Known, inspect: Callable[[str, Seen | None], Content]) -> Content | None:
-    found = rootdir.lstat(name)
-    if found is None or stat.S_ISDIR(found.st_mode):
-        return None
-    return inspect(name, known.seen_at(name))
 
 
 def _missing(rootdir: RootDir, store: ObjectStore, known: Known, edited: Mapping[str, Content]) -> set[str]:

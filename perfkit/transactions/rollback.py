@@ -13,6 +13,7 @@ from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.compact import DigestSet, sort_numbers
 from perfkit.filesystem.paths import backup_name, fold_name
+from perfkit.filesystem.rootdir import closing_fd
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.commit import Committer
@@ -82,7 +83,8 @@ def _compare(
             continue
         if before is not None and not _same_data(before, change_set.recorded(row)) and not _same_data(before, wanted):
             edited.append(row)
-        change_set.set_before(row, before, before)
+        mtime_ns, inode = (found.st_mtime_ns, found.st_ino) if found is not None else (0, 0)
+        change_set.set_before(row, before, before, mtime_ns, inode)
     return edited, replaced
 
 
@@ -172,7 +174,7 @@ class _Restorer:
             fd = open_regular(self._rootdir, stored)
         except (FileNotFoundError, UpdateError):
             raise _LostError("its stored copy is missing, or not a regular file") from None
-        try:
+        with closing_fd(fd):
             if verify and digest_of(fd, stored) != content.sha256:
                 raise _LostError("its stored copy was modified through a hard link")
             found = os.fstat(fd)
@@ -182,20 +184,16 @@ class _Restorer:
                 set_mode(fd, content.mode)
                 return self._committer.stage_link(stored, fd)
             return self._copy(fd, content)
-        finally:
-            os.close(fd)
 
     def _copy(self, fd: int, content: Content) -> str:
         found = os.fstat(fd)
         source, copy = self._committer.create_staged_file(content.mode)
-        try:
+        with closing_fd(copy):
             if copy_into(fd, copy) != content.sha256:
                 raise _LostError("its stored copy was modified while it was read")
             set_mode(copy, content.mode)
             with contextlib.suppress(OSError):
                 os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
-        finally:
-            os.close(copy)
         return source
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from perfkit.config import check_type
 from perfkit.errors import ConfigError, FileChangedError, UpdateError
 from perfkit.filesystem.paths import check_name, local_path
+from perfkit.filesystem.rootdir import closing_fd
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
@@ -113,18 +115,23 @@ class Transaction:
         if isinstance(data, str) or not isinstance(data, Iterable):
             raise ConfigError(f"{name}: the content must be bytes, or an iterable of them; got a {type(data).__name__}")
         chunks = [data] if isinstance(data, _BYTES) else data
-        source, fd = self._committer.create_staged_file(mode)
-        try:
+        with self._staged_file(mode) as (source, fd):
             for chunk in chunks:
                 if not isinstance(chunk, _BYTES):
                     raise ConfigError(f"{name}: the content must be bytes; got a {type(chunk).__name__}")
                 write_all(fd, chunk)
             return self._set_staged(name, source, fd, mode)
-        except BaseException:
-            self._rootdir.unlink(source)
-            raise
-        finally:
-            os.close(fd)
+
+    @contextlib.contextmanager
+    def _staged_file(self, mode: int) -> Iterator[tuple[str, int]]:
+        """The name and a descriptor of a staged file, which is deleted if the block raises."""
+        source, descriptor = self._committer.create_staged_file(mode)
+        with closing_fd(descriptor):
+            try:
+                yield source, descriptor
+            except BaseException:
+                self._rootdir.unlink(source)
+                raise
 
     def replace(self, name: str, path: str | os.PathLike[str], *, mode: int | None = None) -> Content:
         """Write a file with the content of another file, copied with reflinks where supported.
@@ -142,27 +149,18 @@ class Transaction:
         self._check_open()
         check_type("mode", mode, "int | None", secret=False)
         path = local_path(path)
-        other = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
+        with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as other:
             before = os.fstat(other)
             if not stat.S_ISREG(before.st_mode):
                 raise UpdateError(f"{path}: not a regular file")
             self._rootdir.check_free_space(before.st_size)
             mode = stat.S_IMODE(before.st_mode) if mode is None else mode
-            source, fd = self._committer.create_staged_file(mode)
-            try:
+            with self._staged_file(mode) as (source, fd):
                 digest = copy_into(other, fd)
                 after = os.fstat(other)
                 if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                     raise FileChangedError(path, "the file was modified while it was copied; retry")
                 return self._set_staged(name, source, fd, mode, digest)
-            except BaseException:
-                self._rootdir.unlink(source)
-                raise
-            finally:
-                os.close(fd)
-        finally:
-            os.close(other)
 
     def expect(self, name: str, content: Content) -> None:
         """Use a file in `Tree.fetch_directory` as the file `name`: the commit renames it instead of copying it.

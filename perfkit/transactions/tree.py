@@ -9,7 +9,7 @@ from types import TracebackType
 
 from perfkit.config import LocalChanges
 from perfkit.errors import LockedError, UpdateError
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import Generation, History, Pruned
 from perfkit.transactions.layout import (
@@ -124,10 +124,9 @@ class Tree:
         """Make the owner of the tree the owner of perfkit's own files, after root changed the tree."""
         for directory in (PRIVATE_DIR, FETCH):
             for leaf in self.rootdir.listdir(directory):
-                with contextlib.suppress(OSError):
-                    descriptor = self.rootdir.open(f"{directory}/{leaf}")
+                name = f"{directory}/{leaf}"
+                with contextlib.suppress(OSError), closing_fd(self.rootdir.open(name)) as descriptor:
                     self.rootdir.hand_over(descriptor)
-                    os.close(descriptor)
 
     def _remove_unused(self) -> None:
         """Remove what a failed first change created, unless it fetched enough to be worth keeping.
@@ -275,9 +274,7 @@ class Tree:
 def _owner_of_new_file(directory: int) -> int:
     """The owner that a new file gets: on some mounts all files have one owner, whoever creates them."""
     name = f"owner~{os.getpid()}"
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
-    try:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with closing_fd(os.open(name, flags, 0o600, dir_fd=directory)) as fd:
         os.unlink(name, dir_fd=directory)
         return os.fstat(fd).st_uid
-    finally:
-        os.close(fd)

@@ -146,6 +146,28 @@ def test_a_failure_stops_or_not_as_asked(tree: Path, tmp_path: Path) -> None:
     assert shape(tmp_path / "dest") == expected
 
 
+def test_a_link_in_place_of_a_directory_fails_alone(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put there during a copy: it is not followed, and the other files are copied."""
+    outside = make(tmp_path / "outside", {"precious": b"!"})
+    usual = os.open
+
+    def swapping(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if path == "d" and not (tree / "d").is_symlink():
+            os.rename(tree / "d", tmp_path / "aside")
+            os.symlink(outside, tree / "d")
+        return usual(path, flags, *arguments, **options)
+
+    make(tree, {"beside": b"it"})
+    monkeypatch.setattr(os, "open", swapping)
+    with pytest.raises(BatchError) as caught:
+        copy_tree(tree, tmp_path / "copy", on_error="continue")
+    assert [result.name for result in caught.value.results] == ["d"]
+    assert (tmp_path / "copy/beside").read_bytes() == b"it"
+    assert os.listdir(tmp_path / "copy/d") == []
+
+
 def test_progress_counts_every_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last snapshot has all files and bytes; how many there are is known from the first on."""
     from perfkit import CallbackProgress
@@ -175,6 +197,21 @@ def test_moves_build_on_each_other(tmp_path: Path) -> None:
     assert at("f").read_bytes() == b"c"
 
 
+def test_a_link_with_a_slash_is_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To another file system, it would be copied as the directory that it leads to."""
+
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    make(tmp_path / "outside", {"precious": b"!"})
+    os.symlink("outside", tmp_path / "link")
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(BatchError, match="Not a directory"):
+        move_many([(f"{tmp_path}/link/", f"{tmp_path}/target")])
+    assert sorted(os.listdir(tmp_path)) == ["link", "outside"]
+    assert (tmp_path / "outside/precious").exists()
+
+
 def test_all_pairs_are_read_before_the_first_move(tmp_path: Path) -> None:
     """A scan that the pairs come from does not meet a file again under its new name, as ext4 may list it."""
     make(tmp_path, {"a": b"a", "b": b"b"})
@@ -199,9 +236,12 @@ def test_removal_follows_no_link(tree: Path, tmp_path: Path) -> None:
     assert not tree.exists()
     assert (outside / "precious").exists()
     os.symlink(outside, tmp_path / "link")
-    for name in ("link", "outside/precious"):
+    for name in ("link", "link/", "link//", "outside/precious"):
         with pytest.raises(NotADirectoryError):
-            remove_tree(tmp_path / name)
+            remove_tree(f"{tmp_path}/{name}")
+    for name in ("link/.", "outside/.", "outside/./", "outside/..", "link/.."):
+        with pytest.raises(OSError, match="Invalid argument"):
+            remove_tree(f"{tmp_path}/{name}")
     assert (outside / "precious").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from perfkit import UnsafePathError
 from perfkit.filesystem.rootdir import RootDir
+from tests.support.files import free_descriptors
 
 NOT_PLAIN = ["..", "../out", "a/../../out", ".", "a/./b", "a//b", "a/", "/etc", "//etc", "a\0b", "a\0/b"]
 
@@ -96,14 +96,10 @@ def test_deep_names_with_few_descriptors(root: RootDir) -> None:
     one, other = (make_directories(root, leaf, 100) for leaf in "ab")
     write(root, f"{one}/file", b"of a")
     root.close_cached()
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, limits[1]))
-    try:
+    with free_descriptors(4):
         root.rename(f"{one}/file", f"{other}/file")
         assert read(root, f"{other}/file") == b"of a"
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert root.listdir(other) == ["file"]
 
 
 def test_missing_directories_are_looked_for_once(

@@ -170,7 +170,7 @@ def test_a_scan_in_order_goes_on_beside_a_directory_that_cannot_be_listed(
 ) -> None:
     """The files after it are those of the directory above it, not its own of the same names."""
     make(tmp_path, {"d/z": b"not this", "z": b"this"})
-    usual, calls = os.scandir, iter((False, True))
+    usual, calls = os.scandir, iter((False, True, True))
 
     def failing(path: int) -> Iterator[os.DirEntry[str]]:
         if next(calls):  # the second is of `d`; scandir(3) takes another descriptor

@@ -244,3 +244,23 @@ def test_a_store_through_a_mapping(origin: Origin, make_kit: Callable[..., Toolk
             assert main(["sync", "--check-contents", "--quiet", origin.url, str(root)]) == 0
         assert kit.verify(root).changed == ()
         assert (root / "a.perfkit-local").read_bytes()[:1] == b"9"
+
+
+@pytest.mark.parametrize("seconds", [-(10**10), 10**10])
+def test_times_beyond_64_bits(origin: Origin, make_kit: Callable[..., Toolkit], seconds: int) -> None:
+    """In nanoseconds, those before 1677 and after 2262: such files are published, synced and verified like others."""
+    if not os.path.isdir("/dev/shm"):
+        unavailable("needs a file system in memory, which holds any time")
+    origin.publish({"a": b"1", "b": b"2"}, "1")
+    kit = make_kit()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
+        root = Path(scratch, "tree")
+        kit.sync(origin.url, root)
+        os.utime(root / "a", (seconds, seconds))
+        assert os.stat(root / "a").st_mtime_ns == seconds * 10**9
+        for _ in range(2):
+            assert kit.sync(origin.url, root).changed == 0
+            kit.publish(root, Path(scratch, "site"), version="{n}", exclude=[".perfkit"])
+        (root / "a").write_bytes(b"9")
+        os.utime(root / "a", (seconds, seconds))
+        assert kit.verify(root).changed == ("a",)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 from perfkit.filesystem.scan import ScanOptions, scan
@@ -29,3 +32,18 @@ def shape(root: Path) -> dict[str, object]:
 
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """A block in which this process can open so many files more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir("/proc/self/fd")}
+    limit = 0
+    while limit - sum(number < limit for number in taken) < count:
+        limit += 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

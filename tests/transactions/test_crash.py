@@ -79,8 +79,9 @@ class Case:
     def sweep(self, injection: Callable[[str], str | None]) -> Iterator[tuple[str, Path, int]]:
         """Run into each call in turn; yields what it was, the tree, and how the run ended."""
         counts = self._count()
+        cases = sum(len(sample(count, SAMPLE)) for count in counts.values())
         injections = {
-            kind: (how, counts[kind] + 100)  # more than a run makes by itself
+            kind: (how, counts[kind] + cases + 100)  # more than a run, or the server, makes by itself
             for kind in sorted(counts)
             if (how := injection(kind)) is not None
         }

@@ -61,8 +61,9 @@ def test_what_needs_space_comes_first(tmp_path: Path) -> None:
 
 def test_a_rename_a_second_time(rootdir: RootDir, tmp_path: Path) -> None:
     """Nothing, if it was made; but an error if it can't be, since the directory is gone."""
+    op = JournalOp(RENAME, "file", "staged", previous(tmp_path / "file"))
     for _ in range(2):
-        apply_op(rootdir, JournalOp(RENAME, "file", "staged"))
+        apply_op(rootdir, op)
         assert (tmp_path / "file").read_bytes() == b"new"
     (tmp_path / "staged").write_bytes(b"newer")
     with pytest.raises(FileNotFoundError):

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 
 from perfkit.filesystem.batch.run import try_unlink
+from perfkit.filesystem.rootdir import closing_fd
 from perfkit.libc import preadv, set_mode
 
 _FICLONE = 0x40049409  # ioctl_ficlonerange(2)
@@ -24,25 +25,20 @@ def copy_file(source: str, path: str, *, clone: bool = True) -> str:
     Raises:
         OSError: reading or writing failed, or `path` exists; nothing is left behind.
     """
-    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
+    with closing_fd(os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)) as reading:
         status = os.fstat(reading)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "no longer a regular file", source)
         writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            try:
+            with closing_fd(writing):
                 how = _fill(reading, writing, status, clone)
                 set_mode(writing, status.st_mode & 0o777)
                 os.utime(writing, ns=(status.st_mtime_ns, status.st_mtime_ns))
-            finally:
-                os.close(writing)
         except BaseException:
             try_unlink(path)
             raise
         return how
-    finally:
-        os.close(reading)
 
 
 def _fill(reading: int, writing: int, status: os.stat_result, clone: bool) -> str:

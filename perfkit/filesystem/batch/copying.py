@@ -135,9 +135,9 @@ class _Copier:
 
     def _one(self, entry: ScanEntry) -> BatchResult:
         name = entry.name
+        if entry.error is not None:
+            return BatchResult(name, error=entry.error)
         try:
-            if entry.error is not None:
-                raise entry.error
             path = self._target + name
             if not self._replace:
                 return BatchResult(name, entry.size, self._make(entry, path))

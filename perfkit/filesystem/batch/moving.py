@@ -40,7 +40,9 @@ def move_many(
 
 
 def _move(source: str, target: str, replace: bool) -> int:
-    status = os.lstat(source)
+    status = os.lstat(source.rstrip("/") or "/")
+    if source.endswith("/") and not stat.S_ISDIR(status.st_mode):  # a link whose target would be copied and kept
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), source)
     if not replace and os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "the destination exists", target)
     try:

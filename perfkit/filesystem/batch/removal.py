@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from perfkit.errors import UnsafePathError
@@ -20,6 +21,9 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
     See `Toolkit.remove_tree`.
     """
     run = BatchRun(on_error, progress, "removing")
+    path = os.fspath(path).rstrip("/") or "/"  # a slash at the end would lead through a symbolic link
+    if os.path.basename(path) in (os.curdir, os.pardir):  # rmdir(2) refuses `.`; `..` contains more than it says
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
     with contextlib.closing(RootDir(path, root_may_be_link=False)) as rootdir:
         if progress is not None:
             run.expect(totals(path, ScanOptions(directories=True))[0])
@@ -54,7 +58,7 @@ def _unlink_files(rootdir: RootDir, directory: str, run: BatchRun) -> list[str]:
     prefix, directories = f"{directory}/" if directory else "", []
     try:
         descriptor = rootdir.directory(directory)
-        with os.scandir(descriptor) as found:
+        with rootdir.scandir(directory) as found:
             for entry in found:
                 if entry.is_dir(follow_symlinks=False):
                     directories.append(prefix + entry.name)

@@ -19,7 +19,7 @@ from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.releases.statcache import StatCache
+from perfkit.releases.statcache import StatCache, clamped_ns
 from perfkit.transactions.layout import PRIVATE_DIR
 
 Links = Literal["refuse", "skip", "follow"]
@@ -95,8 +95,8 @@ class SourceTree:
                     continue
                 names.append(name)
                 sizes.append(status.st_size)
-                mtimes.append(status.st_mtime_ns)
-                ctimes.append(status.st_ctime_ns)
+                mtimes.append(clamped_ns(status.st_mtime_ns))
+                ctimes.append(clamped_ns(status.st_ctime_ns))
                 inodes.append(status.st_ino)
                 modes.append(stat.S_IMODE(status.st_mode))
         except FileNotFoundError as missing:
