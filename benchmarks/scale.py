@@ -3,6 +3,7 @@
     python benchmarks/scale.py                              # 10,000 to 400,000 files: an hour
     python benchmarks/scale.py --files 25000 --only sync    # one size, and rows whose names begin like that
     python benchmarks/scale.py --files 10000 100000 --only sync peer    # ours beside `cp -r` and `tar -x`
+    python benchmarks/scale.py --publisher                  # further releases of a site, without clients
 
 Trees of files of some ten bytes in directories of a hundred, in memory. The second release changes every file, which is
 the most that an update and a rollback can have to do. The last columns are the growth exponents between the least and
@@ -106,6 +107,20 @@ class Commands:
         yield "sync of URLs", self._perfkit("sync", "--type", "urls", listed, self._root / "listed")
         yield "sync of URLs, again", self._perfkit("sync", "--type", "urls", listed, self._root / "listed")
 
+    def publisher_rows(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """As `rows`, for a site without clients, of which more and more files change from release to release."""
+        tree = self._root / "tree"
+        changes = {"nothing": 0, "1 file": self._count, "1 %": 100, "all": 1}
+        write_tree(tree, self._count, 1)
+        yield "publish", self._perfkit("publish", tree, self._site, "--version", "1")
+        for version, (what, step) in enumerate(changes.items(), 2):
+            if step:
+                write_tree(tree, self._count, version, step=step)
+            deltas = ("--keep-deltas=0",) if step == 1 else ()
+            yield f"publish, {what} changed", self._perfkit("publish", tree, self._site, "--version", version, *deltas)
+        for command in ("check", "prune"):
+            yield f"{command} of a site", self._perfkit(command, self._site)
+
     def _sync(self, *options: str) -> tuple[str, ...]:
         return self._perfkit("sync", f"{self._url}/site", self._dest, *options)
 
@@ -138,8 +153,12 @@ def serve(root: str) -> Iterator[str]:
         server.wait()
 
 
-def measure(count: int, wanted: Callable[[str], bool], *, lists: bool) -> dict[str, Run]:
-    """Every row with so many files. Those that are not wanted run too, since later ones need what they leave."""
+def measure(count: int, wanted: Callable[[str], bool], *, lists: bool, publisher: bool) -> dict[str, Run]:
+    """Every row with so many files. Those that are not wanted run too, since later ones need what they leave.
+
+    Args:
+        publisher: whether to run `publisher_rows` instead.
+    """
     found = {}
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm") as directory,
@@ -149,7 +168,8 @@ def measure(count: int, wanted: Callable[[str], bool], *, lists: bool) -> dict[s
         for place, files in (("warm-up", 10), ("measured", count)):  # compiling modules takes 6 MB, the first time
             root = Path(directory) / place
             root.mkdir()
-            for name, command in Commands(root, files, f"{url}/{place}", lists=lists).rows():
+            commands = Commands(root, files, f"{url}/{place}", lists=lists)
+            for name, command in commands.publisher_rows() if publisher else commands.rows():
                 run = bench.run(Contestant(name=name, command=command, env={"PERFKIT_MAX_FILES": "1000000"}))
                 if wanted(name) and files == count:
                     note(f"{count:>9,}  {name:<24} {run.cpu_s:8.2f} s {run.peak_rss / MB:7.1f} MB\n")
@@ -181,10 +201,13 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[10_000, 25_000, 100_000, 400_000])
     parser.add_argument("--only", nargs="*", default=[""], help="rows whose names begin with one of these")
     parser.add_argument("--lists", type=int, default=50_000, metavar="N", help="lists of URLs up to so many files")
+    parser.add_argument("--publisher", action="store_true", help="only what a publisher runs")
     options = parser.parse_args()
     only = tuple(options.only)
     results = {
-        count: measure(count, lambda name: name.startswith(only), lists=count <= options.lists)
+        count: measure(
+            count, lambda name: name.startswith(only), lists=count <= options.lists, publisher=options.publisher
+        )
         for count in options.files
     }
     print(table(results))

@@ -19,11 +19,10 @@ _UNKNOWN = bytes(28)
 def draft_bytes(manifest: Manifest, made: Iterable[int]) -> bytes:
     """A manifest's bytes without the digests of these entries, whose contents all differ."""
     first = {manifest.digest(entry): entry for entry in made}
-    places = ((entry, first.get(digest)) for entry, digest in enumerate(manifest.digests()))
     return b"".join(
         manifest.with_digests(
             (entry, bytes(DIGEST_BYTES) if entry == maker else _reference(maker))
-            for entry, maker in places
+            for entry, maker in enumerate(map(first.get, manifest.digests()))
             if maker is not None
         )
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from array import array
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, compress, pairwise, repeat
@@ -215,12 +215,12 @@ class Index:
 
     def encode(self, manifest: Manifest) -> bytes:
         """The bytes that `parse` reads; each blob must be listed once."""
-        per_pack = Counter(self.packs_of)
-        frame_ends = array("Q", map(operator.add, self.at, self.packed))
-        new_pack = map(operator.ne, self.packs_of, chain((-1,), self.packs_of))
-        gaps = (
-            at if new else at - end for at, end, new in zip(self.at, chain((0,), frame_ends), new_pack, strict=False)
-        )
+        per_pack, gaps = array("I"), array("Q")
+        for pack in range(len(self.packs)):
+            here = slice(len(gaps), bisect_right(self.packs_of, pack))
+            at, packed = self.at[here], self.packed[here]
+            per_pack.append(len(at))
+            gaps.extend(map(operator.sub, at, chain((0,), map(operator.add, at, packed))))
         ends = array("Q", map(operator.add, self.starts, self.lengths))
         before = array("Q", chain((0,), ends))  # for each piece, the end of the one before it in its frame
         for number in self.first:
@@ -247,11 +247,11 @@ class Index:
                 b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
                 pack_column(4, (packed.object.bytes for packed in shared)),
                 pack_column(4, (packed.size for packed in shared)),
-                pack_column(4, (per_pack[pack] for pack in range(len(self.packs)))),
+                pack_column(4, per_pack),
                 pack_column(8, gaps),
                 pack_column(4, self.packed),
                 pack_column(4, map(operator.sub, self.sizes, _used(self.first, ends))),
-                pack_column(4, (end - start for start, end in pairwise(self.first))),
+                pack_column(4, map(operator.sub, self.first[1:], self.first)),
                 pack_column(4, _zigzags(map(operator.sub, self.entries, chain((0,), map((1).__add__, self.entries))))),
                 pack_column(8, jumps),
                 pack_column(4, _zigzags(map(operator.sub, self.starts, before))),

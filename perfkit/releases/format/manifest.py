@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from struct import Struct
 from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError, UnsafePathError
@@ -31,6 +32,7 @@ T = TypeVar("T")
 _MAGIC = b"perfkit manifest 1\n"
 _WHAT = "manifest"
 _BATCH = 512
+_DIGEST = Struct("32s")
 _LINE_FEED = re.compile(b"\n")
 _SUSPECT = re.compile(  # between line feeds; names without any of this need no further check
     rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}
@@ -190,7 +192,8 @@ class Manifest:
     def digests(self) -> Iterator[bytes]:
         """The SHA-256 of each entry, in order."""
         start = self._flags_at + len(self)
-        return (self.data[at : at + 32] for at in range(start, start + 32 * len(self), 32))
+        blocks = chunks(self.data, start, start + 32 * len(self))
+        return (digest for block in blocks for (digest,) in _DIGEST.iter_unpack(block))
 
     def with_digests(self, changes: Iterable[tuple[int, bytes | bytearray]]) -> Iterator[bytes]:
         """The canonical bytes, in parts, with other digests for some entries, which are given in order."""
@@ -349,7 +352,7 @@ class LazySequence(Sequence[T]):
 
 
 def _encode(names: Sequence[str], sizes: Iterable[int], executable: Iterable[bool], digests: Iterable[bytes]) -> bytes:
-    listed = "".join([f"{name}\n" for name in names]).encode()
+    listed = "\n".join((*names, "")).encode()
     return b"".join(
         (
             _MAGIC,
@@ -366,7 +369,7 @@ def _encode(names: Sequence[str], sizes: Iterable[int], executable: Iterable[boo
 def _line_ends(data: Bytes, start: int) -> Iterator[int]:
     """The offsets after each line feed."""
     for chunk in chunks(data, start):
-        yield from (start + found.end() for found in _LINE_FEED.finditer(chunk))
+        yield from map(start.__add__, map(re.Match.end, _LINE_FEED.finditer(chunk)))
         start += len(chunk)
 
 

@@ -56,9 +56,10 @@ def new_blobs(old: Manifest, first: dict[bytes, int]) -> list[int]:
     """The entry of each blob that `old` does not have, in order of names.
 
     Args:
-        first: the first entry of the new manifest with each blob.
+        first: the first entry of the new manifest with each blob, in order.
     """
-    return sorted(map(first.__getitem__, first.keys() - set(old.digests())))
+    known = set(map(first.get, old.digests()))
+    return [entry for entry in first.values() if entry not in known]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Copies:
         Args:
             first: the first entry of the new manifest with each content.
         """
-        return cls(first.get(digest, -1) for digest in old.digests())
+        return cls(map(first.get, old.digests(), repeat(-1)))
 
     def add(self, old_entry: int, old_offset: int, length: int, entry: int, offset: int) -> None:
         """Add a range; it extends the last one if it follows that in both contents."""

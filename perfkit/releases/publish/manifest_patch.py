@@ -33,12 +33,13 @@ def manifest_slices(old: bytes, new: bytes, *, quick: bool = False) -> Iterator[
     Args:
         quick: do not look for a smaller form of a part that has changed much.
     """
-    source = MAX_GROUP_BYTES
     for start in range(0, len(new), _SLICE_BYTES):
-        middle = start * len(old) // len(new)
-        first = max(0, min(middle - _SLICE_BYTES, len(old) - source))
         part = new[start : start + _SLICE_BYTES]
-        yield functools.partial(_slice, part, first, old[first : first + source], quick)
+        first, size = start, len(part)
+        if not old.startswith(part, start):
+            middle, size = start * len(old) // len(new), MAX_GROUP_BYTES
+            first = max(0, min(middle - _SLICE_BYTES, len(old) - size))
+        yield functools.partial(_slice, part, first, old[first : first + size], quick)
 
 
 def _slice(part: bytes, first: int, prefix: bytes, quick: bool) -> Slice:
