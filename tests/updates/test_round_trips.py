@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import StaleSourceError, SyncReport, Toolkit
+from perfkit import Config, StaleSourceError, SyncReport, Toolkit
 from perfkit.downloads import manager
 from perfkit.downloads.http.transport import HttpTransport
 from perfkit.downloads.request import Request
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.pointer import Pointer
 from perfkit.transactions import layout
+from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import Fetcher
 from tests.support.kits import MakeKit
 from tests.support.sites import Origin
@@ -207,3 +208,18 @@ def test_a_first_install_opens_connections_ahead(
     wait_until(lambda: asked == [f"{origin_v1.url}/"] * 3)
     kit.sync(origin_v1.url, tmp_path / "tree")
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize(("scheme", "count"), [("http", 3), ("https", 5)])
+def test_more_connections_are_opened_ahead_where_each_takes_longer(
+    scheme: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS, a range that has to wait for a connection would come long after the others."""
+    opened: list[tuple[str, int]] = []
+    monkeypatch.setattr(Fetcher, "warm", lambda self, url, connections: opened.append((url, connections)))
+    downloads = manager.DownloadManager(Config())
+    try:
+        SiteClient(Fetcher(downloads, "/nowhere", max_files=1), f"{scheme}://host/").expect_much()
+    finally:
+        downloads.close()
+    assert opened == [(f"{scheme}://host/", count)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
+from perfkit.downloads.http.urls import origin_of
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, HTTPStatusError
 from perfkit.filesystem.compact import Bytes
@@ -25,7 +26,9 @@ from perfkit.updates.staging import Fetcher
 
 _log = logging.getLogger(__name__)
 
-_CONNECTIONS = 3  # opened in addition to the first, for a list of files, an index, and packs
+# Opened in addition to the first, for a list of files, an index, and packs. Over TLS, a range that has to wait for a
+# connection comes two or three round trips after the others.
+_CONNECTIONS = {"http": 3, "https": 5}
 _READ_BYTES = 64 << 10
 _WHOLE_BYTES = 4 << 20  # up to this size one connection is used: it ends by the time that others would have begun
 _RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
@@ -91,7 +94,7 @@ class SiteClient:
 
     def expect_much(self) -> None:
         """Open connections for what follows the pointer: the list of files, an index and packs."""
-        self._fetcher.warm(self.url, _CONNECTIONS)
+        self._fetcher.warm(self.url, _CONNECTIONS[origin_of(self.url)[0]])
 
     def forget_pointer(self) -> None:
         """Make the next sync fetch the pointer again, whatever its validators are."""
