@@ -14,7 +14,7 @@ from perfkit.filesystem.paths import fold_name, parents
 from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.libc import sync_file
 from perfkit.transactions.changeset import ChangeSet
-from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, object_path
+from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, is_private, object_path
 from perfkit.transactions.object_store import CANNOT_LINK, EMPTY, copy_file, open_regular
 from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, Content, JournalOp, Previous
 
@@ -182,6 +182,8 @@ def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
 
 def _check_unchanged(rootdir: RootDir, op: JournalOp) -> None:
     """Check that a rename replaces the file that was looked at, or none."""
+    if is_private(op.name):
+        return  # a record that is left over from a lost state may be replaced
     if op.previous is None and rootdir.folds_case:
         return  # FUSE still has a file of another spelling under this name for a second after it was deleted
     found = rootdir.lstat(op.name)

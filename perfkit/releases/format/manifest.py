@@ -33,6 +33,7 @@ _MAGIC = b"perfkit manifest 1\n"
 _WHAT = "manifest"
 _BATCH = 512
 _DIGEST = Struct("32s")
+_DIGESTS_BYTES = 32 << 10  # whole digests, however `chunks` cuts
 _LINE_FEED = re.compile(b"\n")
 _SUSPECT = re.compile(  # between line feeds; names without any of this need no further check
     rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}
@@ -192,7 +193,8 @@ class Manifest:
     def digests(self) -> Iterator[bytes]:
         """The SHA-256 of each entry, in order."""
         start = self._flags_at + len(self)
-        blocks = chunks(self.data, start, start + 32 * len(self))
+        end = start + 32 * len(self)
+        blocks = (self.data[at : min(at + _DIGESTS_BYTES, end)] for at in range(start, end, _DIGESTS_BYTES))
         return (digest for block in blocks for (digest,) in _DIGEST.iter_unpack(block))
 
     def with_digests(self, changes: Iterable[tuple[int, bytes | bytearray]]) -> Iterator[bytes]:
