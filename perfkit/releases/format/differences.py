@@ -16,7 +16,7 @@ from itertools import accumulate, chain
 from perfkit.archives.decompress import Decoder, decode_frame
 from perfkit.errors import ManifestError
 from perfkit.releases.format.columns import Reader, pack_column
-from perfkit.releases.format.zstd import compress, decompress_stream
+from perfkit.releases.format.zstd import compress, decompress_stream, is_noise
 
 try:
     import bz2
@@ -57,8 +57,10 @@ def encode_differences(content: bytes, sources: Sequence[bytes], gaps: Sequence[
     differences = _sums(b"".join(predicted), b"".join(sources).translate(_NEGATED))
     runs = _runs(differences)
     forms = [extra + differences] if len(runs) >= len(differences) else [extra + differences, extra + runs]
-    frame, form = min(((bz2.compress(form), form) for form in forms), key=lambda each: len(each[0]))
     planes = compress(_planes(forms[0]), level=_PLANES_LEVEL)
+    if all(map(is_noise, forms)):
+        return planes, len(forms[0])  # the others would take seconds for each group, and save nothing
+    frame, form = min(((bz2.compress(form), form) for form in forms), key=lambda each: len(each[0]))
     # LZMA takes 15 times as long as bzip2, so it is tried only on the form that bzip2 makes smaller.
     smaller = min(((_lzma(form), len(form)), (frame, len(form))), key=lambda each: len(each[0]))
     return (planes, len(forms[0])) if len(planes) <= _PLANES_COST * len(smaller[0]) else smaller

@@ -14,6 +14,8 @@ from perfkit.errors import ManifestError
 
 MAX_WINDOW_LOG = 23  # 8 MiB: the maximum for frames of a release
 _MAGIC = b"\x28\xb5\x2f\xfd"  # of a frame
+_NOISE_SHARE = 0.99  # what it compresses to
+_NOISE_LEVEL = 9  # finds short equal ranges too, at 20 MiB/s or more
 _LEAST_PREFIX_BYTES = 8  # minimum dictionary of libzstd
 Base = zstd.ZstdDict | tuple[zstd.ZstdDict, int] | None
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
@@ -83,6 +85,16 @@ def compress(data: bytes, *, level: int = 19, prefix: bytes = b"", window_log: i
     if len(data) > 1 << window_log:
         options[zstd.CompressionParameter.window_log] = window_log
     return zstd.compress(data, options=options, zstd_dict=prefix_dictionary(prefix))
+
+
+def is_noise(data: bytes, *, before: bytes = b"") -> bool:
+    """Whether content is compressed or encrypted already, and shares next to nothing with what was there before."""
+    options: dict[int, int] = {
+        zstd.CompressionParameter.compression_level: _NOISE_LEVEL,
+        zstd.CompressionParameter.window_log: max(10, (len(before) + len(data)).bit_length()),
+        zstd.CompressionParameter.enable_long_distance_matching: 1,
+    }
+    return len(zstd.compress(data, options=options, zstd_dict=prefix_dictionary(before))) > _NOISE_SHARE * len(data)
 
 
 def compress_many(contents: Iterable[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Span
 from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.zstd import is_noise
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.similarity import SimilarityIndex, joined
 
@@ -93,7 +94,8 @@ def _matched(old: BlobReader, spans: list[Span], content: bytes, outputs: list[S
     """Compare a batch, and cut it into groups."""
     before = b"".join(old.read(span.entry, span.offset, span.length) for span in spans)
     ends = list(accumulate(span.length for span in spans))
-    matches = list(_approximate_matches(before, content)) if before else []
+    # HDiffPatch would take a second for each MiB of noise.
+    matches = list(_approximate_matches(before, content)) if before and not is_noise(content, before=before) else []
     del before
     reached = 0
     for start in range(0, len(content), MAX_GROUP_BYTES):
