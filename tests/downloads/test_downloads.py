@@ -62,15 +62,13 @@ def test_an_answer_that_a_cache_may_be_storing_stays_whole(
     assert (out / "file").read_bytes() == (out / "again").read_bytes() == BODY
 
 
-def test_work_is_taken_from_the_largest_remaining_segment(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
-    """The second connection takes half of the rest, the third half of the larger half."""
+def test_each_connection_takes_a_part_of_what_is_left(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
+    """How much depends on how fast the others have been (test_segments.py)."""
     server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))
     make_kit(workers=3).download(f"{server.url}/file", out / "file")
-    first, *others = (each.range[0] if each.range else 0 for each in server.requests[:3])
-    half, quarter = sorted(others, key=lambda start: abs(start - len(BODY) / 2))  # they may arrive in either order
+    first, second, third = (each.range[0] if each.range else 0 for each in server.requests[:3])
     assert first == 0
-    assert abs(half - len(BODY) / 2) < len(BODY) / 3  # the halves move while the first stream reads
-    assert 0 < quarter != half
+    assert 0 < second != third > 0
     assert (out / "file").read_bytes() == BODY
 
 
