@@ -242,15 +242,6 @@ class DownloadManager:
             next(running)
         return running
 
-    def arrived(self, path: str) -> tuple[str, int]:
-        """The partial file of the download to this path, and how many bytes from its start are there; any thread may
-        ask. They are not verified, and if the download starts over, another file takes its place.
-        """
-        with self._lock:
-            under_way = (each for batch in self._batches for each in list(batch.open))
-            transfer = next((each for each in under_way if each.destination.first_path == path), None)
-        return ("", 0) if transfer is None else transfer.arrived
-
     def close(self) -> None:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
         self._closed = True

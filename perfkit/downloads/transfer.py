@@ -200,12 +200,6 @@ class Transfer:
         partial = self._partial
         return partial.map.missing_bytes if partial else 0
 
-    @property
-    def arrived(self) -> tuple[str, int]:
-        """The path of the partial file, and how many bytes from its start it has."""
-        partial = self._partial
-        return ("", 0) if partial is None else (partial.path, partial.map.frontier)
-
     def share(self) -> Task | None:
         """Claim part of the range that would take longest, or a second try at one that a slow connection holds up."""
         with self._lock:

@@ -119,10 +119,6 @@ class Fetcher:
         """Whether `begin` has begun a download of this name, and nothing has waited for it yet."""
         return any(name in batch.names for batch in self._begun)
 
-    def arrived(self, name: str) -> tuple[str, int]:
-        """The partial file of a download under way, and how many bytes from its start it has; any thread may ask."""
-        return self._downloads.arrived(self.path(name))
-
     def close(self) -> None:
         """Cancel downloads that were begun, and that nothing has waited for."""
         while self._begun:

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from itertools import pairwise
+from typing import BinaryIO
 
 from perfkit.archives.members import Readable
 from perfkit.errors import ManifestError
@@ -35,7 +36,7 @@ _READ_BYTES = 64 << 10
 
 
 def decode_range(
-    index: Index, fetched: PackRange, file: Readable, write: Write, *, wanted: Sequence[int], shared: bytes | None
+    index: Index, fetched: PackRange, file: BinaryIO, write: Write, *, wanted: Sequence[int], shared: bytes | None
 ) -> None:
     """Decode a range of a pack.
 
@@ -84,7 +85,7 @@ def _unpack_frame(
         position = end
 
 
-def _take(file: Readable, size: int) -> Iterator[bytes]:
+def _take(file: BinaryIO, size: int) -> Iterator[bytes]:
     while size:
         data = file.read(min(size, _READ_BYTES))
         if not data:
@@ -93,7 +94,7 @@ def _take(file: Readable, size: int) -> Iterator[bytes]:
         yield data
 
 
-def _skip(file: Readable, size: int) -> None:
+def _skip(file: BinaryIO, size: int) -> None:
     for _ in _take(file, size):
         pass
 

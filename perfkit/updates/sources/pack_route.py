@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from functools import cache
 
-from perfkit.archives.members import Readable
+from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
 from perfkit.filesystem.own_files import open_own
 from perfkit.libc import trim_heap
@@ -16,7 +17,6 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer
-from perfkit.updates.sources.range_decoder import RangeDecoder
 from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import StagingArea
 
@@ -93,35 +93,32 @@ class PackRoute:
     def _fetch(self, remote: Sequence[int], local: Collection[int], missing: Set[bytes], staging: StagingArea) -> None:
         """Fetch the remote pieces, and make the missing blobs from them and from the local ones."""
         ranges = _ranges(self._index, remote)
-        labels = {(each.pack, each.start): self._label(each) for each in ranges}
+        failures: list[ManifestError] = []
         dictionaries = self._dictionaries(ranges)
         needed = [packed.object for packed in dictionaries.values()]
-        fetched = self._site.fetch_ranges(
-            self._index, ranges, lambda each: labels[each.pack, each.start], before=needed
-        )
-        shared: dict[int, bytes] = {}  # the dictionary of each pack that has one
-        write = staging.writer(self._manifest)
+        fetched = self._site.fetch_ranges(self._index, ranges, self._label, before=needed)
 
-        def decode(each: PackRange, file: Readable) -> None:
-            decode_range(self._index, each, file, write, wanted=remote, shared=shared.get(each.pack))
+        @cache
+        def dictionary_of(pack: int) -> bytes | None:
+            return self._site.get_packed(dictionaries[pack], "a dictionary")[:] if pack in dictionaries else None
 
-        decoder = RangeDecoder(self._site, self._index, ranges, decode, forget=staging.discard_partial)
         try:
-            with contextlib.closing(fetched), decoder:  # until the block ends, the thread has the staging area
-                for each in fetched:
-                    if each.pack in dictionaries and each.pack not in shared:
-                        shared[each.pack] = self._site.get_packed(dictionaries[each.pack], "a dictionary")[:]
-                    decoder.staged(each)
+            with contextlib.closing(fetched):
+                for each in fetched:  # decoded while others come
+                    try:
+                        self._decode(each, remote, staging, dictionary_of(each.pack))
+                    except ManifestError as error:
+                        failures.append(error)
             left = staging.missing(missing)
             with staging.show_progress(files=len(left), total_bytes=staging.expected.index.bytes_of(left)):
                 self._find_seeds(local).write(local, self._manifest, staging)
         finally:
             staging.discard_partial()
         trim_heap()
-        if decoder.failures or staging.missing(missing):
+        if failures or staging.missing(missing):
             self._delete(ranges)
-        if decoder.failures:
-            raise decoder.failures[-1]
+        if failures:
+            raise failures[-1]
 
     def _label(self, each: PackRange) -> str:
         """What progress displays call a range: the first of its files."""
@@ -135,6 +132,14 @@ class PackRoute:
     def _dictionaries(self, ranges: Collection[PackRange]) -> dict[int, PackedRef]:
         packs = {each.pack: self._index.packs[each.pack] for each in ranges}
         return {number: pack.dictionary for number, pack in packs.items() if pack.dictionary is not None}
+
+    def _decode(self, each: PackRange, pieces: Sequence[int], staging: StagingArea, shared: bytes | None) -> None:
+        if (found := self._site.find_range(self._index, each)) is None:
+            raise ManifestError("a range of a pack is missing from the staging area")
+        path, start = found
+        with open(path, "rb") as file:
+            file.seek(each.start - start)
+            decode_range(self._index, each, file, staging.writer(self._manifest), wanted=pieces, shared=shared)
 
     def _delete(self, ranges: Collection[PackRange]) -> None:
         """Delete all of these ranges: it is not known which of them is damaged."""

@@ -170,14 +170,6 @@ class SiteClient:
             return self._fetcher.path(name), wanted.start
         return self.staged_ranges().find(index, wanted)
 
-    def arrived(self, index: Index, wanted: PackRange) -> tuple[str, int]:
-        """The path of the file of a range that is being fetched, and how many bytes from its start have arrived."""
-        name, size = (
-            _range_name(index.packs[wanted.pack].object.sha256, wanted.start, wanted.end),
-            wanted.end - wanted.start,
-        )
-        return (self._fetcher.path(name), size) if self._size(name) == size else self._fetcher.arrived(name)
-
     def begin_ranges(self, index: Index, ranges: Iterable[PackRange]) -> None:
         """Begin to fetch these ranges, the largest first (ADR 5), and the dictionaries of their packs, for which
         `fetch_ranges` then waits.
