@@ -119,8 +119,7 @@ class Adapter(HTTPAdapter):
         response = requests.Response.__new__(requests.Response)
         vars(response).update(self._blank, history=[])
         response.status_code, response.reason, response.headers = resp.status, resp.reason, resp.headers
-        response.raw = resp if "set-cookie" in resp.headers else _PublicPart(resp)
-        response.url, response.request = req.url, req
+        response.raw, response.url, response.request = resp, req.url, req
         response.connection = self
         return response
 
@@ -131,17 +130,3 @@ class Adapter(HTTPAdapter):
             for key in manager.pools.keys():  # noqa: SIM118 - it is not a mapping
                 manager.pools[key].close()  # urllib3 closes it only once freed, which an error's traceback delays
         super().close()
-
-
-class _PublicPart:
-    """A urllib3 response without its private attributes. Without these, requests does not look for cookies, which takes
-    it as long as perfkit takes for the head of a response.
-    """
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._response, name)

@@ -53,7 +53,7 @@ class OwnSessions:
         url = hop.url
         proxies, netrc = self._way_to(url)
         auth = hop.auth or credentials_in(url) or (netrc if hop.netrc else None)
-        cookies = self._cookies if self._cookies.kept or hop.auth is not None else None
+        cookies = self._cookies if self._cookies.used or hop.auth is not None else None
         return self._session().send(
             prepare(url, hop.headers.items(), cookies, auth),
             stream=True,
@@ -130,17 +130,24 @@ class Cookies(RequestsCookieJar):
     that strangers share are known only from the Public Suffix List, which perfkit does not have.
 
     Attributes:
-        kept: domain, path and name of each.
+        used: whether a response has had cookies.
     """
 
     def __init__(self) -> None:
         super().__init__(DefaultCookiePolicy(strict_domain=True))
-        self.kept: set[tuple[str, str, str]] = set()
+        self.used = False
+        self._kept: set[tuple[str, str, str]] = set()
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """As the base class, but only from a response with cookies: finding that out takes it 20 calls."""
+        if "Set-Cookie" in response.info():
+            self.used = True
+            super().extract_cookies(response, request)
 
     def set_cookie(self, cookie: Cookie, *args: Any, **options: Any) -> None:
         key = (cookie.domain, cookie.path, cookie.name)
-        if key in self.kept or len(self.kept) < _COOKIES:
-            self.kept.add(key)
+        if key in self._kept or len(self._kept) < _COOKIES:
+            self._kept.add(key)
             super().set_cookie(cookie, *args, **options)
 
 
