@@ -28,7 +28,7 @@ def run() -> NoReturn:
     try:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent made it ignore SIGINT
             signal.signal(signal.SIGINT, _interrupt)
-            signal.signal(signal.SIGALRM, _interrupt)
+            signal.signal(signal.SIGALRM, _interrupt_again)
             sys.unraisablehook = _redeliver_interrupt
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would busy-wait for work
         _defer_gc()
@@ -85,6 +85,16 @@ def _redeliver_interrupt(lost: UnraisableHookArgs) -> None:
         signal.setitimer(signal.ITIMER_REAL, _REDELIVER_S)
     else:
         sys.__unraisablehook__(lost)
+
+
+def _interrupt_again(number: int, frame: FrameType | None) -> None:
+    """Raise the KeyboardInterrupt, unless the report of its loss has not returned yet: it would be lost for good."""
+    while frame is not None:
+        if frame.f_code is _redeliver_interrupt.__code__:
+            signal.setitimer(signal.ITIMER_REAL, _REDELIVER_S)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -329,7 +329,21 @@ process.run()
 """
 
 
-def test_ctrl_c_where_nothing_can_be_raised() -> None:
-    """In a finaliser, such as a generator's, an exception is lost; a Ctrl-C is not."""
-    ended = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, check=False)
+BUSY = """
+import signal, time
+
+def setitimer(*arguments, real=signal.setitimer):
+    signal.setitimer = real
+    real(*arguments)
+    time.sleep(0.1)
+
+signal.setitimer = setitimer
+"""
+
+
+@pytest.mark.parametrize("machine", ["", BUSY], ids=["idle", "busy"])
+def test_ctrl_c_where_nothing_can_be_raised(machine: str) -> None:
+    """In a finaliser, such as a generator's, an exception is lost; a Ctrl-C is not, however long its report takes."""
+    command = [sys.executable, "-c", machine + LOST]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", SAID)
