@@ -421,9 +421,9 @@ class DownloadManager:
 
     def _tick(self) -> None:
         """Show progress, expire overdue responses, adjust the number of streams. One caller does it for all."""
-        if not self._tick_lock.acquire(blocking=False):
+        if self._tick_lock.locked():
             return
-        try:
+        with self._tick_lock:  # a Ctrl-C between a call of `acquire` and a `try` would leave it locked
             network = self._network
             if network is not None:
                 network.transport.expire()
@@ -440,8 +440,6 @@ class DownloadManager:
             if changed:
                 self._scheduler.notify()
             self._progress.update(snapshot)
-        finally:
-            self._tick_lock.release()
 
     def _ended(self, batch: _Batch, transfer: Transfer, download: Download) -> None:
         self._scheduler.ended(transfer)

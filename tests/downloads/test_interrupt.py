@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from perfkit import CancelledError, PerfkitError, Toolkit
 from perfkit.cli import main
+from perfkit.downloads.manager import DownloadManager
 from tests.support.fakes import Exchange, MisbehavingServer
-from tests.support.kits import SOON_S
+from tests.support.kits import SOON_S, MakeKit
 from tests.support.sites import Origin
 from tests.support.tools import first_everywhere
 from tests.support.trees import ONE, tree_of
@@ -305,6 +307,54 @@ def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str, warm_python: 
         there = Path(dest).read_bytes() if os.path.isfile(dest) else tree_of(Path(dest)) if os.path.isdir(dest) else {}
         whole = pointer if name == "get" else ONE
         assert there == whole if code == 0 else there in ({}, whole), after_s
+
+
+def test_an_interrupt_between_any_two_lines_leaves_nothing_locked(
+    make_kit: MakeKit, origin: Origin, tmp_path: Path
+) -> None:
+    """Of what the calling thread does while it waits; the next download works, too."""
+    origin.publish(ONE, "1")
+    kit, ended = make_kit(), 0
+    waiting = threading.Event()
+    origin.before = lambda path: waiting.wait(10)
+
+    def interrupted(line: int) -> bool:
+        left, seen = line, set[int]()
+        waiting.clear()
+
+        def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+            nonlocal left
+            if frame.f_code is not DownloadManager._tick.__code__:
+                return None
+            if event == "call":
+                waiting.set()
+                seen.clear()
+            if event == "line" and frame.f_lineno not in seen:  # signals don't come before a `with` calls `__exit__`
+                seen.add(frame.f_lineno)
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            kit.download(f"{origin.url}/perfkit.json", tmp_path / f"dest{line}")
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    def all_lines() -> None:
+        nonlocal ended
+        while interrupted(ended + 1):
+            ended += 1
+
+    thread = threading.Thread(target=all_lines, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), ended
+    assert ended > 10
 
 
 LOST = """
