@@ -16,7 +16,7 @@ from itertools import accumulate, chain
 from perfkit.archives.decompress import Decoder, decode_frame
 from perfkit.errors import ManifestError
 from perfkit.releases.format.columns import Reader, pack_column
-from perfkit.releases.format.zstd import compress, decompress_stream, is_noise
+from perfkit.releases.format.zstd import MAGIC, compress, decompress_stream, is_noise
 
 try:
     import bz2
@@ -33,7 +33,7 @@ _LOW, _HIGH = (int.from_bytes(bytes((bits,)) * _CHUNK_BYTES, "little") for bits 
 _OUTPUT_BYTES = 64 << 10
 _NEGATED = bytes(-byte & 0xFF for byte in range(256))
 _RUN = re.compile(rb"[^\0]+(?:\0{1,3}[^\0]+)*")  # of differences; a few zeros cost less than another run
-_BZIP2, _ZSTD = b"BZh", b"\x28\xb5\x2f\xfd"  # start a frame; no frame of LZMA2 starts with either
+_BZIP2 = b"BZh"  # starts a frame; no frame of LZMA2 starts with it, or with zstd's MAGIC
 _PLANES = 8  # the width of a number; narrower ones repeat in it
 _PLANES_LEVEL = 6  # higher ones save half a percent
 _PLANES_COST = 1.01  # times the bytes of the others, for what is decoded a hundred times as fast
@@ -129,7 +129,7 @@ def restore(
 def _decoded(frame: Iterator[bytes], decoded: int, *, in_runs: bool) -> Iterator[bytes] | Iterator[bytearray]:
     first = next(frame, b"")
     chunks = chain((first,), frame)
-    if not first.startswith(_ZSTD):
+    if not first.startswith(MAGIC):
         return decode_frame(_decoder(first), chunks, decoded, "a compressed frame")
     parts = decompress_stream(chunks, decoded)
     return parts if in_runs else _merged(parts, decoded)
