@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from struct import Struct
@@ -167,12 +168,10 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         del self._rows
 
     def set_before(
-        self, row: int, found: Content | None, recorded: Content | None, mtime_ns: int = 0, inode: int = 0
+        self, row: int, found: Content | None, recorded: Content | None, file: os.stat_result | None = None
     ) -> None:
-        """Set the previous content: as it was found on disk, in a file of this mtime and inode, and as it is to be
-        recorded.
-        """
-        self._before[row] = self._contents.add(found, mtime_ns, inode)
+        """Set the previous content: as it was found on disk, in this file, and as it is to be recorded."""
+        self._before[row] = self._contents.add(found, file)
         self._recorded[row] = self._before[row] if recorded == found else self._contents.add(recorded)
 
     def record_found(self, name: str) -> None:
@@ -292,10 +291,11 @@ class _Contents:
         self._rows = FileRows(_CONTENT, create_file)
         self._rows.append(bytes(32), 0, 0, 0, 0, 0)
 
-    def add(self, content: Content | None, mtime_ns: int = 0, inode: int = 0) -> int:
+    def add(self, content: Content | None, file: os.stat_result | None = None) -> int:
         """Add a content, and the file that has it; returns its number."""
         if content is None:
             return _NO_CONTENT
+        mtime_ns, inode = (0, 0) if file is None else (file.st_mtime_ns, file.st_ino)
         seconds, nanoseconds = divmod(mtime_ns, 10**9)  # together they may need more than 64 bits
         self._rows.append(bytes.fromhex(content.sha256), content.size, content.mode, seconds, nanoseconds, inode)
         return len(self._rows) - 1

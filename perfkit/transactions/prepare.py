@@ -76,8 +76,7 @@ def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: Chan
             inspect = store.keep if change_set.is_key(row) else store.inspect
             found = inspect(name, known.seen_at(name))
         expected = known.expected(name) or found
-        mtime_ns, inode = (status.st_mtime_ns, status.st_ino) if status is not None else (0, 0)
-        change_set.set_before(row, found, expected, mtime_ns, inode)
+        change_set.set_before(row, found, expected, status)
         if expected is not None and (found is None or expected.sha256 != found.sha256) and change_set.is_recorded(row):
             edited[name] = expected
     missing = _missing(rootdir, store, known, {content.sha256: content for content in edited.values()})

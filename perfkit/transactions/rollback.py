@@ -83,8 +83,7 @@ def _compare(
             continue
         if before is not None and not _same_data(before, change_set.recorded(row)) and not _same_data(before, wanted):
             edited.append(row)
-        mtime_ns, inode = (found.st_mtime_ns, found.st_ino) if found is not None else (0, 0)
-        change_set.set_before(row, before, before, mtime_ns, inode)
+        change_set.set_before(row, before, before, found)
     return edited, replaced
 
 
