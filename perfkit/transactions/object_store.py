@@ -192,8 +192,10 @@ def shares_content(rootdir: RootDir, name: str, unused: str) -> tuple[bool, bool
             links = False
         rootdir.unlink(unused)
         with closing_fd(rootdir.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL)) as copy:
-            clones = _clone(fd, copy)
-        rootdir.unlink(unused)
+            try:
+                clones = _clone(fd, copy)
+            finally:
+                rootdir.unlink(unused)
     return links, clones
 
 
