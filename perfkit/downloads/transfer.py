@@ -659,10 +659,8 @@ class Transfer:
             self._meter.done(unchanged=self._unchanged)
         else:
             forget_frames(self._error)
-            if isinstance(self._error, OSError) and self._error.strerror:
-                self._error.filename = (
-                    self._error.filename or self.destination.first_path
-                )  # write(2) and fsync(2) name no file
+            if isinstance(self._error, OSError) and self._error.strerror:  # write(2) and fsync(2) name no file
+                self._error.filename = self._error.filename or destination.first_path
             cancelled = isinstance(self._error, CancelledError)
             self._meter.failed(reason_of(self._error), kept=kept, cancelled=cancelled)
         requests, received = attempts.requests + proofs.requests, attempts.received + proofs.received_bytes
