@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from perfkit import Toolkit
 from perfkit.errors import ManifestError
-from perfkit.releases.format import differences
+from perfkit.releases.format import delta, differences
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
 from perfkit.releases.format.differences import encode_differences, restore
 from perfkit.releases.format.zstd import compress
@@ -125,6 +125,16 @@ def test_compressed_files_are_compared_only_where_they_share_content(
     assert versions[2] in compared
     assert 400_000 < sizes[0] < 402_000
     assert 200_000 < sizes[1] < 202_000
+
+
+def test_a_group_has_no_more_files_than_clients_accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delta with more is refused as a whole."""
+    for module in (binary_groups, delta):
+        monkeypatch.setattr(module, "MAX_GROUP_SPANS", 4)
+    trees: list[Tree] = [{f"{number:02}": b"\0%d of %d" % (number, at) for number in range(10)} for at in range(2)]
+    for number, tree in enumerate(trees):
+        publish(str(write_tree(tmp_path / str(number), tree)), str(tmp_path / "site"), version=str(number))
+    assert Client(tmp_path / "site").follow(trees[0]) == trees[1]
 
 
 def test_without_hdiffpatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

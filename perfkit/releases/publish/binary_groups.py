@@ -60,21 +60,22 @@ def predicted_groups(
     """The groups of these spans of `new`, in order. `Comparison` has the other arguments."""
     outputs: list[Span] = []
     blocks: set[Span] = set()
-    contents: list[bytes] = []
+    contents = bytearray()
     for span in spans:
         entry, offset, end = span.entry, span.offset, span.offset + span.length
         with opened(entry) as file:
             file.seek(offset)
             while content := file.read(min(_BATCH_BYTES, end - offset)):
-                if outputs and sum(map(len, contents)) + len(content) > _BATCH_BYTES:
-                    yield from _matched(old, joined(blocks), b"".join(contents), outputs)
-                    outputs, blocks, contents = [], set(), []
+                full = len(contents) + len(content) > _BATCH_BYTES or len(outputs) == MAX_GROUP_SPANS
+                if outputs and full:
+                    yield from _matched(old, joined(blocks), bytes(contents), outputs)
+                    outputs, blocks, contents = [], set(), bytearray()
                 outputs.append(Span(entry, offset, len(content)))
-                contents.append(content)
+                contents += content
                 blocks |= _like(old, new, entry, offset, content, similar)
                 offset += len(content)
     if outputs:
-        yield from _matched(old, joined(blocks), b"".join(contents), outputs)
+        yield from _matched(old, joined(blocks), bytes(contents), outputs)
 
 
 def _like(
