@@ -14,9 +14,10 @@ import pytest
 from perfkit import ManifestError
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.zstd import compress, stored_content, zstd
-from perfkit.releases.publish import publisher
+from perfkit.releases.publish import delta_encoder, publisher
 from perfkit.releases.publish.large_files import LastRelease
 from perfkit.releases.publish.publisher import publish
+from perfkit.releases.publish.similarity import SimilarityIndex
 from perfkit.releases.publish.site import Site
 from perfkit.releases.publish.source_tree import SourceTree
 from tests.support.release_client import Client
@@ -109,6 +110,23 @@ def test_files_of_another_file_system_are_read(
     again()
     assert names == ["a"]
     assert not (tmp_path / "site/.perfkit-publish.files").exists()
+
+
+def test_the_old_tree_is_not_searched_for_a_few_bytes(
+    again: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many small files, too: reading them all takes far longer than sending what is new in one."""
+    searched = []
+    monkeypatch.setattr(
+        delta_encoder, "_indexed", lambda old, *, binary: searched.append(old) or SimilarityIndex(total_bytes=0)
+    )
+    for changed in (0, 1, 200):
+        write_tree(
+            tmp_path / "src",
+            {f"{number}.txt": b"%d is new: %d\n" % (number, number < changed) for number in range(200)},
+        )
+        again(keep_deltas=1)
+        assert bool(searched) == (changed == 200)
 
 
 def test_a_large_file_that_changes_is_not_written_again(again: Callable[..., int], tmp_path: Path) -> None:

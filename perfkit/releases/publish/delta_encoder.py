@@ -32,6 +32,7 @@ _PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for moved 
 _LEVEL = 19
 _LEAST_RUN_BYTES = 1 << 20  # shorter equal ranges are left to the compressors
 _WORTH_LOOKING = 2048  # the old tree is searched for similar content if more than one part in this many is new
+_FILE_BYTES = 4 << 10  # of content take as long to search as opening a file does
 _MADE_BYTES = 8 << 10  # what is new in several files is found in blocks of this size
 _POOR_SHARE = 1 / 8  # of a binary's content: if its differences take more, it is also compressed as text is
 
@@ -98,7 +99,8 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
 
     def prefixed(spans: list[Span]) -> Iterator[_Task]:
         unknown = sum(_unknown_bytes(old, new, opened, span) for span in spans)
-        found = similar[False] if unknown > old.manifest.total_bytes // _WORTH_LOOKING else None
+        searched = old.manifest.total_bytes + _FILE_BYTES * len(old.manifest)
+        found = similar[False] if unknown > searched // _WORTH_LOOKING else None
         finder = _SourceFinder(old, new, found, sum(span.length for span in spans))
         for sources, outputs in _grouped(opened, spans, finder):
             yield functools.partial(_against_prefix, old, opened, sources, outputs)
@@ -235,7 +237,7 @@ def _grouped(
                 fresh = mine - blocks
                 more = sum(block.length for block in fresh)
                 full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
-                if outputs and (full or max(len(outputs), len(blocks | mine)) >= MAX_GROUP_SPANS):
+                if outputs and (full or max(len(outputs), len(blocks) + len(fresh)) >= MAX_GROUP_SPANS):
                     yield joined(finder.without_own(blocks, outputs[0])), outputs
                     blocks, outputs, size, source_bytes = set(), [], 0, 0
                     fresh, more = mine, sum(block.length for block in mine)
