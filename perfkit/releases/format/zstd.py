@@ -5,7 +5,7 @@ The size in a frame's header is never trusted: the caller gives the size, and an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 
 from perfkit.archives.decompress import decode_frame
@@ -100,12 +100,14 @@ def is_noise(data: bytes, *, before: bytes = b"") -> bool:
     return len(zstd.compress(data, options=options, zstd_dict=prefix_dictionary(before))) > most
 
 
-def compress_many(contents: Iterable[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
-    """A frame for each content, with the same dictionary."""
+def compress_many(contents: Sequence[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
+    """A frame for each content, as `compress` makes it, with the same dictionary."""
     options: dict[int, int] = {
         zstd.CompressionParameter.compression_level: level,
         zstd.CompressionParameter.dict_id_flag: 0,
     }
+    if max(map(len, contents), default=0) > 1 << MAX_WINDOW_LOG:
+        options[zstd.CompressionParameter.window_log] = MAX_WINDOW_LOG
     compressor = zstd.ZstdCompressor(options=options, zstd_dict=shared.as_digested_dict if shared else None)
     return [compressor.compress(content, zstd.ZstdCompressor.FLUSH_FRAME) for content in contents]
 

@@ -82,8 +82,7 @@ def _like(
     old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes, similar: Callable[[], SimilarityIndex]
 ) -> set[Span]:
     """The old content to compare a part of a new file with: the same place under the same name, or similar files."""
-    before = old.manifest.find(new.name(entry))
-    if before is not None and (before := old.entry(old.manifest.digest(before))) is not None:
+    if (before := old.named(new.name(entry))) is not None:
         size, around = old.manifest.size(before), min(_AROUND_BYTES, _AROUND_TIMES * len(content))
         start = min(max(0, offset - around), max(0, size - len(content) - around))
         end = min(size, offset + len(content) + around)

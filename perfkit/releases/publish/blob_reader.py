@@ -53,8 +53,7 @@ class BlobReader:
 
     def pieces(self, name: str) -> list[int]:
         """The numbers of the pieces of the file with this name, in order; empty: there is no such file."""
-        at = self.manifest.find(name)
-        entry = None if at is None else self.entry(self.manifest.digest(at))
+        entry = self.named(name)
         return [] if entry is None else self._pieces_of(entry)
 
     @cached_property
@@ -73,9 +72,12 @@ class BlobReader:
             os.close(descriptor)
         self._packs.clear()
 
-    def entry(self, digest: bytes) -> int | None:
-        """The entry with this content; None: not found, or empty content."""
-        return self._entries.get(digest)
+    def named(self, name: str) -> int | None:
+        """The one of `entries` with the content of the file with this name; None: there is no such file, or it is
+        empty.
+        """
+        at = self.manifest.find(name)
+        return None if at is None else self._entries.get(self.manifest.digest(at))
 
     def entries(self) -> list[int]:
         """One entry for each blob that isn't empty, in order."""

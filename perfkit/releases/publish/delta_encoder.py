@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
 from perfkit.progress.stage import Stage
@@ -98,9 +99,9 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
     runs = exact_runs(old, new, between.pieces, between.wanted)
 
     def prefixed(spans: list[Span]) -> Iterator[_Task]:
-        unknown = sum(_unknown_bytes(old, new, opened, span) for span in spans)
-        searched = old.manifest.total_bytes + _FILE_BYTES * len(old.manifest)
-        found = similar[False] if unknown > searched // _WORTH_LOOKING else None
+        few = (old.manifest.total_bytes + _FILE_BYTES * len(old.manifest)) // _WORTH_LOOKING
+        unknown = accumulate(_unknown_bytes(old, new, opened, span) for span in spans)
+        found = similar[False] if any(size > few for size in unknown) else None
         finder = _SourceFinder(old, new, found, sum(span.length for span in spans))
         for sources, outputs in _grouped(opened, spans, finder):
             yield functools.partial(_against_prefix, old, opened, sources, outputs)
@@ -180,8 +181,7 @@ def _is_binary(opened: Callable[[int], BinaryIO], entry: int) -> bool:
 
 def _unknown_bytes(old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], span: Span) -> int:
     """How much of a file isn't in the old file of the same name."""
-    before = old.manifest.find(new.name(span.entry))
-    entry = None if before is None else old.entry(old.manifest.digest(before))
+    entry = old.named(new.name(span.entry))
     if entry is None or max(old.manifest.size(entry), span.length) > MAX_GROUP_BYTES:
         return span.length
     return unknown_bytes(old.read(entry), _read([span], opened))
@@ -228,10 +228,10 @@ def _grouped(
     blocks: set[Span] = set()
     outputs: list[Span] = []
     size = source_bytes = 0
-    for entry, offset, length in map(astuple, spans):
+    for span in spans:
+        entry, offset, end = span.entry, span.offset, span.offset + span.length
         with opened(entry) as file:
             file.seek(offset)
-            end = offset + length
             while content := file.read(min(_PART_BYTES, end - offset)):
                 mine = finder.find(entry, offset, content)
                 fresh = mine - blocks
@@ -289,9 +289,7 @@ class _SourceFinder:
         return blocks
 
     def _same_place(self, entry: int, offset: int, length: int) -> Iterator[Span]:
-        named = self._old.manifest.find(self._new.name(entry))
-        before = None if named is None else self._old.entry(self._old.manifest.digest(named))
-        if before is not None:
+        if (before := self._old.named(self._new.name(entry))) is not None:
             size = self._old.manifest.size(before)
             start = max(0, offset - BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES
             for at in range(start, min(size, offset + length + BLOCK_BYTES), BLOCK_BYTES):

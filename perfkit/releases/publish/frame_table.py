@@ -14,25 +14,21 @@ from perfkit.releases.format.index import Index, Pack
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef
 
+_PIECE_COLUMNS = ("frames", "entries", "offsets", "starts", "lengths", "tags")
 _SMALL_BYTES = 4096  # content too small to tell by itself whether it compresses
 
 
 class Copies:
-    """Which ranges of new contents are ranges of old ones."""
+    """Which ranges of new contents are ranges of old ones.
 
-    def __init__(self, moved: Iterable[int] = ()) -> None:
-        self.moved = array("q", moved)  # for each old entry, the first new one with the same content, or -1
+    Args:
+        moved: for each old entry, the first new one with the same content, or -1.
+    """
+
+    def __init__(self, moved: Iterable[int]) -> None:
+        self.moved = array("q", moved)
         # for old entries that are not whole in the new release: old offset, length, new entry, new offset
         self.parts: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
-
-    @classmethod
-    def between(cls, old: Manifest, first: dict[bytes, int]) -> Copies:
-        """What two releases have in common.
-
-        Args:
-            first: the first entry of the new manifest with each content.
-        """
-        return cls(map(first.get, old.digests(), repeat(-1)))
 
     def add(self, old_entry: int, old_offset: int, length: int, entry: int, offset: int) -> None:
         """Add a range; it extends the last one if it follows that in both contents."""
@@ -117,12 +113,9 @@ class FrameTable:
         frames = array("I", chain.from_iterable(map(repeat, range(len(index)), counts)))
         moved = list(map(copies.moved.__getitem__, index.entries))
         live = [entry >= 0 for entry in moved]
-        table.frames.extend(compress(frames, live))
-        table.entries.extend(compress(moved, live))
-        table.offsets.extend(compress(index.offsets, live))
-        table.starts.extend(compress(index.starts, live))
-        table.lengths.extend(compress(index.lengths, live))
-        table.tags.extend(compress(index.tags, live) if index.tags else repeat(0, len(table.entries)))
+        columns = frames, moved, index.offsets, index.starts, index.lengths, index.tags or repeat(0)
+        for name, column in zip(_PIECE_COLUMNS, columns, strict=True):
+            getattr(table, name).extend(compress(column, live))
         if parts and copies.parts:
             found = {entry: _Overlaps(rows) for entry, rows in copies.parts.items()}
             for number, entry in enumerate(index.entries):
@@ -167,7 +160,7 @@ class FrameTable:
         if all(wanted):
             return
         keep = bytes(map(wanted.__getitem__, self.frames))
-        for name in ("frames", "entries", "offsets", "starts", "lengths", "tags"):
+        for name in _PIECE_COLUMNS:
             column = getattr(self, name)
             setattr(self, name, array(column.typecode, compress(column, keep)))
 

@@ -19,11 +19,12 @@ from typing import BinaryIO
 from perfkit.errors import FileChangedError
 from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.thread_map import WorkerPool
+from perfkit.progress.stage import Stage
 from perfkit.releases.format.frames import CUT_ABOVE_BYTES, LEAST_PIECE_BYTES, split_parts, tag, tag_of_digest
 from perfkit.releases.format.index import Pack, Piece
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
-from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
+from perfkit.releases.format.zstd import compress_many, dictionary, train, zstd
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import Copies, FrameTable, Gaps
 from perfkit.releases.publish.large_files import (
@@ -291,25 +292,30 @@ def merge_packs(table: FrameTable, old: BlobReader, writer: PackWriter) -> None:
 
 
 class PackWriter:
-    """Writes frames to new packs, and lists them in a table: call `add` for each frame, then `finish`."""
+    """Writes frames to new packs, and lists them in a table: call `add` for each frame, then `finish`.
+
+    Args:
+        shown: counts the bytes of content that were packed.
+        shared: the dictionary of all frames.
+    """
 
     def __init__(
         self,
         site: Site,
         threads: ThreadPoolExecutor,
         table: FrameTable,
+        shown: Stage,
         *,
         level: int,
         shared: PackedRef | None = None,
     ) -> None:
-        self.shared = shared  # the dictionary of all its frames
-        # called with the number of bytes of content that were packed
-        self.packed: Callable[[int], object] = lambda size: None
+        self.shared = shared
         self.bytes = 0  # total size of the frames that were added and written
         self.hasher = WorkerPool(1)  # hashes what is packed
         self._site = site
         self._threads = threads
         self._table = table
+        self._shown = shown
         self._level = level
         self._dictionary: zstd.ZstdDict | None = dictionary(site.get_packed(shared)) if shared else None
         self._batch: list[bytes] = []
@@ -339,8 +345,8 @@ class PackWriter:
 
     def _submit(self) -> None:
         contents, sizes = self._batch, list(map(len, self._batch))
-        work = _compress_each if self._dictionary is None and len(contents) == 1 else compress_many
-        self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._dictionary), sizes))
+        work = self._threads.submit(compress_many, contents, level=self._level, shared=self._dictionary)
+        self._pending.append((work, sizes))
         self._batch, self._batch_bytes = [], 0
         while len(self._pending) > 3:
             self._write(*self._pending.popleft())
@@ -350,7 +356,7 @@ class PackWriter:
             pack, at = self._append(frame)
             self._table.add_frame(pack, at, len(frame), size)
             self.bytes += len(frame)
-            self.packed(size)
+            self._shown.count(count_bytes=size)
             self._close_if_full()
 
     def _append(self, frame: bytes) -> tuple[int, int]:
@@ -396,7 +402,3 @@ class PackWriter:
         self.hasher.shutdown(wait=False)
         if self._writer is not None:
             self._writer.discard()
-
-
-def _compress_each(contents: list[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
-    return [compress(content, level=level) for content in contents]

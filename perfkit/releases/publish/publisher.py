@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import islice, repeat
 from typing import Any, BinaryIO
 
 from perfkit.errors import ConfigError, ManifestError
@@ -43,7 +44,7 @@ from perfkit.releases.publish.packing import (
     write_solid,
 )
 from perfkit.releases.publish.site import Site, referenced
-from perfkit.releases.publish.source_tree import Links, SourceTree, open_source
+from perfkit.releases.publish.source_tree import SourceTree, open_source
 from perfkit.releases.statcache import StatCache
 
 _log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
         release = publish_manifest(src, site, manifest, chosen, progress=progress, before=before)
     if clock_ns:
         rows = StatCache(manifest)
-        tree.record(rows, content_ns=clock_ns)
+        rows.record_columns(tree.columns, content_ns=clock_ns)
         try:
             rows.save(path := os.path.join(site, _FILES_NAME))
             os.chmod(path, 0o644)  # like all files of a site
@@ -180,8 +181,8 @@ def publish_manifest(
     """
     began_s = time.monotonic()
     with Site(site, wait_s=options.wait_s) as place, contextlib.ExitStack() as stack:
-        publisher = _Publisher(src, place, manifest, stack, progress, before)
-        return publisher.run(options, began_s)
+        release = _Publisher(src, place, manifest, options, stack, progress, before).run()
+    return replace(release, seconds=time.monotonic() - began_s)
 
 
 def _versioned(template: str, number: int) -> str:
@@ -197,12 +198,13 @@ class _Publisher:
         src: str,
         site: Site,
         manifest: Manifest,
+        options: PublishOptions,
         stack: contextlib.ExitStack,
         progress: Progress | None,
         before: LastRelease | None,
     ) -> None:
         self._src = src
-        self._links: Links = "refuse"
+        self._options = options
         self._progress = progress
         self._site = site
         self._manifest = manifest
@@ -223,9 +225,9 @@ class _Publisher:
             if manifest.size(entry):
                 self._first.setdefault(digest, entry)
 
-    def run(self, options: PublishOptions, began_s: float) -> Release:
-        previous, manifest, version = self._previous, self._manifest, options.version
-        self._links = options.links
+    def run(self) -> Release:
+        options, previous, manifest = self._options, self._previous, self._manifest
+        version = options.version
         expires_s = expiry(options.expires_s)
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
@@ -243,18 +245,18 @@ class _Publisher:
         if previous is not None and same:
             if previous.version == version or version != _versioned(version, number):
                 self._site.replace_pointer(replace(previous, expires_s=expires_s), options.sign_keys)
-                return self._release(previous, number - 1, began_s, unchanged=True)
+                return self._release(previous, number - 1, unchanged=True)
             packed, base, solid, fine = previous.manifest, previous.base, previous.solid, previous.fine
             packs, solid_packs = self._history.records[-1].packs, self._history.solid_packs
         else:
             with pool() as threads:
                 copies = self._copies()
-                small, new_bytes = self._small_frames(copies, threads, options.level)
+                small, new_bytes = self._small_frames(copies, threads)
                 fine = self._site.put_packed(small.index(manifest, tags=True).encode(manifest))
                 packed, base = self._put_manifest()
                 most = new_bytes + packed.object.bytes + fine.object.bytes
-                with self._large_frames(small, copies, threads, options.level) as large:  # compressed meanwhile
-                    for delta in self._deltas(options.keep_deltas, threads, small, most):
+                with self._large_frames(small, copies, threads) as large:  # compressed meanwhile
+                    for delta in self._deltas(threads, small, most):
                         deltas[delta.origin, delta.target] = delta
                 solid = self._site.put_packed(large.index(manifest, tags=False).encode(manifest))
             packs, solid_packs = small.objects(), large.objects()
@@ -280,9 +282,9 @@ class _Publisher:
             self._site.prune(needed, grace_s=options.grace_s)
         except OSError as error:  # the release is published; the next one removes them
             _log.warning("%s: files that are no longer used could not be removed: %s", self._site.root, error)
-        return self._release(pointer, number, began_s)
+        return self._release(pointer, number)
 
-    def _release(self, pointer: Pointer, number: int, began_s: float, *, unchanged: bool = False) -> Release:
+    def _release(self, pointer: Pointer, number: int, *, unchanged: bool = False) -> Release:
         return Release(
             version=pointer.version,
             serial=pointer.serial,
@@ -294,11 +296,10 @@ class _Publisher:
             bytes_written=sum(ref.bytes for ref in self._site.written),
             deltas=len(pointer.deltas),
             unchanged=unchanged,
-            seconds=time.monotonic() - began_s,
         )
 
     def _open(self, entry: int) -> BinaryIO:
-        return open_source(self._src, self._manifest.name(entry), self._links)
+        return open_source(self._src, self._manifest.name(entry), self._options.links)
 
     def _put_manifest(self) -> tuple[PackedRef, BaseManifest | None]:
         """The object with the manifest; or with the changes to an earlier release's manifest, if that is large."""
@@ -324,10 +325,11 @@ class _Publisher:
     def _copies(self) -> Copies:
         """What the last release has, too."""
         if self._previous is None:
-            return Copies()
-        return Copies.between(self._reader(self._previous, self._previous.fine).manifest, self._first)
+            return Copies(())
+        before = self._reader(self._previous, self._previous.fine).manifest
+        return Copies(map(self._first.get, before.digests(), repeat(-1)))
 
-    def _small_frames(self, copies: Copies, threads: ThreadPoolExecutor, level: int) -> tuple[FrameTable, int]:
+    def _small_frames(self, copies: Copies, threads: ThreadPoolExecutor) -> tuple[FrameTable, int]:
         """Write new packs of small frames; returns the table, and the bytes of new frames.
 
         Args:
@@ -339,8 +341,8 @@ class _Publisher:
             table = FrameTable.kept(old.index, copies)
         fresh = solid_order(self._manifest, set(self._first.values()).difference(table.entries))
         shared = self._dictionary(table, fresh)
-        level, size = min(level, FINE_LEVEL), self._size(fresh)
-        with self._writer(threads, table, level, "packing", size, shared=shared) as writer:
+        level = min(self._options.level, FINE_LEVEL)
+        with self._writer(threads, table, level, "packing", self._size(fresh), shared=shared) as writer:
             write_fine(self._manifest, fresh, self._open, writer, copies, old, self._hashed)
             new_bytes = writer.flush()
             if old is not None:
@@ -348,13 +350,11 @@ class _Publisher:
         return table, new_bytes
 
     @contextlib.contextmanager
-    def _large_frames(
-        self, small: FrameTable, copies: Copies, threads: ThreadPoolExecutor, level: int
-    ) -> Iterator[FrameTable]:
+    def _large_frames(self, small: FrameTable, copies: Copies, threads: ThreadPoolExecutor) -> Iterator[FrameTable]:
         """Write new packs of large frames. Threads compress the last ones during the `with` block; after it, the table
         is complete.
         """
-        old, table = None, FrameTable()
+        old, table, level = None, FrameTable(), self._options.level
         if self._previous is not None:
             old = self._reader(self._previous, self._previous.solid)
             stand_in = {pack.object for pack in self._reader(self._previous, self._previous.fine).index.packs}
@@ -384,8 +384,7 @@ class _Publisher:
         shared: PackedRef | None = None,
     ) -> Iterator[PackWriter]:
         with Stage(self._progress, phase, total_bytes=size) as shown:
-            writer = PackWriter(self._site, threads, table, level=level, shared=shared)
-            writer.packed = lambda done: shown.count(count_bytes=done)
+            writer = PackWriter(self._site, threads, table, shown, level=level, shared=shared)
             with contextlib.closing(writer):
                 yield writer
                 writer.finish()
@@ -401,7 +400,7 @@ class _Publisher:
         content = train_dictionary(self._manifest, fresh, self._open)
         return self._site.put_packed(content) if content else latest
 
-    def _deltas(self, keep: int, threads: ThreadPoolExecutor, fine: FrameTable, most: int) -> Iterator[DeltaRef]:
+    def _deltas(self, threads: ThreadPoolExecutor, fine: FrameTable, most: int) -> Iterator[DeltaRef]:
         """Deltas from the last releases, each only if it is smaller than what comes by blocks.
 
         Args:
@@ -409,7 +408,7 @@ class _Publisher:
         """
         target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
-        for age, record in enumerate(reversed(origins[-keep:] if keep else []), 1):
+        for age, record in enumerate(islice(reversed(origins), self._options.keep_deltas), 1):
             old = self._reader(record, record.fine)
             wanted = new_blobs(old.manifest, self._first)
             size = self._size(wanted)

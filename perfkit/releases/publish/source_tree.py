@@ -68,7 +68,7 @@ class SourceTree:
         self._links = links
         self._closed_only = closed_only
         self.manifest = Manifest.of(())
-        self._columns: list[array[int]] = []  # as in `StatCache`
+        self.columns: list[array[int]] = []  # as in `StatCache`, from `read_all`
 
     def read_all(
         self, progress: Progress | None = None, rows: StatCache | None = None, hash_file: HashFile | None = None
@@ -87,7 +87,7 @@ class SourceTree:
         """
         rows = StatCache(Manifest.of(())) if rows is None else rows
         names, sizes, errors = list[str](), array("q"), list[UnsafePathError]()
-        self._columns = mtimes, ctimes, inodes, modes = [array(code) for code in "qqQH"]
+        self.columns = mtimes, ctimes, inodes, modes = [array(code) for code in "qqQH"]
         try:
             for name, status in self._below(""):
                 if (error := _type_error(name, status.st_mode, self._links)) is not None:
@@ -103,7 +103,7 @@ class SourceTree:
             raise FileChangedError(str(missing.filename), CHANGED) from missing
         before = list(rows.manifest.names())
         self._check(names, before, errors)
-        known = _known(rows, before, names, (sizes, *self._columns))
+        known = _known(rows, before, names, (sizes, *self.columns))
         executable = [bool(mode & 0o111) for mode in modes]
         digests = [b"" if entry < 0 else rows.manifest.digest(entry) for entry in known]
         unknown = [at for at, entry in enumerate(known) if entry < 0]
@@ -129,14 +129,6 @@ class SourceTree:
             raise UnsafePathError(
                 errors[0].name, f"it and others, {len(errors)} in all, can't be published: {shown}{more}"
             )
-
-    def record(self, rows: StatCache, *, content_ns: int) -> None:
-        """Fill in the rows of a cache of `manifest`, as `read_all` found the files.
-
-        Args:
-            content_ns: the file system's time before `read_all`.
-        """
-        rows.record_columns(self._columns, content_ns=content_ns)
 
     def read(self, names: Collection[str]) -> None:
         """Hash these files again, and everything below those that are directories; forget what was removed.

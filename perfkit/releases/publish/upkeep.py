@@ -15,7 +15,6 @@ from perfkit.progress.stage import Stage
 from perfkit.progress.text import printable
 from perfkit.releases.format import channel_name
 from perfkit.releases.format.pointer import ObjectRef, Pointer
-from perfkit.releases.format.release_history import History
 from perfkit.releases.publish.options import GRACE_S, expiry
 from perfkit.releases.publish.site import Site, referenced
 from perfkit.transactions.history import Pruned
@@ -54,13 +53,10 @@ def check_site(path: str, progress: Progress | None = None) -> SiteReport:
     pointer = _pointer(site)
     needed = {pointer.history.sha256: pointer.history}
     releases = 0
-    try:
-        history = History.parse(site.get(pointer.history))
+    with contextlib.suppress(ManifestError):  # the history is one of the needed objects: its damage is found below
+        history = site.history(pointer)
         releases = len(history.records)
-        for ref in referenced(history, pointer.solid):
-            needed[ref.sha256] = ref
-    except ManifestError:
-        pass  # the history is one of the needed objects: its damage is found below
+        needed |= {ref.sha256: ref for ref in referenced(history, pointer.solid)}
     missing, damaged = [], []
     with Stage(progress, "checking", files=len(needed), total_bytes=sum(ref.bytes for ref in needed.values())) as shown:
         for ref in needed.values():
@@ -89,7 +85,7 @@ def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0) -> Prun
     _pointer(site)  # raises before a lock is created in a directory that is not a site
     with contextlib.nullcontext() if dry_run else site:
         pointer = _pointer(site)
-        history = History.parse(site.get(pointer.history))
+        history = site.history(pointer)
         keep = {pointer.history.sha256, *(ref.sha256 for ref in referenced(history, pointer.solid))}
         removed: list[ObjectRef] = site.prune(keep, grace_s=GRACE_S, dry_run=dry_run)
     return Pruned(objects=len(removed), bytes=sum(ref.bytes for ref in removed))
@@ -111,7 +107,7 @@ def promote(
         current = _pointer(site)
         if not sign_keys and site.is_signed():
             raise ConfigError(f"{path} is signed, and clients refuse a channel that is not: give its key (--sign-key)")
-        history = History.parse(site.get(current.history))
+        history = site.history(current)
         for record in reversed(history.records):
             if record.version == version:
                 pointer = history.pointer_to(record, current.history)
