@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice, pairwise, repeat
 
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.index import Index
@@ -29,9 +30,12 @@ class BlobReader:
         self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
 
     @cached_property
-    def _whole(self) -> dict[int, int]:
-        """The piece of each entry that has a single one; for each other listed entry, one of its pieces."""
-        return dict(zip(self.index.entries, range(len(self.index.entries)), strict=True))
+    def _whole(self) -> array[int]:
+        """For each entry its piece, or one of several; -1: the content is listed for another entry, or empty."""
+        found = array("q", repeat(-1, len(self.manifest)))
+        for number, entry in enumerate(self.index.entries):
+            found[entry] = number
+        return found
 
     @cached_property
     def _parts(self) -> dict[int, list[int]]:
@@ -48,8 +52,14 @@ class BlobReader:
         return self._parts.get(entry) or [self._whole[entry]]
 
     @cached_property
-    def _entries(self) -> dict[bytes, int]:
-        return {digest: entry for entry, digest in enumerate(self.manifest.digests()) if entry in self._whole}
+    def _repeated(self) -> dict[bytes, int]:
+        """The listed entry of each content that others have, too; a table of all would take 150 bytes for each."""
+        wanted = {digest for digest, number in self._digests() if number < 0}
+        rows = enumerate(self._digests())
+        return {digest: entry for entry, (digest, number) in rows if number >= 0 and digest in wanted}
+
+    def _digests(self) -> Iterator[tuple[bytes, int]]:
+        return zip(self.manifest.digests(), self._whole, strict=True)
 
     def pieces(self, name: str) -> list[int]:
         """The numbers of the pieces of the file with this name, in order; empty: there is no such file."""
@@ -77,11 +87,13 @@ class BlobReader:
         empty.
         """
         at = self.manifest.find(name)
-        return None if at is None else self._entries.get(self.manifest.digest(at))
+        if at is None or self._whole[at] >= 0:
+            return at
+        return self._repeated.get(self.manifest.digest(at))
 
     def entries(self) -> list[int]:
         """One entry for each blob that isn't empty, in order."""
-        return sorted(self._whole)
+        return [entry for entry, number in enumerate(self._whole) if number >= 0]
 
     def read(self, entry: int, offset: int = 0, length: int | None = None) -> bytes:
         """Read one of `entries`, or a part of it."""
