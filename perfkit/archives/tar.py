@@ -140,6 +140,8 @@ def _parse(block: bytes) -> tarfile.TarInfo:
         raise ManifestError(f"not a tar archive, or damaged: {error}") from error
     if header.size < 0:
         raise ManifestError(f"the tar archive has a member of {header.size} bytes")
+    if block[257:263] != b"ustar\0":  # GNU tar -g writes times where ustar has the beginning of the name
+        header.name = block[:100].partition(b"\0")[0].decode(errors="surrogateescape")
     return header
 
 

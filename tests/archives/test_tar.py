@@ -79,6 +79,15 @@ def test_archives_of_gnu_tar_are_read(tmp_path: Path) -> None:
     assert unpack(made) == FILES
 
 
+def test_times_of_gnu_tar_are_no_names(tmp_path: Path) -> None:
+    """An incremental archive has two times in each header, where ustar has the beginning of a long name."""
+    need("tar")
+    (tmp_path / "a").write_bytes(b"1")
+    options = ["--format=gnu", f"--listed-incremental={tmp_path / 'snapshot'}"]
+    made = subprocess.run(["tar", "-C", tmp_path, *options, "-c", "a"], check=True, capture_output=True).stdout
+    assert unpack(made) == {"a": b"1"}
+
+
 def test_sizes_beyond_octal_are_read() -> None:
     """A PAX size, and a size in base 256, may be larger than eleven octal digits can say."""
     for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
