@@ -36,6 +36,8 @@ _KINDS = {
     tarfile.FIFOTYPE: "a named pipe",
 }
 
+_DUMPDIR = b"D"  # of GNU tar -g: a directory whose content is a list of its entries
+
 Content = Iterator[memoryview]
 
 
@@ -67,8 +69,8 @@ def read_members(source: Readable, *, selection: Selection = Selection()) -> Ite
         kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")
         if extended.sparse:
             kind = "a sparse file"
-        elif kind == "file" and name.endswith("/"):
-            kind = "directory"  # as pre-POSIX archives write it
+        elif header.type == _DUMPDIR or (kind == "file" and name.endswith("/")):  # as pre-POSIX archives write it
+            kind = "directory"
         wanted = names.admit(name, kind=kind)
         # POSIX gives links, directories and devices no content, whatever their size field says
         length = 0 if header.type in _KINDS else header.size if extended.size is None else extended.size
