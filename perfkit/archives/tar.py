@@ -36,6 +36,8 @@ _KINDS = {
     tarfile.FIFOTYPE: "a named pipe",
 }
 
+_DUMPDIR = b"D"  # of GNU tar -g: a directory whose content is a list of its entries
+
 Content = Iterator[memoryview]
 
 
@@ -67,8 +69,8 @@ def read_members(source: Readable, *, selection: Selection = Selection()) -> Ite
         kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")
         if extended.sparse:
             kind = "a sparse file"
-        elif kind == "file" and name.endswith("/"):
-            kind = "directory"  # as pre-POSIX archives write it
+        elif header.type == _DUMPDIR or (kind == "file" and name.endswith("/")):  # as pre-POSIX archives write it
+            kind = "directory"
         wanted = names.admit(name, kind=kind)
         # POSIX gives links, directories and devices no content, whatever their size field says
         length = 0 if header.type in _KINDS else header.size if extended.size is None else extended.size
@@ -140,6 +142,8 @@ def _parse(block: bytes) -> tarfile.TarInfo:
         raise ManifestError(f"not a tar archive, or damaged: {error}") from error
     if header.size < 0:
         raise ManifestError(f"the tar archive has a member of {header.size} bytes")
+    if block[257:263] != b"ustar\0":  # GNU tar -g writes times where ustar has the beginning of the name
+        header.name = block[:100].partition(b"\0")[0].decode(errors="surrogateescape")
     return header
 
 

@@ -96,11 +96,12 @@ def _find_directory(tail: _Tail) -> _Directory:
     """Find the central directory, by the end records."""
     begins = max(0, tail.size - _END.size - _COMMENT_BYTES)  # most central directories are in this, too
     data = tail.read(begins, tail.size)
+    unpadded = len(data.rstrip(b"\0"))  # bsdtar fills the last block of a pipe with zeros
     at = data.rfind(_END_SIGNATURE)
     while at >= 0:
         if len(data) - at >= _END.size:
             fields = _END.unpack_from(data, at)
-            if at + _END.size + fields[-1] == len(data):  # else the signature is part of other data
+            if unpadded <= at + _END.size + fields[-1] <= len(data):  # else the signature is part of other data
                 return _locate_directory(tail, begins + at, fields)
         at = data.rfind(_END_SIGNATURE, 0, at)
     raise ManifestError(
@@ -110,11 +111,10 @@ def _find_directory(tail: _Tail) -> _Directory:
 
 def _locate_directory(tail: _Tail, position: int, fields: tuple[int, ...]) -> _Directory:
     disk, directory_disk, here, count, length, offset = fields[1:7]
-    if 0xFFFF in (disk, directory_disk, here, count) or 0xFFFFFFFF in (length, offset):
-        at = position - _LOCATOR.size
-        if at >= 0 and (locator := tail.read(at, position)).startswith(b"PK\x06\x07"):
-            position, fields = _read_end64(tail, at, _LOCATOR.unpack(locator)[2])
-            disk, directory_disk, here, count, length, offset = fields[4:10]
+    at = position - _LOCATOR.size  # of what streaming writers add to small archives, too
+    if at >= 0 and (locator := tail.read(at, position)).startswith(b"PK\x06\x07"):
+        position, fields = _read_end64(tail, at, _LOCATOR.unpack(locator)[2])
+        disk, directory_disk, here, count, length, offset = fields[4:10]
     if disk or directory_disk or here != count:
         raise ManifestError("the zip archive is split over several files")
     start = position - length

@@ -16,6 +16,7 @@ from perfkit.filesystem.paths import check_name
 CONTROL_BYTES = 64 << 20  # limit of a control file
 _HEADER_BYTES = 64 << 10
 _MAP_ENTRY_BYTES = 4
+_GZIP_EXTRA_BLOCKS = 2  # that zsyncmake adds to the sums if it reads the file from a gzip file
 _LINE = re.compile(rb"([A-Za-z0-9-]+): ([^\r\n\0]*)")
 
 
@@ -23,8 +24,8 @@ class Control(NamedTuple):
     """A parsed control file."""
 
     filename: str  # a safe name without directories; with `keep_gzip`, that of the gzip file
-    urls: tuple[str, ...]  # absolute, a relative one resolved against every base; with `gzip`, those of the gzip file
-    gzip: bool  # the server only has a gzip file: there are no ranges, only a whole download and `unpack_whole`
+    urls: tuple[str, ...]  # absolute, a relative one resolved against every base
+    gzip_urls: tuple[str, ...]  # of the gzip file, for a whole download and `unpack_whole`; ranges need `urls`
     keep_gzip: bool  # the gzip file itself is wanted
     size: int  # uncompressed bytes
     sha1: str  # of the uncompressed file, hexadecimal
@@ -32,7 +33,7 @@ class Control(NamedTuple):
     sequence: int  # how many adjacent blocks must match before one is accepted
     rsum_bytes: int
     strong_bytes: int
-    sums: bytes | memoryview  # the checksums of all blocks; empty with `gzip`
+    sums: bytes | memoryview  # the checksums of all blocks; empty without `urls`
 
 
 def parse_control(data: bytes, *, bases: tuple[str, ...]) -> Control:
@@ -78,26 +79,27 @@ def _control(headers: dict[str, list[str]], sums: bytes | memoryview, bases: tup
     if lengths is None or not 3 <= int(lengths[3]) <= 16:
         raise ManifestError(f"the control file has checksums of unknown lengths: {_only(headers, 'Hash-Lengths')!r}")
     sequence, rsum_bytes, strong_bytes = map(int, lengths.groups())
-    gzip = "URL" not in headers
-    blocks = 0 if gzip else -(-size // block_size)
-    if gzip:
-        sums = b""  # they are for the uncompressed file, whose ranges the server can't send
-    if len(sums) != blocks * (rsum_bytes + strong_bytes):
+    urls, gzip_urls = (
+        tuple(dict.fromkeys(urljoin(base, url) for url in headers.get(key, ()) for base in bases))
+        for key in ("URL", "Z-URL")
+    )
+    if not urls + gzip_urls:
+        raise ManifestError("the control file has no URL")
+    blocks, each = -(-size // block_size), rsum_bytes + strong_bytes
+    extra = _GZIP_EXTRA_BLOCKS if gzip_urls else 0
+    if urls and not blocks * each <= len(sums) <= (blocks + extra) * each:
         raise ManifestError(f"the control file has {len(sums)} bytes of checksums for {blocks} blocks")
     sha1 = _only(headers, "SHA-1").lower()
     if not re.fullmatch("[0-9a-f]{40}", sha1):
         raise ManifestError(f"the control file has no SHA-1 of the file: {sha1!r}")
-    keep_gzip = gzip and "Recompress" in headers
+    keep_gzip = not urls and "Recompress" in headers
     filename = _only(headers, "Z-Filename" if keep_gzip and "Z-Filename" in headers else "Filename")
     if "/" in check_name(filename):
         raise UnsafePathError(filename, "the file name in a control file must not have directories")
-    urls = headers.get("Z-URL" if gzip else "URL", [])
-    if not urls:
-        raise ManifestError("the control file has no URL")
     return Control(
         filename=filename,
-        urls=tuple(dict.fromkeys(urljoin(base, url) for url in urls for base in bases)),
-        gzip=gzip,
+        urls=urls,
+        gzip_urls=gzip_urls,
         keep_gzip=keep_gzip,
         size=size,
         sha1=sha1,
@@ -105,7 +107,7 @@ def _control(headers: dict[str, list[str]], sums: bytes | memoryview, bases: tup
         sequence=sequence,
         rsum_bytes=rsum_bytes,
         strong_bytes=strong_bytes,
-        sums=sums,
+        sums=sums[: blocks * each] if urls else b"",  # they are of the uncompressed file
     )
 
 

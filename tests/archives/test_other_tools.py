@@ -49,6 +49,17 @@ def test_names_in_utf_8_without_the_flag(tmp_path: Path, command: tuple[str, ...
     assert unpack(data) == NAMES
 
 
+@pytest.mark.parametrize("options", [("--options", "zip:zip64"), ()])
+def test_zips_written_to_a_pipe(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """They have Zip64 records where plain ones would do, or end in zeros, which fill the last block of the pipe."""
+    write_tree(tmp_path / "src", FILES)
+    need("bsdtar")
+    command = ["bsdtar", "-C", tmp_path / "src", "--format", "zip", *options, "-cf", "-", "."]
+    data = subprocess.run(command, check=True, capture_output=True).stdout
+    assert data.endswith(b"\0" * 100)
+    assert unpack(data) == FILES
+
+
 def windows_zip(*names: str, system: int = 0) -> bytes:
     """As .NET wrote archives before version 4.6.1: names with backslashes. (No tool on Linux writes these.)"""
     out = io.BytesIO()

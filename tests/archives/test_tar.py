@@ -24,6 +24,7 @@ from perfkit.errors import FileChangedError, ManifestError, PerfkitError, Unsafe
 from perfkit.updates.sources.tar_source import add_unless_equal
 from tests.support.archive_tools import FILES, Drip, add, make_tar
 from tests.support.tools import need
+from tests.support.trees import write_tree
 
 
 def unpack(data: bytes, selection: Selection = Selection()) -> dict[str, bytes]:
@@ -76,6 +77,15 @@ def test_archives_of_gnu_tar_are_read(tmp_path: Path) -> None:
         (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "src" / name).write_bytes(data)
     made = subprocess.run(["tar", "-C", tmp_path / "src", "-cz", "."], check=True, capture_output=True).stdout
+    assert unpack(made) == FILES
+
+
+def test_incremental_archives_of_gnu_tar(tmp_path: Path) -> None:
+    """They have two times in each header, where ustar has the beginning of a long name, and lists of directories."""
+    need("tar")
+    write_tree(tmp_path / "src", FILES)
+    options = ["--format=gnu", f"--listed-incremental={tmp_path / 'snapshot'}"]
+    made = subprocess.run(["tar", "-C", tmp_path / "src", *options, "-c", "."], check=True, capture_output=True).stdout
     assert unpack(made) == FILES
 
 

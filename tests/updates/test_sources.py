@@ -373,6 +373,24 @@ def test_zsync_of_a_gzip_file_is_a_whole_download(kit: Toolkit, counting: Counti
         assert (report.route, tree_of(tmp_path / str(number))) == ("whole", expected)
 
 
+@pytest.mark.parametrize("size", [0, 2047, 2048, 300_000])
+def test_zsync_with_a_gzip_file_too(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, size: int) -> None:
+    """What zsyncmake makes without a URL: one of each, and too many blocks. The gzip file alone will do."""
+    need("zsyncmake")
+    data = RNG.randbytes(size)
+    (site / "x").write_bytes(data)
+    subprocess.run(["gzip", "-k", "x"], check=True, cwd=site)
+    subprocess.run(["zsyncmake", "-o", "x.zsync", "x.gz"], check=True, cwd=site, capture_output=True)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/x").write_bytes(b"old" + data)
+    report = kit.sync(f"{counting.url}x.zsync", tmp_path / "tree")
+    assert (report.route, tree_of(tmp_path / "tree")["x"]) == ("zsync", data)
+    assert report.bytes_received < 10_000
+    (site / "x").unlink()
+    report = kit.sync(f"{counting.url}x.zsync", tmp_path / "other")
+    assert (report.route, tree_of(tmp_path / "other")) == ("whole", {"x": data})
+
+
 # -- versions ---------------------------------------------------------------------------------------------------------
 
 

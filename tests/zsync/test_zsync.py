@@ -217,8 +217,7 @@ def test_gzip_aware_forms_are_recognised(tmp_path: Path, option: str | None) -> 
     command = ["zsyncmake", *([option] if option else []), "-u", "x.gz", "-o", "x.zsync", "x" if option else "x.gz"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
     control = parse_control((tmp_path / "x.zsync").read_bytes(), bases=(URL,))
-    assert control.gzip
-    assert control.urls == ("https://host/dir/x.gz",)
+    assert (control.urls, control.gzip_urls) == ((), ("https://host/dir/x.gz",))
     assert (control.keep_gzip, control.filename) == ((False, "x") if option else (True, "x.gz"))
     assert b"".join(unpack_whole(control, io.BytesIO((tmp_path / "x.gz").read_bytes()))) == data
     with pytest.raises(ManifestError, match="SHA-1"):

@@ -74,7 +74,8 @@ class ZsyncSource(SingleFileSource):
             asked, at = self.url, self._control_file.probe().at
             bases = (at, asked) if may_have_secrets(at, home=asked) else (asked, at)
             control = parse_control(data, bases=bases)
-            self._control = control if asked == at else control._replace(urls=self._working_first(control))
+            ambiguous = asked != at and control.urls
+            self._control = control._replace(urls=self._working_first(control)) if ambiguous else control
         return self._control
 
     def _working_first(self, control: Control) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class ZsyncSource(SingleFileSource):
                 raise
             except TransferError:
                 continue
-            if control.gzip or size in (None, control.size):
+            if size in (None, control.size):
                 return tuple(dict.fromkeys((url, *urls)))
         return tuple(dict.fromkeys((urls[-1], *urls)))
 
@@ -110,7 +111,7 @@ class ZsyncSource(SingleFileSource):
 
     def _make(self, control: Control, old: BinaryIO | None, staging: StagingArea) -> tuple[bytes, int]:
         """Make the file in the staging area; returns its SHA-256 and its size."""
-        if old is not None and not control.gzip:
+        if old is not None and control.urls:
             try:
                 return self._by_ranges(control, old, staging)
             except CancelledError:
@@ -139,25 +140,31 @@ class ZsyncSource(SingleFileSource):
         for step in recipe:
             if isinstance(step, Fetch):
                 name = f"zsync-{control.sha1}.{step.start}-{step.end}"
-                requests.append(self._request(control, name, byte_range=(step.start, step.end)))
+                requests.append(self._request(control, control.urls, name, byte_range=(step.start, step.end)))
         parts = iter(self._fetcher.get(requests))
         return assemble(control, recipe, old, lambda step: _contents(next(parts).path))
 
-    def _request(self, control: Control, name: str, **options: Any) -> Request:
-        return Request(
-            control.urls[0], name, mirrors=control.urls[1:], home=self.url, label=control.filename, **options
-        )
+    def _request(self, control: Control, urls: tuple[str, ...], name: str, **options: Any) -> Request:
+        return Request(urls[0], name, mirrors=urls[1:], home=self.url, label=control.filename, **options)
 
     def _whole(self, control: Control, staging: StagingArea) -> tuple[bytes, int]:
-        options = {"max_bytes": control.size, "size": control.size, "checksum": f"sha1:{control.sha1}"}
-        request = self._request(control, f"zsync-{control.sha1}.whole", **({} if control.gzip else options))
-        path = self._fetcher.get([request])[0].path
-        if control.gzip:
-            with refetched_if_damaged(staging, [path]), open(path, "rb", buffering=0) as file:
-                unpacked = unpack_whole(control, file)
-                if not control.keep_gzip:
-                    return staging.add(unpacked)
-                deque(unpacked, maxlen=0)  # the end of it verifies it
+        if control.urls:
+            options = {"max_bytes": control.size, "size": control.size, "checksum": f"sha1:{control.sha1}"}
+            request = self._request(control, control.urls, f"zsync-{control.sha1}.whole", **options)
+            try:
+                return adopt_download(self._fetcher.get([request])[0].path, staging)
+            except CancelledError:
+                raise
+            except TransferError as error:
+                if not control.gzip_urls:
+                    raise
+                _log.warning("%s: falling back to the gzip file: %s", redacted(self.url), error)
+        path = self._fetcher.get([self._request(control, control.gzip_urls, f"zsync-{control.sha1}.gzip")])[0].path
+        with refetched_if_damaged(staging, [path]), open(path, "rb", buffering=0) as file:
+            unpacked = unpack_whole(control, file)
+            if not control.keep_gzip:
+                return staging.add(unpacked)
+            deque(unpacked, maxlen=0)  # the end of it verifies it
         return adopt_download(path, staging)
 
 
