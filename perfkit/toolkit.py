@@ -367,7 +367,12 @@ class Toolkit:
         """
         from perfkit.transactions.tree import Tree
 
-        tree = Tree(local_path(root), wait_s=wait_s, trust_other_owners=self.config.trust_other_owners)
+        tree = Tree(
+            local_path(root),
+            wait_s=wait_s,
+            keep_generations=self.config.keep_generations,
+            trust_other_owners=self.config.trust_other_owners,
+        )
         with tree, tree.transaction() as tx:
             yield tx
 
