@@ -47,6 +47,8 @@ def translated(url: str, error: Exception, exchange: Exchange) -> PerfkitError:
         return TransferError(url, f"the {whose}'s certificate is not trusted: {_text(root)}")
     timeouts = TimeoutError | ConnectTimeoutError | requests.Timeout
     if any(isinstance(each, timeouts) and not isinstance(each, NewConnectionError) for each in causes):
+        if reason == "timed out":  # a socket's whole message
+            reason = "the server sent nothing for longer than read_timeout_s"
         return TransferTimeoutError(url, reason if "timed out" in reason else f"timed out: {reason}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead) for each in causes):
         return TransferError(url, "the connection closed before the response was complete", transient=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from perfkit import ConfigError, HTTPStatusError, Toolkit, TransferError
+from perfkit import ConfigError, HTTPStatusError, Toolkit, TransferError, TransferTimeoutError
 from tests.support.fakes import Exchange, MisbehavingServer, Start
 from tests.support.kits import MakeKit, fetch
 from tests.support.network import Proxy, server_context
@@ -302,6 +302,13 @@ def test_an_idle_connection_that_spoke_is_not_used(kit: Toolkit, misbehaving: St
     for _ in range(3):
         assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     assert len(server.requests) == 3
+
+
+def test_a_server_that_is_silent(make: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+    """The error names the setting that decides."""
+    server = misbehaving(lambda x: x.stall())
+    with pytest.raises(TransferTimeoutError, match="sent nothing for longer than read_timeout_s"):
+        make(read_timeout_s=0.3, retries=0).download(f"{server.url}/f", tmp_path / "f")
 
 
 def test_ipv6(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
