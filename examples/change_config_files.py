@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 from perfkit import Toolkit
-from perfkit.transactions.tree import Tree
 
 
 def write_configs(directory: Path) -> None:
@@ -54,8 +53,7 @@ def main() -> None:
         set_workers(kit, configs, 16)
         print(f"changed: {len(before)} files; workers is 16 everywhere: {all_have(configs, 16)}")
 
-        with Tree(configs) as tree:
-            tree.rollback()  # to the previous generation
+        kit.rollback(configs)  # to the previous generation
         print(f"rolled back: workers is 4 everywhere: {all_have(configs, 4)}")
 
 

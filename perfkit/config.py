@@ -40,8 +40,9 @@ def parse_size(text: str) -> int:
     """Bytes from `4096`, `500K`, `5M`, `1.5G` (powers of 1024, as curl and wget read them).
 
     Raises:
-        ConfigError: not a number with one of these suffixes, or not positive.
+        ConfigError: not text with a number and one of these suffixes, or not positive.
     """
+    check_type("a size", text, "str", secret=False)
     cleaned = text.strip().upper().removesuffix("IB").removesuffix("B")
     suffix = cleaned[-1:] if cleaned[-1:] in _SUFFIXES else ""
     try:
@@ -250,13 +251,13 @@ def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
 
 
 def checks_arguments(of: type[T]) -> type[T]:
-    """Make each public method of a class check the types of its arguments, by their annotations, when it is called.
+    """Make a class and its public methods check the types of their arguments, by their annotations, when called.
 
     Raises:
-        ConfigError: by a method: an argument has another type.
+        ConfigError: by the class or a method: an argument has another type.
     """
     for name, method in list(vars(of).items()):
-        if isinstance(method, FunctionType) and not name.startswith("_"):
+        if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
             setattr(of, name, _checked(method))
     return of
 
@@ -308,12 +309,10 @@ def convert(of: type[Any], name: str, value: object) -> object:
 
 def _misfit(value: object, kind: str, *, secret: bool) -> str:
     """Why a value does not match the annotation `kind`; empty if it does."""
-    if isinstance(value, int) and abs(value) >= _TOO_LARGE:
-        return "must be less than 2**63"
     holds, form = _TYPES[kind.removesuffix(" | None")]
     optional = kind.endswith(" | None")
     if (value is None and optional) or holds(value):
-        return ""
+        return "must be less than 2**63" if isinstance(value, int) and value >= _TOO_LARGE else ""
     shown = f"a {type(value).__name__}" if secret else value_shown(value)
     return f"must be {form}{' or None' if optional else ''}; got {shown}"
 
@@ -359,12 +358,17 @@ def _is_range(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value))
 
 
+_A_PATH = (_is_path, "a path or URL (not empty, and without NUL)")
 _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a field: its check, and its name in words
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "int": (_is_whole, "a whole number"),
     "float": (_is_time, "a number of seconds, less than a century"),
     "str": (lambda value: isinstance(value, str), "text"),
-    "bool | str": (lambda value: isinstance(value, bool | str), "True, False or the path of a CA bundle"),
+    # An empty path, of a variable that is not set perhaps, would turn verification off, as it does in requests.
+    "bool | str": (
+        lambda value: isinstance(value, bool) or (isinstance(value, str) and value != ""),
+        "True, False or the path of a CA bundle",
+    ),
     "Mapping[str, str]": (
         lambda value: isinstance(value, Mapping) and all(isinstance(each, str) for each in (*value, *value.values())),
         "a mapping of text to text",
@@ -375,7 +379,8 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     "tuple[str, ...]": (_is_texts, "a list of text"),
     "Iterable[str]": (_is_text_list, "a list of text"),
     "Collection[str]": (_is_text_list, "a list of text"),
-    "Path": (_is_path, "a path or URL (not empty, and without NUL)"),
+    "Path": _A_PATH,
+    "str | os.PathLike[str]": _A_PATH,
     "Path | Iterable[Path]": (
         lambda value: _is_path(value) or (isinstance(value, tuple) and all(map(_is_path, value))),
         "a path, or a list of paths",
@@ -385,6 +390,9 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
         "a list of pairs of paths",
     ),
     "Check": (callable, "a function"),
+    "Callable[[Snapshot], object]": (callable, "a function"),
+    "TextIO": (lambda value: hasattr(value, "write"), "a text stream, such as an open file"),
+    "bytes | str": (lambda value: isinstance(value, bytes | str), "bytes or text"),
 }
 
 

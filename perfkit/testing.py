@@ -26,7 +26,7 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import quote, unquote, urlsplit
 
-from perfkit.config import Config
+from perfkit.config import Config, checks_arguments
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get
 from perfkit.errors import CancelledError, TransferError, TransferTimeoutError
@@ -53,6 +53,7 @@ class _Failure:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@checks_arguments
 class FakeOrigin:
     """An in-memory web that responds for every host. Close it, or use `with`, to remove what `publish` wrote.
 

@@ -367,7 +367,12 @@ class Toolkit:
         """
         from perfkit.transactions.tree import Tree
 
-        tree = Tree(local_path(root), wait_s=wait_s, trust_other_owners=self.config.trust_other_owners)
+        tree = Tree(
+            local_path(root),
+            wait_s=wait_s,
+            keep_generations=self.config.keep_generations,
+            trust_other_owners=self.config.trust_other_owners,
+        )
         with tree, tree.transaction() as tx:
             yield tx
 
@@ -641,7 +646,8 @@ class Toolkit:
             release: the version to install from a site, one of `releases`, even if it is older or on hold; by default
                 the current one. A pinned tree is then pinned to it.
             channel: install what this channel of the site offers (see `promote`) rather than the current release.
-            check: called with a `StagedTree` before anything changes; an exception refuses the version.
+            check: called with a `StagedTree` before anything changes; an exception refuses the version. What it returns
+                does not matter.
             retry_rejected: check a version again, although `check` refused it before.
             allow_older: install a release although a later one of the same site was installed before.
             allow_expired: install a release although it has expired.

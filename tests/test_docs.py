@@ -107,7 +107,7 @@ def test_by_copy_and_paste(page: Path, tmp_path: Path, warm_python: WarmPython) 
             lines = _VARIES.sub("#", printed).splitlines()
             for promise in block.promised:
                 wanted = re.escape(_VARIES.sub("#", promise.strip())).replace("…", ".*")  # what the page leaves out
-                found = [number for number, line in enumerate(lines[at:], at) if re.search(wanted, line)]
+                found = [number for number, line in enumerate(lines[at:], at) if re.fullmatch(wanted, line.strip())]
                 assert found, f"{page.name} promises {promise!r}; printed was\n{printed}"
                 at = found[0] + 1
     finally:

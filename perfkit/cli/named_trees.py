@@ -10,6 +10,7 @@ from perfkit.cli.parser import Parser
 from perfkit.cli.settings import config_for
 from perfkit.cli.settings_file import arguments_for, read_entries
 from perfkit.cli.sync import add_sync, sync_tree
+from perfkit.config import check_type
 from perfkit.errors import CommandFailedError
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
@@ -85,6 +86,7 @@ def read_trees(path: str | os.PathLike[str] = "perfkit.toml") -> dict[str, Named
         ConfigError: the file is not TOML, has an unknown key or an invalid value; two trees overlap.
         OSError: it can't be read.
     """
+    check_type("path", path, "Path", secret=False)
     sync = Parser(prog="perfkit sync")
     sync.fill = add_sync
     entries = read_entries(os.fspath(path), sync.filled())

@@ -54,9 +54,9 @@ def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 
 def outcome_of_rollback(report: SyncReport) -> Outcome:
-    version = report.version or "the tree before the first change"
+    tree = report.version or ("a tree without a version" if report.generation else "the tree before the first change")
     note = (
-        f"{version}, generation {report.generation}: {report.added} added, "
+        f"{tree}, generation {report.generation}: {report.added} added, "
         f"{report.changed} changed, {report.removed} removed"
     )
     return Outcome(dataclasses.asdict(report), "; ".join([note, *report.edits()]))

@@ -243,5 +243,5 @@ def name_matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
 
     try:
         return GitIgnoreSpec.from_lines(lines).match_file
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, re.error) as error:
         raise ConfigError(f"{lines}: invalid gitignore patterns: {error}") from error

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import progressbar
 
+from perfkit.config import checks_arguments
 from perfkit.progress.lines import PlainLines, terminal_size, write_text
 from perfkit.progress.meter import WAITING, FileProgress, Progress, Snapshot, State
 from perfkit.progress.text import (
@@ -57,6 +58,7 @@ def for_stream(stream: TextIO | None = None, *, failures: bool = True) -> Progre
     return PlainLines(stream) if logged or terminal_size(stream) is None else Bars(stream, failures=failures)
 
 
+@checks_arguments
 class Bars:
     """Draws a bar for each active file, as many as fit, and one for the total.
 

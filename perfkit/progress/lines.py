@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from perfkit.config import checks_arguments
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.text import amount, clock, delay, files_of, printable, share_text, sizes, summary
 
@@ -47,6 +48,7 @@ def write_text(stream: TextIO | None, text: str) -> bool:
     return True
 
 
+@checks_arguments
 class PlainLines:
     """Prints a line for every tenth of the work or every half minute, and a summary; for CI logs, files and pipes.
 
@@ -107,6 +109,7 @@ def _line(snapshot: Snapshot) -> str:
     )
 
 
+@checks_arguments
 class CallbackProgress:
     """Calls a function with each `Snapshot`, including the last one. An exception from it ends the work."""
 
@@ -119,6 +122,7 @@ class CallbackProgress:
     finish = update
 
 
+@checks_arguments
 class JsonLines:
     """Prints one JSON object per line: `event`, which is `progress` or finally `finish`, and the fields of `Snapshot`.
 

@@ -19,6 +19,7 @@ import threading
 import time
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+from perfkit.config import checks_arguments
 from perfkit.errors import ConfigError
 from perfkit.redact import redacted, redacted_text
 from perfkit.server.conditional import Representation, failed_condition, select_part
@@ -29,6 +30,7 @@ _SLICE_BYTES = 1 << 20
 _SLICES_PER_S = 20  # on a rate-limited connection
 
 
+@checks_arguments
 class Server:
     """Serves the files under `root` at `url`, in its own threads, inside a `with` block.
 

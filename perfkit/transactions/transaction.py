@@ -43,10 +43,11 @@ class Commit:
 
 
 class Transaction:
-    """Changes of one tree, in a `with` block of `Tree.transaction`; for one thread.
+    """Changes of one tree, in a `with` block of `Toolkit.transaction`; for one thread.
 
     The block is committed at its end, and aborted if an exception leaves it. Each call sees the effects of the ones
-    before it. Names are those that `check_name` accepts. A call that raises has changed nothing.
+    before it, and changes nothing if it raises. Names are relative to the tree, with slashes, and valid on every
+    system.
 
     Attributes:
         result: after the block: what was committed.
@@ -99,7 +100,7 @@ class Transaction:
         """Write a file with this content; an iterable is written as it is read.
 
         Raises:
-            ConfigError: `data` is neither bytes nor an iterable of them, or `mode` is not a number.
+            ConfigError: `data` is neither bytes nor an iterable of them, or `mode` is not permission bits.
             UnsafePathError: the name could lead out of the tree.
             OSError: such as a full disk.
         """
@@ -111,7 +112,6 @@ class Transaction:
 
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()
-        check_type("mode", mode, "int", secret=False)
         if isinstance(data, str) or not isinstance(data, Iterable):
             raise ConfigError(f"{name}: the content must be bytes, or an iterable of them; got a {type(data).__name__}")
         chunks = [data] if isinstance(data, _BYTES) else data
@@ -125,6 +125,9 @@ class Transaction:
     @contextlib.contextmanager
     def _staged_file(self, mode: int) -> Iterator[tuple[str, int]]:
         """The name and a descriptor of a staged file, which is deleted if the block raises."""
+        check_type("mode", mode, "int", secret=False)
+        if not 0 <= mode <= 0o7777:
+            raise ConfigError(f"mode must be permission bits, such as 0o644; got {mode}")
         source, descriptor = self._committer.create_staged_file(mode)
         with closing_fd(descriptor):
             try:
@@ -140,14 +143,13 @@ class Transaction:
             mode: permission bits; by default those of the other file.
 
         Raises:
-            ConfigError: `path` is not a path, or `mode` not a number.
+            ConfigError: `path` is not a path, or `mode` not permission bits.
             UnsafePathError, OSError: as `write`.
             FileChangedError: the other file was modified while it was copied.
             UpdateError: it is not a regular file.
         """
         check_name(name)
         self._check_open()
-        check_type("mode", mode, "int | None", secret=False)
         path = local_path(path)
         with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as other:
             before = os.fstat(other)

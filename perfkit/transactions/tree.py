@@ -65,8 +65,6 @@ class Tree:
         keep_generations: int = 5,
         trust_other_owners: bool = False,
     ) -> None:
-        if keep_generations < 1:
-            raise UpdateError(f"keep_generations must be at least 1; got {keep_generations}")
         self.root = os.path.abspath(os.fspath(root))
         self._wait_s = wait_s
         self._keep_generations = keep_generations

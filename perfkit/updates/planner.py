@@ -14,6 +14,7 @@ from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
 from perfkit.filesystem.compact import DigestIndex, pack_numbers
 from perfkit.filesystem.paths import backup_name
+from perfkit.progress.text import counted
 from perfkit.releases.format.manifest import Entry, EntrySubset, LazySequence
 from perfkit.updates.routes import LATENCY_S, Offer, route_seconds
 
@@ -202,7 +203,7 @@ def _refuse_edits(edited: Collection[str]) -> None:
     if edited:
         shown = ", ".join(sorted(edited)[:_NAMES_SHOWN]) + (", …" if len(edited) > _NAMES_SHOWN else "")
         raise UpdateError(
-            f"{len(edited)} files were changed locally: {shown}; the tree was not changed. "
+            f"{counted(len(edited), 'file')} with local edits: {shown}; the tree was not changed. "
             'Set local_changes to "keep" to save them under other names, or to "overwrite" to replace them'
         )
 

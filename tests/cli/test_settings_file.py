@@ -120,7 +120,7 @@ def test_precedence_of_tree_file_and_environment(trees: Path, monkeypatch: pytes
     assert main(["sync", "two", "--quiet"]) == 0
     Path("second", next(iter(ONE))).write_text("edited")
     assert main(["sync", "two", "--min-interval", "0"]) == 1
-    assert "were changed locally" in capsys.readouterr().err
+    assert "1 file with local edits" in capsys.readouterr().err
     monkeypatch.setenv("PERFKIT_LOCAL_CHANGES", "overwrite")
     assert main(["sync", "two", "--min-interval", "0"]) == 0
 

@@ -115,6 +115,36 @@ class Proxy:
         _pump(client, server)
 
 
+class SocksProxy(Proxy):
+    """Speaks SOCKS 5 (RFC 1928) with a password (RFC 1929); notes the host and the port that it was asked for."""
+
+    def _talk(self, client: socket.socket) -> None:
+        with client.makefile("rb") as read:
+            read.read(read.read(2)[1])  # the methods that the client has
+            client.sendall(b"\5\2")
+            user = read.read(read.read(2)[1]).decode()
+            self.credentials.append(f"{user}:{read.read(read.read(1)[0]).decode()}")
+            client.sendall(b"\1\0")
+            head = read.read(4)
+            if len(head) < 4:
+                return  # the client does not know the server
+            kind = head[3]
+            host = socket.inet_ntoa(read.read(4)) if kind == 1 else read.read(read.read(1)[0]).decode()
+            port = int.from_bytes(read.read(2), "big")
+        self.asked.append(f"{'address' if kind == 1 else 'name'} {host}:{port}")
+        try:
+            server = socket.create_connection((host, port))
+        except OSError:
+            client.sendall(b"\5\5\0\1" + bytes(6))
+            return
+        self._sockets.append(server)
+        client.sendall(b"\5\0\0\1" + bytes(6))
+        back = threading.Thread(target=_pump, args=(server, client))
+        self._threads.append(back)
+        back.start()
+        _pump(client, server)
+
+
 def _pump(source: socket.socket, sink: socket.socket) -> None:
     try:
         while data := source.recv(65536):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import Toolkit
+from perfkit import Config, Toolkit
 from perfkit.errors import (
     FileChangedError,
     LockedError,
@@ -421,6 +421,15 @@ def test_retention_frees_space(tmp_path: Path) -> None:
         tree.prune(0)
         assert not list((tmp_path / ".perfkit/objects").iterdir())
     assert tree_of(tmp_path) == {"a": b"7"}
+
+
+def test_a_setting_says_how_many_generations_are_kept(tmp_path: Path) -> None:
+    """Also of changes by `Toolkit.transaction`."""
+    with Toolkit(Config(keep_generations=1)) as kit:
+        for number in range(4):
+            with kit.transaction(tmp_path) as tx:
+                tx.write("a", b"%d" % number)
+        assert [each.number for each in kit.history(tmp_path)] == [3, 4]
 
 
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,10 @@ def test_a_mode_or_path_of_another_type(tmp_path: Path) -> None:
     with Tree(tmp_path) as tree, tree.transaction() as tx:
         with pytest.raises(ConfigError, match="mode must be a whole number"):
             tx.write("a", b"a", mode=mode)
-        with pytest.raises(ConfigError, match="mode must be a whole number or None"):
+        with pytest.raises(ConfigError, match="mode must be a whole number"):
             tx.replace("a", "/etc/hostname", mode=mode)
+        for bits in (-1, 644 << 8):
+            with pytest.raises(ConfigError, match="mode must be permission bits, such as 0o644"):
+                tx.write("a", b"a", mode=bits)
         with pytest.raises(ConfigError, match="a path must be text"):
             tx.replace("a", path)

@@ -144,7 +144,7 @@ def test_names_of_kept_files_are_free_and_fit() -> None:
 def test_a_local_edit_is_overwritten_or_refused_as_asked() -> None:
     """The plan names what is overwritten, and the error names what blocks the update."""
     assert plan(tree(a="1"), tree(a="2"), tree(a="mine"), local_changes="overwrite").overwritten == ("a",)
-    with pytest.raises(UpdateError, match="1 files were changed locally: a;"):
+    with pytest.raises(UpdateError, match="1 file with local edits: a;"):
         plan(tree(a="1"), tree(a="2"), tree(a="mine"), local_changes="refuse")
 
 

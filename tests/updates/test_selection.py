@@ -108,8 +108,9 @@ def test_choices_that_make_no_sense(kit: Toolkit, origin: Origin, tmp_path: Path
         with pytest.raises(ConfigError, match=words):
             kit.sync(origin.url, tmp_path / "tree", selection=selection)
     assert tree_of(tmp_path / "tree") == OLD
-    with pytest.raises(ConfigError, match="invalid gitignore patterns"):
-        Selection(include=("!",))
+    for pattern in ("!", "[z-a]"):
+        with pytest.raises(ConfigError, match="invalid gitignore patterns"):
+            Selection(include=(pattern,))
 
 
 @pytest.mark.parametrize(

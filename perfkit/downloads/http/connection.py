@@ -226,6 +226,8 @@ def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
     from urllib3.contrib import socks
 
     of_the_proxy = (pysocks.ProxyConnectionError, pysocks.SOCKS5AuthError, pysocks.GeneralProxyError)
+    # What the proxy says of the server, and a name that is resolved here (socks5://): PySocks wraps both.
+    of_the_server = (pysocks.SOCKS4Error, pysocks.SOCKS5Error, socket.gaierror)
 
     class _Socks(_Abortable):
         def _open(self: Any, aborted: Any, *options: Any) -> Any:
@@ -234,8 +236,9 @@ def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
             try:
                 return call_abortable(make, aborted, discard=lambda sock: sock.close())
             except (NewConnectionError, ConnectTimeoutError) as error:
-                if isinstance(error.__context__, of_the_proxy):
-                    raise ProxyError("Unable to connect to proxy", error.__context__) from error.__context__
+                reason: Any = error.__context__
+                if isinstance(reason, of_the_proxy) and not isinstance(reason.socket_err, of_the_server):
+                    raise ProxyError("Unable to connect to proxy", reason) from reason
                 raise
 
     class _SocksHttp(_Socks, socks.SOCKSConnection):  # type: ignore[misc]

@@ -28,6 +28,7 @@ _LASTING = (
     requests.exceptions.InvalidHeader,
     requests.HTTPError,
 )
+_UNKNOWN_AUTHORITY = range(18, 22)  # of X509_V_ERR_*, x509_vfy.h: self-signed, or without a known issuer
 
 
 def translated(url: str, error: Exception, exchange: Exchange) -> PerfkitError:
@@ -42,11 +43,15 @@ def translated(url: str, error: Exception, exchange: Exchange) -> PerfkitError:
     root = _root_cause(causes)
     by_proxy = next((each for each in causes if isinstance(each, ProxyError)), None)
     reason = f"the proxy cannot be used: {_text(root)}" if by_proxy is not None else _text(root)
-    if any(isinstance(each, ssl.SSLCertVerificationError) for each in causes):
+    if refused := [each for each in causes if isinstance(each, ssl.SSLCertVerificationError)]:
         whose = "proxy" if by_proxy is not None else "server"
-        return TransferError(url, f"the {whose}'s certificate is not trusted: {_text(root)}")
+        unknown = getattr(refused[0], "verify_code", None) in _UNKNOWN_AUTHORITY  # others than OpenSSL have none
+        hint = "; if you trust its authority, set ca_bundle" if unknown else ""
+        return TransferError(url, f"the {whose}'s certificate is not trusted: {_text(root)}{hint}")
     timeouts = TimeoutError | ConnectTimeoutError | requests.Timeout
     if any(isinstance(each, timeouts) and not isinstance(each, NewConnectionError) for each in causes):
+        if reason == "timed out":  # a socket's whole message
+            reason = "the server sent nothing for longer than read_timeout_s"
         return TransferTimeoutError(url, reason if "timed out" in reason else f"timed out: {reason}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead) for each in causes):
         return TransferError(url, "the connection closed before the response was complete", transient=True)

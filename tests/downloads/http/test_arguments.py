@@ -12,11 +12,26 @@ from typing import Any
 import pytest
 import requests
 
-from perfkit import BatchError, Config, ConfigError, Download, PerfkitError, Request, Toolkit, TransferError
+from perfkit import (
+    Bars,
+    BatchError,
+    CallbackProgress,
+    Config,
+    ConfigError,
+    Download,
+    JsonLines,
+    PerfkitError,
+    Request,
+    Toolkit,
+    TransferError,
+    read_trees,
+)
 from perfkit.archives.members import Selection
 from perfkit.cli import main
+from perfkit.config import parse_size
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.shared_limits import SharedLimits
+from perfkit.server.server import Server
 from perfkit.testing import FakeOrigin
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY
@@ -43,6 +58,7 @@ URL = "https://example.org/f"
         {"auth": ["u", "p"]},
         {"verify": None},
         {"verify": 1},
+        {"verify": ""},
         {"ca_bundle": 3},
         {"client_cert": ("a", "b", "c")},
         {"headers": [("a", "b")]},
@@ -400,6 +416,17 @@ def test_what_is_no_path(method: str, path: Any) -> None:
         (lambda kit: kit.transaction("tree", wait_s="5"), "wait_s must be a number of seconds"),
         (lambda kit: kit.hash_file("f", chunk_bytes=1 << 63), "chunk_bytes must be less than 2\\*\\*63"),
         (lambda _: Config(workers=10**20), "workers must be less than 2\\*\\*63"),
+        (lambda _: Config(workers=-(10**20)), "workers must be at least 1"),
+        (lambda _: Config(headers=10**20), "headers must be a mapping"),  # type: ignore[arg-type]
+        (lambda _: parse_size(5), "a size must be text; got 5"),  # type: ignore[arg-type]
+        (lambda _: read_trees(None), "path must be a path"),  # type: ignore[arg-type]
+        (lambda _: Server(3), "root must be a path"),  # type: ignore[arg-type]
+        (lambda _: Server(".", bytes_per_s="5M"), "bytes_per_s must be a whole number or None"),  # type: ignore[arg-type]
+        (lambda _: FakeOrigin().add(URL, None), "content must be bytes or text"),  # type: ignore[arg-type]
+        (lambda _: FakeOrigin().fail(URL, times="2"), "times must be a whole number"),  # type: ignore[arg-type]
+        (lambda _: CallbackProgress(None), "function must be a function"),  # type: ignore[arg-type]
+        (lambda _: Bars("log"), "stream must be a text stream"),  # type: ignore[arg-type]
+        (lambda _: JsonLines("log"), "stream must be a text stream"),  # type: ignore[arg-type]
         (lambda _: Selection(include="*.txt"), "Selection.include must be a list of text"),  # type: ignore[arg-type]
         (lambda _: Selection(strip_components="1"), "strip_components must be a whole number"),  # type: ignore[arg-type]
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import requests
+import trustme
 import urllib3.contrib
 
 from perfkit import ConfigError, TransferError
@@ -17,7 +18,7 @@ from perfkit.downloads.http import connection
 from perfkit.downloads.http.session import bypasses_proxy
 from tests.support.fakes import MisbehavingServer, Start
 from tests.support.kits import MakeKit, fetch
-from tests.support.network import BODY, Proxy, unheard
+from tests.support.network import BODY, Proxy, SocksProxy, server_context, unheard
 
 
 @pytest.fixture
@@ -173,6 +174,53 @@ def test_a_server_behind_a_proxy_that_is_down(
     kit = make_single(proxies={"http": f"http://{proxy.address}"}, retries=0)
     with pytest.raises(TransferError) as caught:
         kit.download(f"http://127.0.0.1:{dead_port}/f", tmp_path / "f")
+    assert "the proxy cannot be used" not in str(caught.value)
+
+
+@pytest.fixture
+def socks() -> Iterator[SocksProxy]:
+    pytest.importorskip("socks")
+    proxy = SocksProxy()
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(("way", "asked"), [("socks5", "address 127.0.0.1"), ("socks5h", "name localhost")])
+def test_a_socks_proxy(
+    make_kit: MakeKit,
+    misbehaving: Start,
+    authority: trustme.CA,
+    socks: SocksProxy,
+    ca_file: str,
+    tmp_path: Path,
+    way: str,
+    asked: str,
+    tls: bool,
+) -> None:
+    """With segments and a password; with socks5h, the proxy resolves the name."""
+    context = server_context(authority, "localhost") if tls else None
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(2)), tls=context)
+    address = f"{way}://me:word@{socks.address}"
+    kit = make_kit(ca_bundle=ca_file, proxies={"http": address, "https": address})
+    url = server.url.replace("127.0.0.1", "localhost")
+    assert fetch(kit, f"{url}/f", tmp_path) == BODY
+    assert len(socks.asked) >= 2
+    assert set(socks.asked) == {f"{asked}:{url.rpartition(':')[2]}"}
+    assert set(socks.credentials) == {"me:word"}
+
+
+@pytest.mark.parametrize(
+    ("way", "host", "reason"),
+    [("socks5h", "127.0.0.1", "Connection refused"), ("socks5", "nothing.invalid", "not known|resolution")],
+)
+def test_a_server_behind_a_socks_proxy_that_is_down(
+    make_single: MakeKit, socks: SocksProxy, tmp_path: Path, dead_port: int, way: str, host: str, reason: str
+) -> None:
+    """The proxy is not to blame, nor if this machine doesn't know the server's name."""
+    kit = make_single(proxies={"http": f"{way}://me:word@{socks.address}"}, retries=0)
+    with pytest.raises(TransferError, match=reason) as caught:
+        kit.download(f"http://{host}:{dead_port}/f", tmp_path / "f")
     assert "the proxy cannot be used" not in str(caught.value)
 
 

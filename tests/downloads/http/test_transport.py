@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from perfkit import ConfigError, HTTPStatusError, Toolkit, TransferError
+from perfkit import ConfigError, HTTPStatusError, Toolkit, TransferError, TransferTimeoutError
 from tests.support.fakes import Exchange, MisbehavingServer, Start
 from tests.support.kits import MakeKit, fetch
 from tests.support.network import Proxy, server_context
@@ -37,7 +37,7 @@ def small_secure(misbehaving: Start, authority: trustme.CA) -> MisbehavingServer
 
 def test_an_unknown_authority_is_refused(kit: Toolkit, small_secure: MisbehavingServer, tmp_path: Path) -> None:
     """A clear error, at once and for good: no retry makes a certificate better."""
-    with pytest.raises(TransferError, match="certificate is not trusted") as caught:
+    with pytest.raises(TransferError, match=r"certificate is not trusted.*; if you trust .*, set ca_bundle") as caught:
         kit.download(f"{small_secure.url}/f", tmp_path / "f")
     assert not caught.value.transient
     assert small_secure.requests == []
@@ -48,8 +48,9 @@ def test_another_name_is_refused(
     make_kit: MakeKit, misbehaving: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
     server = misbehaving(lambda x: x.serve(BODY), tls=server_context(authority, "example.org"))
-    with pytest.raises(TransferError, match="certificate is not trusted"):
+    with pytest.raises(TransferError, match="certificate is not trusted") as caught:
         make_kit(ca_bundle=ca_file).download(f"{server.url}/f", tmp_path / "f")
+    assert "set ca_bundle" not in str(caught.value)  # that would not help
 
 
 @pytest.mark.parametrize("way", ["ca_bundle", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "verify"])
@@ -302,6 +303,13 @@ def test_an_idle_connection_that_spoke_is_not_used(kit: Toolkit, misbehaving: St
     for _ in range(3):
         assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     assert len(server.requests) == 3
+
+
+def test_a_server_that_is_silent(make: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+    """The error names the setting that decides."""
+    server = misbehaving(lambda x: x.stall())
+    with pytest.raises(TransferTimeoutError, match="sent nothing for longer than read_timeout_s"):
+        make(read_timeout_s=0.3, retries=0).download(f"{server.url}/f", tmp_path / "f")
 
 
 def test_ipv6(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
