@@ -98,7 +98,7 @@ class PlainLines:
 def _line(snapshot: Snapshot) -> str:
     percent = "" if snapshot.share is None else f"{share_text(snapshot.share):>4}  "
     what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
-    files, noun = files_of(snapshot), "file" if snapshot.files_total == 1 else "files"
+    files, noun = files_of(snapshot), snapshot.unit if snapshot.files_total == 1 else f"{snapshot.unit}s"
     return (
         f"{what}{percent}"
         f"{sizes(snapshot.received_bytes, snapshot.total_bytes, estimated=snapshot.total_estimated)}"
