@@ -250,13 +250,14 @@ def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
 
 
 def checks_arguments(of: type[T]) -> type[T]:
-    """Make each public method of a class check the types of its arguments, by their annotations, when it is called.
+    """Make a class check the types of the arguments of its public methods, by their annotations, when it is made or one
+    is called.
 
     Raises:
         ConfigError: by a method: an argument has another type.
     """
     for name, method in list(vars(of).items()):
-        if isinstance(method, FunctionType) and not name.startswith("_"):
+        if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
             setattr(of, name, _checked(method))
     return of
 
@@ -385,6 +386,17 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
         "a list of pairs of paths",
     ),
     "Check": (callable, "a function"),
+    "Config": (lambda value: isinstance(value, Config), "a perfkit.Config"),
+    "Progress": (
+        lambda value: hasattr(value, "update") and hasattr(value, "finish"),
+        "an object with update() and finish(), such as Bars() or CallbackProgress(function)",
+    ),
+    "SessionSource": (
+        lambda value: hasattr(value, "mount") or callable(value),
+        "a requests.Session, or a callable that makes one",
+    ),
+    "Callable[[Config], Transport]": (callable, "a callable that makes a Transport"),
+    "LimitStore": (lambda value: hasattr(value, "lease") and hasattr(value, "release"), "a LimitStore"),
 }
 
 
