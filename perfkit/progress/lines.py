@@ -28,10 +28,9 @@ def terminal_size(stream: TextIO | None) -> os.terminal_size | None:
         return None  # Jupyter's streams have no file descriptor
 
 
-def print_line(text: str, stream: TextIO | None = None) -> None:
-    """Print a text as exactly one line, by default on standard error; bars drawn there move down."""
-    stream = stream or sys.stderr
-    write_text(stream, printable(text) + (f"{_CLEAR_REST}\n" if terminal_size(stream) else "\n"))
+def print_line(text: str) -> None:
+    """Print a text as exactly one line on standard error; bars drawn there move down."""
+    write_text(sys.stderr, printable(text) + (f"{_CLEAR_REST}\n" if terminal_size(sys.stderr) else "\n"))
 
 
 def write_text(stream: TextIO | None, text: str) -> bool:
