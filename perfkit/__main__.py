@@ -1,4 +1,4 @@
-"""The `perfkit` process, also as `python -m perfkit`: runs the command line, and handles Ctrl-C."""
+"""The `perfkit` process, also as `python -m perfkit`: runs the command line, and handles Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ if TYPE_CHECKING:
 
 _REDELIVER_S = 0.001
 _GC_THRESHOLD = 60_000  # more objects than exist when a download has imported its modules
+_received: list[int] = []  # the signal that ends this process
 
 
 def run() -> NoReturn:
     """Run the command line of this process, and exit with its exit code.
 
-    The first SIGINT raises KeyboardInterrupt. Later ones are ignored: the cleanup takes less than a second, and must
-    not be interrupted itself.
+    The first SIGINT or SIGTERM raises KeyboardInterrupt. Later SIGINTs are ignored: the cleanup takes less than a
+    second, and must not be interrupted itself. After SIGTERM the process ends by that signal, as a supervisor expects;
+    a second one ends it at once.
 
     The process exits without finalising the interpreter: that would do nothing useful, takes 9 ms, and a SIGINT during
     it would print a traceback. To use a profiler that prints at exit, call `perfkit.cli.main` instead.
     """
     try:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent made it ignore SIGINT
-            signal.signal(signal.SIGINT, _interrupt)
-            signal.signal(signal.SIGALRM, _interrupt_again)
-            sys.unraisablehook = _redeliver_interrupt
+        for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) is usual:  # else the parent made it ignore the signal
+                signal.signal(number, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt_again)
+        sys.unraisablehook = _redeliver_interrupt
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would busy-wait for work
         _defer_gc()
         from perfkit.cli import main
@@ -40,7 +43,7 @@ def run() -> NoReturn:
             code = main()
         except SystemExit as end:  # raised for --help and for invalid arguments
             code = int(end.code or 0)
-        signal.signal(signal.SIGINT, _ignore)
+        _raise_no_more()
         signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:  # before the command started, or after it ended
         from perfkit.cli.output import interrupted
@@ -48,6 +51,8 @@ def run() -> NoReturn:
         code = interrupted()
     if not (_flush(sys.stdout) and _flush(sys.stderr)):
         code = code or 1  # output was lost
+    if signal.SIGTERM in _received:
+        os.kill(os.getpid(), signal.SIGTERM)
     os._exit(code)
 
 
@@ -75,8 +80,15 @@ def _defer_gc() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, _ignore)
+    _received.append(number)
+    _raise_no_more()
     raise KeyboardInterrupt
+
+
+def _raise_no_more() -> None:
+    signal.signal(signal.SIGINT, _ignore)
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _redeliver_interrupt(lost: UnraisableHookArgs) -> None:

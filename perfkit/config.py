@@ -393,6 +393,17 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     "Callable[[Snapshot], object]": (callable, "a function"),
     "TextIO": (lambda value: hasattr(value, "write"), "a text stream, such as an open file"),
     "bytes | str": (lambda value: isinstance(value, bytes | str), "bytes or text"),
+    "Config": (lambda value: isinstance(value, Config), "a perfkit.Config"),
+    "Progress": (
+        lambda value: hasattr(value, "update") and hasattr(value, "finish"),
+        "an object with update() and finish(), such as Bars() or CallbackProgress(function)",
+    ),
+    "SessionSource": (
+        lambda value: hasattr(value, "mount") or callable(value),
+        "a requests.Session, or a callable that makes one",
+    ),
+    "Callable[[Config], Transport]": (callable, "a callable that makes a Transport"),
+    "LimitStore": (lambda value: hasattr(value, "lease") and hasattr(value, "release"), "a LimitStore"),
 }
 
 

@@ -81,7 +81,8 @@ class Toolkit:
         transport: Callable[[Config], Transport] | None = None,
         limits: LimitStore | None = None,
     ) -> None:
-        _check_arguments(config, progress, session, transport, limits)
+        if session is not None and transport is not None:
+            raise ConfigError("give session or transport, not both: a custom transport does not use the session")
         self.config = config or Config()
         self._progress = progress
         make = transport or type(self).default_transport
@@ -828,19 +829,3 @@ class Toolkit:
                 wait_s=wait_s,
                 progress=self._operation,
             )
-
-
-def _check_arguments(config: object, progress: object, session: object, transport: object, limits: object) -> None:
-    makes_requests = hasattr(session, "mount") or callable(session)
-    displays = hasattr(progress, "update") and hasattr(progress, "finish")
-    for name, value, valid, rule in (
-        ("config", config, isinstance(config, Config), "be a perfkit.Config"),
-        ("progress", progress, displays, "have update() and finish(), as Bars() and CallbackProgress(function) do"),
-        ("session", session, makes_requests, "be a requests.Session, or a callable that makes one"),
-        ("transport", transport, callable(transport), "be a callable that makes a Transport"),
-        ("limits", limits, hasattr(limits, "lease") and hasattr(limits, "release"), "be a LimitStore"),
-    ):
-        if value is not None and not valid:
-            raise ConfigError(f"{name} must {rule}; got a {type(value).__name__}")
-    if session is not None and transport is not None:
-        raise ConfigError("give session or transport, not both: a custom transport does not use the session")

@@ -3,7 +3,8 @@
 Each command has two functions in one of the modules here: `add_COMMAND` defines its options and sets `run` to the
 function that does the work and returns the exit code. Exit codes: 0 success, 1 the work failed, 2 invalid usage, 3
 the command of `--on-change` failed, 4 the source is behind, 10 the tree changed (with `--exit-code`), 130
-interrupted. Results go to standard output, everything else to standard error, with one line per error.
+interrupted, 141 nobody reads the output. Results go to standard output, everything else to standard error, with one
+line per error.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default `sys.argv[1:]`, and return the exit code.
 
     Raises:
-        SystemExit: the arguments can't be parsed (code 2), or are `--help` or `--version` (code 0).
+        SystemExit: the arguments can't be parsed (code 2), or are `--help` or `--version` (code 0); or nobody reads
+            standard output (code 141).
     """
     try:
         arguments = command_parser().parse_args(argv)

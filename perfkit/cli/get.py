@@ -205,7 +205,7 @@ class _Results:
         }
         if value is not None:
             end["error"] = error_as_json(value)
-        with contextlib.nullcontext() if value is None else contextlib.suppress(OSError):
+        with contextlib.nullcontext() if value is None else contextlib.suppress(OSError, SystemExit):
             print_text(f"],{json.dumps(end)[1:]}\n")
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
@@ -122,23 +121,6 @@ def _versions(version: str | None, previous: str | None) -> dict[str, str]:
     return {name: printable(text or "")[:_VERSION_CHARACTERS] for name, text in found.items()}
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Make SIGTERM raise an exception in the block, so that the command is not left behind."""
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _words(option: str, command: str) -> list[str]:
     try:
         words = shlex.split(command)
@@ -165,11 +147,7 @@ def _run_check(
     python = sys.executable or ""  # where Python is embedded, another program
     python = python if os.path.basename(python).startswith("python") else "python3"
     command = [python, "-I", "-S", check_process.__file__, root, str(timeout_s), *words]
-    with (
-        _terminable(),
-        _file_of(lines) as given,
-        _start(command, variables, stdin=given, stdout=subprocess.PIPE) as process,
-    ):
+    with _file_of(lines) as given, _start(command, variables, stdin=given, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             first, _, said = process.stdout.read().partition(b"\n")
@@ -210,7 +188,7 @@ def _file_of(lines: Iterable[str]) -> Iterator[IO[bytes]]:
 
 def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -> None:
     """Run a command to its end, without a shell, with these lines on standard input."""
-    with _terminable(), _file_of(lines) as given, tempfile.TemporaryFile() as said:
+    with _file_of(lines) as given, tempfile.TemporaryFile() as said:
         process = _start(words, variables, stdin=given, stdout=said, stderr=said)
         try:
             process.wait()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CHANGED = 10  # the exit code of `sync --exit-code` after a change
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in shells
+_BROKEN_PIPE = 141  # that of a program that SIGPIPE ends, as in shells
 
 
 class Outcome(NamedTuple):
@@ -50,7 +51,12 @@ def interrupted() -> int:
 
 
 def print_text(text: str) -> None:
-    """Write to standard output and flush, so that a failure is reported as an error of the command."""
+    """Write to standard output and flush, so that a failure is reported as an error of the command.
+
+    Raises:
+        SystemExit: nobody reads it any more, as after `| head -1`; the command ends without a message.
+        OSError: it can't be written.
+    """
     if sys.stdout is None:
         raise OSError(errno.EBADF, "standard output is closed")
     try:
@@ -59,6 +65,8 @@ def print_text(text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # the rest of the buffer would fail again at interpreter exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(_BROKEN_PIPE) from error
         raise OSError(error.errno, f"standard output: {error.strerror}") from error
 
 
@@ -80,7 +88,7 @@ def errors_as_json(arguments: argparse.Namespace) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         if getattr(arguments, "json", False):
-            with contextlib.suppress(OSError):  # standard output may be what failed
+            with contextlib.suppress(OSError, SystemExit):  # standard output may be what failed
                 print_text(json.dumps({"error": error_as_json(error)}) + "\n")
         raise
 

@@ -10,7 +10,7 @@ from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.partial_file import PartialFile, check_replaceable
 from perfkit.downloads.request import Request
 from perfkit.errors import TransferError
-from perfkit.filesystem.paths import fold_name, ignores_case, is_reserved, safe_basename, safe_join
+from perfkit.filesystem.paths import check_name, fold_name, ignores_case, is_reserved, safe_basename
 
 _DEFAULT_NAME = "download"
 
@@ -22,7 +22,7 @@ def path_in(directory: str, request: Request) -> str:
         UnsafePathError: its name leads out of the directory, or is not a file's.
     """
     if request.name is not None:
-        return safe_join(directory, request.name)
+        return os.path.join(directory, check_name(request.name))
     return os.path.join(directory, safe_basename(request.url_name) or _DEFAULT_NAME)
 
 

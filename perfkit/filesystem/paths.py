@@ -188,11 +188,6 @@ def is_reserved(name: str) -> bool:
     return folded.startswith(PRIVATE_DIR) or folded.endswith((".perfkit-part", ".perfkit-part.json"))
 
 
-def safe_join(root: str, name: str) -> str:
-    """The path under `root` of a name that `check_name` accepts."""
-    return os.path.join(root, check_name(name))
-
-
 def safe_basename(text: str) -> str | None:
     """Reduce an untrusted name, such as one from Content-Disposition, to a plain file name; None if nothing is left.
 

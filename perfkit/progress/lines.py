@@ -29,10 +29,9 @@ def terminal_size(stream: TextIO | None) -> os.terminal_size | None:
         return None  # Jupyter's streams have no file descriptor
 
 
-def print_line(text: str, stream: TextIO | None = None) -> None:
-    """Print a text as exactly one line, by default on standard error; bars drawn there move down."""
-    stream = stream or sys.stderr
-    write_text(stream, printable(text) + (f"{_CLEAR_REST}\n" if terminal_size(stream) else "\n"))
+def print_line(text: str) -> None:
+    """Print a text as exactly one line on standard error; bars drawn there move down."""
+    write_text(sys.stderr, printable(text) + (f"{_CLEAR_REST}\n" if terminal_size(sys.stderr) else "\n"))
 
 
 def write_text(stream: TextIO | None, text: str) -> bool:
@@ -100,7 +99,7 @@ class PlainLines:
 def _line(snapshot: Snapshot) -> str:
     percent = "" if snapshot.share is None else f"{share_text(snapshot.share):>4}  "
     what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
-    files, noun = files_of(snapshot), "file" if snapshot.files_total == 1 else "files"
+    files, noun = files_of(snapshot), snapshot.unit if snapshot.files_total == 1 else f"{snapshot.unit}s"
     return (
         f"{what}{percent}"
         f"{sizes(snapshot.received_bytes, snapshot.total_bytes, estimated=snapshot.total_estimated)}"

@@ -77,6 +77,7 @@ class Snapshot:
     files_resumed: int = 0  # of `files_done`: continued what an earlier run had left
     files_cancelled: int = 0  # were not finished when the run was interrupted
     kept_bytes: int = 0  # in partial files, which the next run continues
+    unit: str = "file"  # what is counted; `download` where a sync fetches ranges and objects, too
     failures: tuple[tuple[str, int], ...] = ()  # the first reasons for failures, and how often each occurred
 
 
@@ -362,6 +363,7 @@ class Meter:
                 finished=finished,
                 total_estimated=estimated,
                 share=None if soon else self._share(expected, ended, total),
+                unit="file" if self._phase == "download" else "download",
                 failures=tuple(self._failures.items()),
             )
 

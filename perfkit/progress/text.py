@@ -91,7 +91,8 @@ def summary(snapshot: Snapshot) -> str:
     if snapshot.phase == WAITING:
         return ""
     total, done = snapshot.files_total, snapshot.files_done
-    files = counted(done, "file") if total in (None, done) else f"{done} of {counted(total or 0, 'file')}"
+    unit = snapshot.unit
+    files = counted(done, unit) if total in (None, done) else f"{done} of {counted(total or 0, unit)}"
     what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
     seconds, size, speed = snapshot.elapsed_s, "", ""
     if snapshot.received_bytes or (total in (None, done) and not what):  # else nothing is complete

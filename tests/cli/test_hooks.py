@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import os
 import re
@@ -15,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from perfkit.cli import main
+from tests.support.command import start
 from tests.support.fakes import MisbehavingServer
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
 from tests.support.waiting import wait_until
+from tests.support.warm import WarmPython
 
 Capture = pytest.CaptureFixture[str]
 
@@ -142,20 +143,23 @@ def test_a_check_that_writes_into_the_tree(cli_origin: Origin, tmp_path: Path, c
 
 
 @pytest.mark.once
-def test_terminated_while_a_check_runs(cli_origin: Origin, tmp_path: Path) -> None:
-    """The check ends with it, nothing is held, and the next sync goes on."""
-    code = "open('pid', 'w').write(str(os.getpid())); os.kill(int(os.environ['VICTIM']), 15); time.sleep(600)"
-    terminate = python(tmp_path, code)
-    child = os.fork()
-    if child == 0:
-        os.environ["VICTIM"] = str(os.getpid())
-        with contextlib.suppress(SystemExit):
-            sync(cli_origin, "--check", terminate)
-        os._exit(43)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 43
-    assert not _runs(int((tmp_path / "pid").read_text()))
+@pytest.mark.parametrize(("option", "changed"), [("--check", 10), ("--on-change", 0)])
+def test_terminated_while_a_command_runs(
+    option: str, changed: int, cli_origin: Origin, tmp_path: Path, warm_python: WarmPython
+) -> None:
+    """The command ends with it, nothing is held, and the next sync goes on."""
+    hang = python(tmp_path, "open('pid~', 'w').write(str(os.getpid())); os.rename('pid~', 'pid'); time.sleep(600)")
+    with start(warm_python, "sync", cli_origin.url, "tree", "--quiet", option, hang) as process:
+        wait_until((tmp_path / "pid").exists)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (
+        -signal.SIGTERM,
+        b"perfkit: interrupted; run the same command again to resume\n",
+    )
+    wait_until(lambda: not _runs(int((tmp_path / "pid").read_text())))
     assert not (tmp_path / "tree/.perfkit/check").exists()
-    assert sync(cli_origin, "--exit-code") == 10
+    assert sync(cli_origin, "--exit-code") == changed
 
 
 @pytest.mark.once

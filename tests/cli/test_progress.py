@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from perfkit.server.server import Server
 from tests.support.command import BODY, Capture, complaints, get, interrupt, read_until, start
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import Origin
+from tests.support.terminal import Terminal
 from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
 
@@ -184,6 +186,22 @@ def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path, war
     with running(warm_python, "get", "-d", "out", f"{server.url}/f") as process:
         _, err = process.communicate(timeout=30)
     assert re.search(rb"1 file, 1\.0 MiB in .*; 1 resumed from \d+\.\d KiB", err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_bars(number: int, misbehaving: Start, warm_python: WarmPython) -> None:
+    """Only what is done and kept, and how to go on; the process ends as its parent expects."""
+    server = misbehaving(lambda x: x.serve(BODY, pause=x.stall))
+    with Terminal(100, 24) as terminal:
+        with start(warm_python, "get", "--progress", "bars", f"{server.url}/f", stderr=terminal.slave) as process:
+            terminal.wait_for("▕█")
+            process.send_signal(number)
+            process.wait(30)
+        lines = terminal.read()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert len(lines) == 2
+    assert lines[0].startswith("0 of 1 file in ")
+    assert lines[1].startswith("perfkit: interrupted")
 
 
 def test_a_sync_says_what_came(cli_origin: Origin, capsys: Capture) -> None:

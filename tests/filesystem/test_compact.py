@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import io
 import os
 import tempfile
 import weakref
-from bisect import bisect_left
-from collections.abc import Callable
 from random import Random
 from struct import Struct
-from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -31,29 +27,15 @@ from perfkit.filesystem.compact import (
     sort_numbers,
 )
 from perfkit.filesystem.own_files import create_unnamed
-from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
-from perfkit.transactions.changeset import ChangeSet, StagedFile
-from perfkit.transactions.journal import check_ops, read_ops, write_ops
-from perfkit.transactions.records import Change, Content, JournalOp, Previous
-from perfkit.updates.digest_index import BlobIndex, BlobSet
 
 pytestmark = pytest.mark.once
 
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])
-KINDS = ["staged", "fetched", "drop", "forget"]
 
 
 def unnamed_file() -> int:
     return create_unnamed(tempfile.gettempdir())
-
-
-def change_set() -> ChangeSet:
-    return ChangeSet("stage/", "fetch/content-", unnamed_file)
-
-
-def content(text: str, mode: int = 0o644) -> Content:
-    return Content(hashlib.sha256(text.encode()).hexdigest(), len(text), mode)
 
 
 @given(st.lists(NAMES, max_size=200))
@@ -165,83 +147,6 @@ def test_few_rows_need_no_file() -> None:
     assert rows[999] == (999,)
 
 
-def test_changes_that_follow_each_other() -> None:
-    """The first previous content of a name stays, and the last new one counts, as in an undo of several generations."""
-    changes = change_set()
-    for change in (
-        Change("a", content("1"), content("2")),
-        Change("b", None, content("3")),
-        Change("a", content("2"), content("4")),
-        Change("b", content("3"), None),
-        Change("c", content("5"), None),
-    ):
-        changes.follow(change)
-    found = {changes.name(row): (changes.recorded(row), changes.after(row)) for row in changes.rows()}
-    assert found == {"a": (content("1"), content("4")), "b": (None, None), "c": (content("5"), None)}
-    changes.set_source(changes.row("a"), "stage/7")
-    assert changes["a"] == StagedFile("stage/7", content("4"))
-    del changes["b"]
-    assert sorted(changes) == ["a", "c"]
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(KINDS))))
-def test_change_set(calls: list[tuple[str, str]]) -> None:
-    """It maps each name to what was last set for it, in whatever order."""
-    changes = change_set()
-    model: dict[str, StagedFile | None] = {}
-    for number, (name, kind) in enumerate(calls, 1):
-        new = content(f"{number}")
-        if kind == "forget":
-            if name in model:
-                del changes[name], model[name]
-            continue
-        source = {"staged": f"stage/{number}", "fetched": f"fetch/content-{new.sha256}"}
-        model[name] = changes[name] = None if kind == "drop" else StagedFile(source[kind], new)
-    assert dict(changes) == model
-    assert len(changes) == len(model)
-    found = {changes.name(row): expected for row, expected in changes.fetched()}
-    assert found == {name: put.content for name, put in model.items() if put and put.source.startswith("fetch")}
-    assert [changes.name(row) for row in changes.rows()] == sorted(model)
-
-
-def test_rows_of_many_names_are_in_order() -> None:
-    """More than are sorted at once."""
-    changes = change_set()
-    names = [hashlib.sha256(b"%d" % number).hexdigest()[:9] for number in range(10_000)]
-    for number, name in enumerate(names, 1):
-        changes[name] = StagedFile(f"stage/{number}", content(name))
-    assert [changes.name(row) for row in changes.rows()] == sorted(names)
-    assert changes[names[7777]] == StagedFile("stage/7778", content(names[7777]))
-
-
-def test_changes_and_their_summary() -> None:
-    """What is done to the disk, and what the record says, where others edited a file or had made the change."""
-    changes = change_set()
-    changes["new"], changes["same"], changes["edited"] = (
-        StagedFile("stage/1", content(text)) for text in ("n", "s", "w")
-    )
-    changes["gone"] = None
-    changes["kept"] = StagedFile("stage/2", content("mine"))
-    changes.omit_from_record("kept")
-    changes.record("noted")
-    changes.set_before(changes.row("new"), None, None)
-    changes.set_before(changes.row("same"), content("s"), content("s"))
-    changes.set_before(changes.row("edited"), content("theirs"), content("meant"))
-    changes.set_before(changes.row("gone"), content("g"), content("g"))
-    changes.set_before(changes.row("kept"), None, None)
-    changes.set_before(changes.row("noted"), content("n2"), content("n1"))
-    assert list(changes.disk_changes()) == [
-        Change("edited", content("theirs"), content("w")), Change("gone", content("g"), None),
-        Change("kept", None, content("mine")), Change("new", None, content("n")),
-    ]  # fmt: skip
-    assert list(changes.recorded_changes()) == [
-        Change("edited", content("meant"), content("w")), Change("gone", content("g"), None),
-        Change("new", None, content("n")), Change("noted", content("n1"), content("n2")),
-    ]  # fmt: skip
-    changes.record_found("edited")
-    assert Change("edited", content("theirs"), content("w")) in changes.recorded_changes()
-
-
 @given(st.lists(st.integers(0, 5)) | st.integers(0, 9).map(lambda first: list(range(first, first + 4))))
 def test_packed_numbers_come_back(numbers: list[int]) -> None:
     """A range or not, they are what they were."""
@@ -259,97 +164,11 @@ def test_sorted_numbers() -> None:
         assert list(found) == sorted(numbers, key=lambda number: number % 100)
 
 
-OPS = [
-    JournalOp("mkdir", "d"),
-    JournalOp("put", "d/x", ".perfkit/stage-01/1"),
-    JournalOp("drop", "é", "", Previous(f".perfkit/objects/{'ab' * 32}", 3, 4, 0o644, 5)),
-]
-
-
-@pytest.mark.parametrize("count", range(4))
-def test_a_journal_is_read_as_written(count: int) -> None:
-    """What is written is read."""
-    file = io.BytesIO()
-    write_ops(file, OPS[:count])
-    check_ops(io.BytesIO(file.getvalue()))
-    assert list(read_ops(io.BytesIO(file.getvalue()))) == OPS[:count]
-
-
-def test_journal_that_is_none() -> None:
-    """Cut anywhere, changed, empty, or of a format to come."""
-    file = io.BytesIO()
-    write_ops(file, OPS)
-    whole = file.getvalue()
-    later = whole.replace(b'perfkit-journal",3', b'perfkit-journal",4')[: whole.rindex(b"\n", 0, -1) + 1]
-    sealed = later + hashlib.sha256(later).hexdigest().encode() + b"\n"
-    empty = hashlib.sha256().hexdigest().encode() + b"\n"
-    for data in (*(whole[:end] for end in range(len(whole))), whole.replace(b"d/x", b"d/y"), sealed, empty):
-        with pytest.raises(ValueError, match=r"truncated|format"):
-            check_ops(io.BytesIO(data))
-
-
-def manifest(**files: str) -> Manifest:
-    return Manifest.of(Entry(name, len(data), hashlib.sha256(data.encode()).digest()) for name, data in files.items())
-
-
-def test_operations_of_content_sets() -> None:
-    """They are sets of what the manifest has, each content once, and take others away."""
-    tree = manifest(a="1", b="2", c="1", d="4", e="5")
-    contents = BlobIndex(tree)
-    one, two, four, five = (hashlib.sha256(text).digest() for text in (b"1", b"2", b"4", b"5"))
-    some = BlobSet(contents, [one, four, b"?" * 32])
-    assert set(some) == {one, four}
-    assert len(some) == 2
-    assert [each in some for each in (one, two, b"?" * 32, "1")] == [True, False, False, False]
-    assert some - BlobSet(contents, [four, five]) == {one}
-    assert some - frozenset([one, two]) == {four}
-    assert frozenset([one, two]) - some == {two}
-    assert some & {one} == {one}
-    assert not some.isdisjoint({four})
-    assert contents.bytes_of([one, four]) == 2
-    assert BlobIndex(tree, [2, 3]).first(one) == 2
-    assert BlobIndex(tree, [3]).first(one) is None
-
-
-def test_a_part_of_a_manifest_is_a_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of a manifest is a mapping of its entries, in any order that it is asked in."""
-    tree = manifest(**{f"n{number:03}": f"{number % 7}" for number in range(100)})
-    part = EntrySubset(tree)
-    for at in range(0, 100, 3):
-        part.add(at)
-    assert list(part) == [f"n{number:03}" for number in range(0, 100, 3)]
-    assert list(part.places()) == [(at, f"n{at:03}") for at in range(0, 100, 3)]
-    assert part.names[1:3] == ["n003", "n006"]
-    searches: list[object] = []
-
-    def counted(names: Any, name: Any, **options: Any) -> int:
-        searches.append(name)
-        return bisect_left(names, name, **options)
-
-    monkeypatch.setattr("perfkit.releases.format.manifest.bisect_left", counted)
-    for _ in range(3):  # in order, only the first is searched for
-        assert [part[name] for name in part] == list(part.entries)
-    assert searches == ["n000", "n000"]
-    assert [tree.find(name) for name in tree.names() for _ in range(2)] == [at for at in range(100) for _ in range(2)]
-    assert len(searches) == 2
-    for at in (99, 0, 3, 3, 60, 57):
-        assert part[f"n{at:03}"] == tree[at]
-    for name in ("n001", "", "z", "n055", "n058"):
-        assert name not in part
-        with pytest.raises(KeyError):
-            part[name]
-
-
-@pytest.mark.parametrize(
-    "make",
-    [DigestSet, change_set],
-    ids=["digests", "changes"],
-)
-def test_freed_at_once(make: Callable[[], object]) -> None:
+def test_freed_at_once() -> None:
     """Nothing waits until cycles are looked for, which is seldom where there are many objects."""
     gc.disable()
     try:
-        made = make()
+        made = DigestSet()
         left = weakref.ref(made)
         del made
         assert left() is None

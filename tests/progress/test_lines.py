@@ -187,10 +187,11 @@ def test_a_broken_stream(reporter: type[PlainLines | JsonLines], error: Exceptio
     assert len(out.getvalue().splitlines()) == 1
 
 
-def test_a_stream_that_knows_few_characters() -> None:
+def test_a_stream_that_knows_few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stream's encoding can't say becomes a question mark, in a log as anywhere."""
     stream = io.TextIOWrapper(raw := io.BytesIO(), encoding="ascii")
-    print_line("naïve \udcff\nfile\x1b[2J", stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    print_line("naïve \udcff\nfile\x1b[2J")
     assert raw.getvalue() == b"na?ve ??file?[2J\n"
 
 
@@ -306,5 +307,6 @@ def test_a_note_among_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     with Terminal(40, 5) as terminal:
         terminal.stream.write("#" * 30 + "\r")
-        print_line("a note", terminal.stream)
+        monkeypatch.setattr("sys.stderr", terminal.stream)
+        print_line("a note")
         assert terminal.read() == ["a note"]

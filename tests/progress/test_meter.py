@@ -112,16 +112,6 @@ def test_a_file_that_is_longer_than_estimated(meter: Meter, clock: Clock) -> Non
     assert snapshot.eta_s is None
 
 
-def test_a_size_that_stays_unknown(meter: Meter) -> None:
-    """When such a file is whole, its size is what came."""
-    meter.expect(1)
-    file = begun(meter, "f", None)
-    file.advance(70)
-    file.done()
-    snapshot = meter.snapshot()
-    assert (snapshot.received_bytes, snapshot.total_bytes) == (70, 70)
-
-
 def test_a_size_that_changes(meter: Meter) -> None:
     """The file became another one at the origin: the old size no longer counts."""
     meter.expect(1)

@@ -18,7 +18,7 @@ from perfkit.progress.lines import CallbackProgress, PlainLines
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
-from perfkit.progress.text import amount
+from perfkit.progress.text import amount, summary
 from perfkit.server.server import Server
 from tests.support.sites import publish
 from tests.support.trees import FIRST, edited
@@ -53,6 +53,8 @@ def test_a_sync_shows_what_is_looked_at_fetched_applied_and_committed(
     phases = list(dict.fromkeys(snapshot.phase for snapshot in seen if snapshot.phase != "reading the release"))
     assert phases == ["checking files", "fetching", "unpacking", "applying"]
     last = {snapshot.phase: snapshot for snapshot in seen}
+    assert summary(last["fetching"]).startswith("fetching: 1 download, ")  # of a delta, not of a file
+    assert summary(last["checking files"]).startswith(f"checking files: {len(FIRST)} files")
     assert last["checking files"].files_done == len(FIRST)
     assert last["applying"].files_done == last["applying"].files_total
     assert last["applying"].received_bytes == report.bytes_written

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from perfkit import ConfigError, Toolkit
+from perfkit import ConfigError
 from perfkit.server.server import Server
 from tests.support.kits import SOON_S
 from tests.support.tools import need
@@ -459,15 +459,3 @@ def test_no_directory(filled_site: Path) -> None:
     for path in (filled_site / "f", filled_site / "missing"):
         with pytest.raises(ConfigError, match=re.escape(str(path))):
             Server(path)
-
-
-def test_perfkit_agrees(filled_site: Path, server: Server, tmp_path: Path, kit: Toolkit) -> None:
-    """Names of any kind come down under their own name, and a second time nothing comes."""
-    names = [name.decode() for name in NAMES[:2]]
-    for name in names:
-        (filled_site / name).write_bytes(BODY)
-    urls = [server.url + quote(name) for name in names]
-    first, second = kit.download_many(urls, tmp_path / "out"), kit.download_many(urls, tmp_path / "out")
-    assert {each.name for each in (tmp_path / "out").iterdir()} == set(names)
-    assert not any(each.unchanged for each in first)
-    assert all(each.unchanged for each in second)

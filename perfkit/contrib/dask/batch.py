@@ -79,7 +79,7 @@ def download_many(
     items = list(requests)
     results = _known(items, done)
     shards = cut_into_shards([(index, item) for index, item in enumerate(items) if index not in results], threads)
-    display = ClusterProgress(progress, [_size(item) for item in items], results.values())
+    display = ClusterProgress(progress, [_size(item) for item in items], results.values(), unit="file")
     with toolkits(client, config or Config()) as name:
         for shard, ended in _run(client, name, shards, dest, display):
             done.add((item, download) for (_, item), download in zip(shard, ended, strict=True))

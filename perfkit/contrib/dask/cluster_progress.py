@@ -28,10 +28,14 @@ class ClusterProgress:
     Args:
         sizes: of all files, or hosts; None for those that are unknown.
         known: results that are known already.
+        unit: what is counted: `file` or `host`.
     """
 
-    def __init__(self, progress: Progress | None, sizes: Sequence[int | None], known: Iterable[Result]) -> None:
+    def __init__(
+        self, progress: Progress | None, sizes: Sequence[int | None], known: Iterable[Result], *, unit: str
+    ) -> None:
         self._progress = progress or Silent()
+        self._unit = unit
         self._files = len(sizes)
         self._known_bytes = sum(size or 0 for size in sizes)
         self._all_known = None not in sizes
@@ -89,4 +93,5 @@ class ClusterProgress:
             active=tuple(active[:_ACTIVE]),
             total_estimated=not self._all_known,
             share=self._pace.share(files, self._files, ended=ended),
+            unit=self._unit,
         )

@@ -129,7 +129,7 @@ def sync_fleet(
     waves = waves or Waves()
     hosts = _hosts(client, os.fspath(dest), waves)
     reports: dict[str, HostReport] = {}
-    display = ClusterProgress(progress, [None] * len(hosts), ())
+    display = ClusterProgress(progress, [None] * len(hosts), (), unit="host")
     with toolkits(client, config or Config()) as name:
         for number, wave in enumerate(_cut(hosts, waves.sizes), 1):
             if number > 1:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from perfkit.archives.members import Selection
+from perfkit.cli.settings_file import is_tree_name
 from perfkit.config import Config, convert, parse_seconds
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
@@ -30,7 +30,6 @@ from perfkit.updates.signers import Signers
 from perfkit.updates.source_types import parse_source_type
 
 _FIELDS = {item.name.upper(): item for item in dataclasses.fields(Config)}
-_NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ def _dictionary(where: str, value: object, hint: str, problems: list[Problem]) -
 def _tree(name: object, entry: object, inherited: Config, problems: list[Problem]) -> TreeSettings | None:
     """One tree; None if its name, source or destination is invalid."""
     where = f'PERFKIT["TREES"][{_quoted(name)}]'
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not is_tree_name(name):
         hint = "Use letters, digits, dots, dashes and underscores; start with a letter or a digit."
         problems.append(Problem("E004", where, "has a name that can't be given on a command line", hint))
         return None

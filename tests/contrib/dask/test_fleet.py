@@ -21,6 +21,7 @@ def lose(path):
 class Shown:
     def update(self, snapshot): pass
     def finish(self, snapshot):
+        assert snapshot.unit == "host"
         self.last = [snapshot.files_total, snapshot.files_done, snapshot.files_failed, snapshot.received_bytes > 0]
 shown, waves = Shown(), Waves(sizes=("canary", "100%"))
 options = {"check": lose if rest[2:] else check, "progress": shown, "allow_older": True}

@@ -183,8 +183,8 @@ def test_verify_is_a_path(make_kit: MakeKit, secure: MisbehavingServer, ca_file:
     ("options", "says"),
     [
         ({"config": {"workers": 4}}, "config must be"),
-        ({"progress": print}, "progress must have .* CallbackProgress"),
-        ({"progress": True}, "progress must have"),
+        ({"progress": print}, "progress must be .* CallbackProgress"),
+        ({"progress": True}, "progress must be"),
         ({"session": 3}, "session must be"),
         ({"session": "https://example.org"}, "session must be"),
         ({"session": requests}, "session must be"),

@@ -100,12 +100,8 @@ def command_error(error: Exception) -> CommandError:
         lines = [f"  {each.error}" for each in error.results if each.error is not None]
         message = "\n".join([f"{len(lines)} of {len(error.results)} failed:", *lines])
     message = "\n".join(map(printable, message.split("\n")))  # names and reasons come from servers
-    return CommandError(message, returncode=returncode_of(error))
-
-
-def returncode_of(error: Exception) -> int:
-    """The exit code of a command: that of `perfkit`, or 3 after failed receivers."""
-    return _RECEIVER_FAILED if isinstance(error, ReceiverError) else exit_code_of(error)
+    code = _RECEIVER_FAILED if isinstance(error, ReceiverError) else exit_code_of(error)
+    return CommandError(message, returncode=code)
 
 
 class TreesCommand(BaseCommand):
