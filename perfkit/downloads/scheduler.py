@@ -185,8 +185,6 @@ class Scheduler:
 
     def _next(self) -> tuple[Transfer, Task] | None:
         """What to do next: finish what is begun, begin another file, or share the one with most left to fetch."""
-        if len(self._running) >= self._most:
-            return None
         now = time.monotonic()
         for transfer in self._active:
             wanted = transfer.idle or len(self._running) < self._controller.target
