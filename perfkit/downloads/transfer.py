@@ -570,7 +570,9 @@ class Transfer:
                 self._hashing = False
                 self.abandon()
 
-        self._hashing = self._context.spawn(hash_behind)
+        self._hashing = True  # before the helper begins, since it may end at once
+        if not self._context.spawn(hash_behind):
+            self._hashing = False
 
     def _leave(self) -> None:
         """Leave the transfer; the last worker out concludes it if nothing is left to do."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from perfkit import (
     TransferError,
 )
 from perfkit.downloads.checksums import Checksum, RunningDigest
+from perfkit.downloads.partial_file import PartialFile
+from perfkit.downloads.scheduler import Scheduler
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, Start
 from tests.support.kits import MakeKit
@@ -66,6 +69,30 @@ def test_a_large_file_is_hashed_while_it_arrives(
         kit.download(f"{server.url}/file", out / "wrong", checksum=f"sha256:{'0' * 64}")
     assert not (out / "wrong").exists()
     assert len(digests) == 2
+
+
+def test_a_helper_that_ends_at_once_holds_up_nothing(
+    make_kit: MakeKit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the download is cancelled just before: the helper ends before the worker goes on."""
+
+    def spawn(_: Scheduler, function: Callable[[], None]) -> bool:
+        helper = threading.Thread(target=function)
+        helper.start()
+        helper.join(0.3)  # at the latest, it waits for the worker
+        return True
+
+    monkeypatch.setattr(Scheduler, "spawn", spawn)
+    monkeypatch.setattr(PartialFile, "hash_behind", lambda *_: None)
+    monkeypatch.setattr("perfkit.downloads.transfer._LARGE_BYTES", len(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
+    kit = make_kit(workers=1, segments=1)
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        download = executor.submit(kit.download, f"{server.url}/file", out / "file", checksum=SHA256)
+        try:
+            assert download.result(10).checksum == SHA256
+        finally:
+            kit.close()
 
 
 def test_an_answer_that_a_cache_may_be_storing_stays_whole(
