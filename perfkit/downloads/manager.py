@@ -175,7 +175,8 @@ class DownloadManager:
         waiting.expect(1)
         waiting.file(url).start(None, host=host_of(url))
         with self._root.child() as cancel:
-            future = self._scheduler.submit(probe, network, url, most=most, known=known, home=home, cancel=cancel)
+            ask = functools.partial(probe, network, url, most=most, known=known, home=home, cancel=cancel)
+            future = self._scheduler.submit(ask)
             future.add_done_callback(lambda _: done.put(None))
             answered = False
             try:
@@ -202,7 +203,7 @@ class DownloadManager:
             return
         with contextlib.suppress(OSError):  # without threads, it only takes longer
             for _ in range(connections):
-                self._scheduler.submit(warm, url, self._root)
+                self._scheduler.submit(functools.partial(warm, url, self._root))
 
     def run(
         self,

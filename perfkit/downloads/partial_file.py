@@ -260,14 +260,12 @@ class PartialFile:
 
     def save_if_due(self) -> None:
         """Write the journal if it is due; for the workers, after each write of data."""
-        now = time.monotonic()
-        if now - self._saved_at_s < _SAVE_EVERY_S or not self._journal_lock.acquire(blocking=False):
-            return
-        try:
-            if now - self._saved_at_s >= _SAVE_EVERY_S:
+        due = time.monotonic() - self._saved_at_s >= _SAVE_EVERY_S
+        if due and self._journal_lock.acquire(blocking=False):
+            try:
                 self._save()
-        finally:
-            self._journal_lock.release()
+            finally:
+                self._journal_lock.release()
 
     def _save(self) -> None:
         if not self.resumable or self.retired:
