@@ -62,7 +62,7 @@ def test_a_large_file_is_hashed_while_it_arrives(
 
     monkeypatch.setattr(RunningDigest, "__init__", noted)
     monkeypatch.setattr("perfkit.downloads.transfer._LARGE_BYTES", len(BODY))
-    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: wait_until(lambda: digests[-1].position)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: wait_until(lambda: digests and digests[-1].position)))
     kit = make_kit(workers=1, segments=1)
     assert kit.download(f"{server.url}/file", out / "file", checksum=SHA256).checksum == SHA256
     with pytest.raises(IntegrityError):
