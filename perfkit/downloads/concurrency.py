@@ -298,8 +298,8 @@ class AdaptiveController:
             self._queued_at_s = self._clock()
         if idle:
             return self.target
-        if (self._path_known or self._paused) and not cpu_bound:
-            return self.target if queues else min(self._ceiling, self.target * 2)
+        if self._path_known or (self._paused and not cpu_bound):
+            return self.target if queues or cpu_bound else min(self._ceiling, self.target * 2)
         if trial is not None and not self._pays(trial, goodput):
             self._ramping = False
             if trial[0] < self.target:

@@ -30,7 +30,7 @@ from perfkit.downloads.retry import Network
 from perfkit.downloads.scheduler import Queue, Scheduler
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
-from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError, reason_of
+from perfkit.errors import ConfigError, PerfkitError, TransferError, reason_of
 from perfkit.progress.meter import WAITING, Meter, Progress, Silent
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ _BEGUN = -1, Download(url="", path="")  # a result that says that the downloads 
 class _Batch:
     """One caller's files: those queued, those under way, and those done but not yet returned."""
 
-    def __init__(self, cancel: Cancel, context: TransferContext, *, announced: bool) -> None:
-        self.cancel = cancel
+    context: TransferContext
+
+    def __init__(self, *, announced: bool) -> None:
         self.announced = announced  # the sizes of its files were counted when it began
-        self.context = context
-        self.on_end: Callable[[Transfer, Download], None] = lambda transfer, download: None
         self.process = os.getpid()
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
@@ -152,12 +151,11 @@ class DownloadManager:
         path = path_in(dest, request) if inside else dest
         named = not inside or request.name is not None
         with contextlib.closing(self._run([(request, os.path.abspath(path), named)])) as running:
-            for _, download in running:  # closed explicitly: a Ctrl-C while a generator is garbage-collected is lost
-                if download.error is not None:
-                    download.error.download = replace(download, error=None)  # type: ignore[attr-defined]
-                    raise download.error
-                return download
-        raise CancelledError(request.url, "cancelled")
+            _, download = next(running)  # closed explicitly: a Ctrl-C while a generator is garbage-collected is lost
+        if download.error is not None:
+            download.error.download = replace(download, error=None)  # type: ignore[attr-defined]
+            raise download.error
+        return download
 
     def probe(self, url: str, *, most: int, known: Version | None = None, home: str | None = None) -> Probe:
         """Fetch the first `most` bytes of a file, and what the origin says about it, unless it is the version `known`.
@@ -177,7 +175,8 @@ class DownloadManager:
         waiting.expect(1)
         waiting.file(url).start(None, host=host_of(url))
         with self._root.child() as cancel:
-            future = self._scheduler.submit(probe, network, url, most=most, known=known, home=home, cancel=cancel)
+            ask = functools.partial(probe, network, url, most=most, known=known, home=home, cancel=cancel)
+            future = self._scheduler.submit(ask)
             future.add_done_callback(lambda _: done.put(None))
             answered = False
             try:
@@ -204,7 +203,7 @@ class DownloadManager:
             return
         with contextlib.suppress(OSError):  # without threads, it only takes longer
             for _ in range(connections):
-                self._scheduler.submit(warm, url, self._root)
+                self._scheduler.submit(functools.partial(warm, url, self._root))
 
     def run(
         self,
@@ -285,8 +284,8 @@ class DownloadManager:
         self._check_open()
         source = iter(placed)
         with self._root.child() as cancel:
-            batch = _Batch(cancel, self._make_context(), announced=sizes is not None)
-            batch.on_end = functools.partial(self._ended, batch)  # one each would make reference cycles
+            batch = _Batch(announced=sizes is not None)
+            batch.context = self._make_context(batch, cancel)
             batch.finished.extend(first)
             self._join(batch, phase)
             self._meter.expect(total, sizes or ())
@@ -336,14 +335,15 @@ class DownloadManager:
             self._scheduler.join(batch.queue)
             self._batches.add(batch)
 
-    def _make_context(self) -> TransferContext:
-        scheduler = self._scheduler
+    def _make_context(self, batch: _Batch, cancel: Cancel) -> TransferContext:
         return TransferContext(
+            cancel=cancel,
+            on_end=functools.partial(self._ended, batch),
+            checksum_files=SharedChecksumFiles(),
             network=self._start(),
             throttle=self._throttle,
-            checksum_files=SharedChecksumFiles(),
-            notify=scheduler.notify,
-            spawn=scheduler.spawn,
+            notify=self._scheduler.notify,
+            spawn=self._scheduler.spawn,
             claims=self._claims,
         )
 
@@ -370,14 +370,13 @@ class DownloadManager:
         """Keep a few files queued for each worker; returns True when there are no more."""
         room = self._scheduler.room(batch.queue)
         fresh = []
-        taken = 0
+        first = batch.taken
         try:
             for placed in islice(source, max(0, room)):
                 if placed is None:
                     return False
                 index = batch.taken
                 batch.taken += 1
-                taken += 1
                 if not counted:
                     self._meter.expect(1)
                 match placed:
@@ -390,15 +389,14 @@ class DownloadManager:
                         self._meter.file(url).failed(reason_of(error))
         finally:  # the caller's source may raise: what it gave before is queued anyway, and ended there
             self._scheduler.add(batch.queue, fresh)
-        return taken < room
+        return batch.taken - first < room
 
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
         """A transfer with a path of its own, in an existing directory; None if it has already failed."""
         directory, name = os.path.split(path)
         size = request.expected_bytes
         meter = self._meter.file(request.label or name, path=path, total_bytes=size, announced=batch.announced)
-        transfer = Transfer(request, path, named=named, context=batch.context, meter=meter, cancel=batch.cancel)
-        transfer.on_end = batch.on_end
+        transfer = Transfer(request, path, named=named, context=batch.context, meter=meter)
         batch.open[transfer] = index  # from here on it will have a result, whatever happens
         try:
             self._claims.claim(path, transfer.destination)

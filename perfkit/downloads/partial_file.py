@@ -81,7 +81,7 @@ class PartialFile:
         self.digest: RunningDigest | None = None
         self.settled = False  # an origin has confirmed version and size
         self.ranges = True  # the origin has not refused ranges
-        self.ranges_proven = False  # it says that it supports them,
+        self.ranges_promised = False  # it says that it supports them,
         self.ranges_seen = False  # or has sent one
         self._compared: Range | None = None  # an earlier run's bytes there must equal those fetched
         self.resumed_bytes = 0
@@ -254,20 +254,18 @@ class PartialFile:
         """Continue from another server, whose validators are unknown yet; only a checksum holds across servers."""
         self.url, self.source = url, digest_of(url)
         self.version, self.settled = NO_VERSION, False
-        self.ranges_proven = self.ranges_seen = False
+        self.ranges_promised = self.ranges_seen = False
         self.mixed = self.descriptor >= 0
         self.total = self.total if self.mixed else None
 
     def save_if_due(self) -> None:
         """Write the journal if it is due; for the workers, after each write of data."""
-        now = time.monotonic()
-        if now - self._saved_at_s < _SAVE_EVERY_S or not self._journal_lock.acquire(blocking=False):
-            return
-        try:
-            if now - self._saved_at_s >= _SAVE_EVERY_S:
+        due = time.monotonic() - self._saved_at_s >= _SAVE_EVERY_S
+        if due and self._journal_lock.acquire(blocking=False):
+            try:
                 self._save()
-        finally:
-            self._journal_lock.release()
+            finally:
+                self._journal_lock.release()
 
     def _save(self) -> None:
         if not self.resumable or self.retired:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from perfkit.config import Config
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
@@ -22,7 +22,6 @@ _BRIEF_S = 0.02  # how long a task counts as having just begun
 _LONG_S = 1.0  # a file that takes longer is not a small one
 _HELPERS = 2  # threads beyond the workers, which hash behind them
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -64,14 +63,14 @@ class Scheduler:
         """How many workers are doing a task."""
         return len(self._running)
 
-    def submit(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> Future[T]:
+    def submit(self, function: Callable[[], T]) -> Future[T]:
         """Run something alongside the transfers.
 
         Raises:
             OSError: the system allows no more threads.
         """
         with self._lock:
-            future = _in_a_thread(self._started(), lambda: function(*args, **options))
+            future = _in_a_thread(self._started(), function)
         if future is None:
             raise _no_thread()
         return future
@@ -185,8 +184,6 @@ class Scheduler:
 
     def _next(self) -> tuple[Transfer, Task] | None:
         """What to do next: finish what is begun, begin another file, or share the one with most left to fetch."""
-        if len(self._running) >= self._most:
-            return None
         now = time.monotonic()
         for transfer in self._active:
             wanted = transfer.idle or len(self._running) < self._controller.target

@@ -65,22 +65,24 @@ _LINK_STATUSES = frozenset({401, 403, 404, 410})  # in response to an expired li
 _SHORT_ANSWER_BYTES = 4096  # a 206 with less than requested, and less than this, counts as a failure
 _CACHE_FILL_S = 10.0  # a full response that a cache may be storing is not cut off earlier: most would keep none of it
 _POLL_S = 0.2  # how often to check whether another process ended its download
-_LARGE_BYTES = 4 << 20
+_LARGE_BYTES = 4 << 20  # a smaller file, or one of unknown size, is hashed at the end
 _FULL_BYTES = 64 << 10  # a smaller piece can wait for more
 _ENDING_BYTES = 8 << 20  # more than what is in flight on a connection
 _PAUSE_S = 0.005  # or a sixteenth of the response time, if that is shorter
-_HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
 
 class TransferContext(NamedTuple):
-    """What all transfers of a manager share."""
+    """What the transfers of a batch share."""
 
+    cancel: Cancel
+    on_end: Callable[[Transfer, Download], None]  # called with each transfer and its result, once
+    checksum_files: SharedChecksumFiles
+    # and those of all batches:
     network: Network
     throttle: Throttle
     notify: Callable[[], None]  # call it when there may be more to do
-    checksum_files: SharedChecksumFiles  # of the batch
     spawn: Callable[[Callable[[], None]], bool]  # run something alongside the workers; False: no thread for it
-    claims: PathClaims  # of all transfers
+    claims: PathClaims
 
 
 @dataclass(slots=True, eq=False)
@@ -113,18 +115,12 @@ class Transfer:
     Args:
         path: the file to make.
         named: whether the caller chose its name; otherwise the server may.
-
-    Attributes:
-        on_end: called with the transfer and its result, once.
     """
 
-    def __init__(
-        self, request: Request, path: str, *, named: bool, context: TransferContext, meter: FileMeter, cancel: Cancel
-    ) -> None:
+    def __init__(self, request: Request, path: str, *, named: bool, context: TransferContext, meter: FileMeter) -> None:
         self.request = request
         self.destination = Destination(request, path, context.claims, named=named)
-        self.cancel = cancel
-        self.on_end: Callable[[Transfer, Download], None] = lambda transfer, download: None
+        self.cancel = context.cancel
         self._context = context
         self._config = context.network.config
         self._meter = meter
@@ -135,8 +131,7 @@ class Transfer:
         self._conditional = True  # whether requests have conditions
         self._started_s = 0.0
         self._begun = False  # whether it has checked for existing files
-        self._version = NO_VERSION
-        self._proofs = Proofs(request, context.network, context.checksum_files, self._throttles, cancel)
+        self._proofs = Proofs(request, context.network, context.checksum_files, self._throttles, self.cancel)
         self._length_known = True
         self._ranges = True  # whether ranges may be requested
 
@@ -220,7 +215,7 @@ class Transfer:
             return None
         safe = partial.version.proves or self._checksum is not None
         most = self.request.segments or self._config.segments
-        if not partial.ranges_proven:
+        if not (partial.ranges_promised or partial.ranges_seen):
             most = min(most, 2)  # one range shows whether the server supports them
         return partial if safe and 0 < self._busy < most else None
 
@@ -278,7 +273,7 @@ class Transfer:
             self._checksum = self._proofs.find_checksum()
         self._proofs.fetch_signature(task.url)  # first: without it, the file is useless
         first, self._begun = not self._begun, True
-        partial = self._new_partial(self._attempts.url, self.request.byte_range)
+        partial = self._new_partial()
         partial.ranges = self._ranges or partial.part is not None
         exists = first and self.destination.is_file()
         if first and self.request.resume:
@@ -288,7 +283,7 @@ class Transfer:
             if partial.resume():
                 if self._only.proves and partial.version.proof != self._only.proof:
                     partial.discard()
-                    partial = self._new_partial(self._attempts.url, self.request.byte_range)
+                    partial = self._new_partial()
                 self._meter.start(partial.map.size)
                 self._meter.resumed(partial.resumed_bytes)
         runner = partial.map.claim()
@@ -297,9 +292,10 @@ class Transfer:
             self._partial = partial
         return RangeTask(task.source, task.url, task.at, partial, runner, host=task.host)
 
-    def _new_partial(self, source: str, part: tuple[int, int] | None) -> PartialFile:
-        dest, key, durable = self.destination.first_path, self.request.key_of(source), self._config.durable
-        return PartialFile(dest, source, self._checksum, part, key, durable=durable)
+    def _new_partial(self) -> PartialFile:
+        request, url = self.request, self._attempts.url
+        dest, key = self.destination.first_path, request.key_of(url)
+        return PartialFile(dest, url, self._checksum, request.byte_range, key, durable=self._config.durable)
 
     def _is_current(self, partial: PartialFile) -> bool:
         """Whether the existing file has the checksum; without one, the request will ask whether it changed."""
@@ -389,9 +385,8 @@ class Transfer:
                 return False
         if not partial.settled:
             self._settle(task, response, answer)
-        partial.ranges_seen = partial.ranges_seen or response.status == 206
-        if partial.ranges_seen and not partial.ranges_proven:
-            partial.ranges_proven = True
+        if response.status == 206 and not partial.ranges_seen:
+            partial.ranges_seen = True
             self._context.notify()
         return step is not Step.EMPTY and not partial.map.complete
 
@@ -402,7 +397,7 @@ class Transfer:
     def _start_over(self, task: RangeTask) -> PartialFile:
         """Discard what there is, and continue the same request with an empty partial file."""
         old = task.partial
-        partial = self._new_partial(task.url, old.part)
+        partial = self._new_partial()
         self._replace(old, partial)
         old.map.release(task.runner)
         runner = partial.map.claim(task.runner.cancel)
@@ -437,12 +432,11 @@ class Transfer:
             self._check_current_source(task)
             self._whole_until_s = time.monotonic() + _CACHE_FILL_S if stored else 0.0
             self._attempts.at = response.url if response.url != task.url else None
-            self._version = partial.lasting if task.source == 0 else NO_VERSION
             partial.settled = True
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and encrypted:
             self._context.network.controller.decrypts()
-        partial.ranges_proven = "bytes" in headers.get("accept-ranges", "").lower()
+        partial.ranges_promised = "bytes" in headers.get("accept-ranges", "").lower()
         if partial.ranges and (size or 0) >= 2 * self._config.min_segment_bytes:
             self._context.notify()
 
@@ -463,8 +457,6 @@ class Transfer:
             self._meter.advance(gained)
             with self._lock:
                 self._attempts.arrived(count, gained)
-            if partial.digest is not None and not self._hashing:
-                partial.digest.offer(position, data)
             partial.save_if_due()
             if partial.ranges_seen and answer.end and partial.map.keeps_cut(runner, answer.end, _ENDING_BYTES):
                 response.end_after(runner.remaining or 0)
@@ -564,8 +556,7 @@ class Transfer:
 
     def _hash_behind(self, partial: PartialFile) -> None:
         """Start a helper that hashes a large file behind its workers, which write out of order. Needs the lock."""
-        size = partial.map.size
-        if self._hashing or partial.digest is None or size is None or size < _HASH_BEHIND_BYTES:
+        if self._hashing or partial.digest is None or (partial.map.size or 0) < _LARGE_BYTES:
             return
 
         def hash_behind() -> None:
@@ -579,7 +570,9 @@ class Transfer:
                 self._hashing = False
                 self.abandon()
 
-        self._hashing = self._context.spawn(hash_behind)
+        self._hashing = True  # before the helper begins, since it may end at once
+        if not self._context.spawn(hash_behind):
+            self._hashing = False
 
     def _leave(self) -> None:
         """Leave the transfer; the last worker out concludes it if nothing is left to do."""
@@ -666,14 +659,14 @@ class Transfer:
         requests, received = attempts.requests + proofs.requests, attempts.received + proofs.received_bytes
         verified = partial.digest.checksums[0] if partial and partial.digest else self._checksum
         size = (partial.map.size if partial else 0) or 0
-        version = self._version
+        version = partial.lasting if partial and partial.settled and attempts.source == 0 else NO_VERSION
         if self._unchanged:
             size = os.path.getsize(destination.path) if os.path.exists(destination.path) else 0
             version = self._known
         if _log.isEnabledFor(logging.DEBUG):
             done = "left alone" if self._unchanged else f"{received} bytes in {counted(requests, 'request')}"
             _log.debug("%s: %s", redacted(self.request.url), done if self._error is None else f"gave up: {self._error}")
-        self.on_end(
+        self._context.on_end(
             self,
             Download(
                 url=self.request.url,

@@ -264,6 +264,19 @@ def test_it_tries_fewer_while_the_processor_limits() -> None:
         assert bench.run(5) == targets
 
 
+def test_over_a_distance_it_keeps_its_streams_while_the_processor_limits() -> None:
+    """Small files take a round trip each, and have as many requests under way as wait for one: fewer streams would be
+    without effect until the processor is idle, and then too few.
+    """
+    bench = Bench(lambda streams: 1e6, ceiling=64, path=lambda streams: Path(0.02, 0.02, 0), cpu=0.1)
+    bench.controller.answered(0.02)
+    assert bench.run(0.3) == [8, 16]
+    bench.cpu = 1.0
+    assert bench.run(5) == [16]
+    bench.cpu = 0.1
+    assert bench.run(0.3)[-1] > 16
+
+
 def test_large_files_over_tls_have_two_streams() -> None:
     """However busy the processor is: they are decrypted without the interpreter's lock, on any core."""
     bench = Bench(lambda streams: 1e6, cpu=1.0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,20 @@ from perfkit import (
     Config,
     ConfigError,
     HTTPStatusError,
+    IntegrityError,
     Request,
     Snapshot,
     Toolkit,
     TransferError,
 )
+from perfkit.downloads.checksums import Checksum, RunningDigest
+from perfkit.downloads.partial_file import PartialFile
+from perfkit.downloads.scheduler import Scheduler
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, Start
 from tests.support.kits import MakeKit
 from tests.support.network import BODY, SHA256, serve_body
+from tests.support.waiting import wait_until
 
 # -- segments ----------------------------------------------------------------------------------------------------------
 
@@ -41,6 +47,52 @@ def test_a_large_file_comes_in_segments(make_kit: MakeKit, misbehaving: Start, o
     assert "range" not in server.requests[0].headers, "shared caches would not store the answer"
     assert all(each.headers["if-match"] == '"v1"' for each in server.requests[1:])
     assert all(each.headers["accept-encoding"] == "identity" for each in server.requests)
+
+
+def test_a_large_file_is_hashed_while_it_arrives(
+    make_kit: MakeKit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server sends the second half when some of the first has been hashed."""
+    digests: list[RunningDigest] = []
+    make = RunningDigest.__init__
+
+    def noted(digest: RunningDigest, checksums: tuple[Checksum, ...]) -> None:
+        make(digest, checksums)
+        digests.append(digest)
+
+    monkeypatch.setattr(RunningDigest, "__init__", noted)
+    monkeypatch.setattr("perfkit.downloads.transfer._LARGE_BYTES", len(BODY))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: wait_until(lambda: digests and digests[-1].position)))
+    kit = make_kit(workers=1, segments=1)
+    assert kit.download(f"{server.url}/file", out / "file", checksum=SHA256).checksum == SHA256
+    with pytest.raises(IntegrityError):
+        kit.download(f"{server.url}/file", out / "wrong", checksum=f"sha256:{'0' * 64}")
+    assert not (out / "wrong").exists()
+    assert len(digests) == 2
+
+
+def test_a_helper_that_ends_at_once_holds_up_nothing(
+    make_kit: MakeKit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the download is cancelled just before: the helper ends before the worker goes on."""
+
+    def spawn(_: Scheduler, function: Callable[[], None]) -> bool:
+        helper = threading.Thread(target=function)
+        helper.start()
+        helper.join(0.3)  # at the latest, it waits for the worker
+        return True
+
+    monkeypatch.setattr(Scheduler, "spawn", spawn)
+    monkeypatch.setattr(PartialFile, "hash_behind", lambda *_: None)
+    monkeypatch.setattr("perfkit.downloads.transfer._LARGE_BYTES", len(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
+    kit = make_kit(workers=1, segments=1)
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        download = executor.submit(kit.download, f"{server.url}/file", out / "file", checksum=SHA256)
+        try:
+            assert download.result(10).checksum == SHA256
+        finally:
+            kit.close()
 
 
 def test_an_answer_that_a_cache_may_be_storing_stays_whole(

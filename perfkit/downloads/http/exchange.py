@@ -20,7 +20,7 @@ from perfkit.downloads.http.network_path import BUFFER, Path, end_after, measure
 from perfkit.downloads.http.uninterruptible import HelperThread
 from perfkit.downloads.throttle import Throttle, receive_buffer
 
-LINE_BYTES = 64 << 10
+_LINE_BYTES = 64 << 10
 _HEAD_BYTES = 256 << 10
 _RECEIVE_BYTES = 16 << 10
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -202,23 +202,22 @@ class Incoming:
         timeout_s = self.sock.gettimeout()
         return float("inf") if timeout_s is None else time.monotonic() + timeout_s
 
-    def readline(self, limit: int = -1, deadline_s: float | None = None) -> bytes:
-        """Read up to and including a line feed; less at the end of the stream, or after `limit` bytes.
+    def readline(self, deadline_s: float | None) -> bytes:
+        """Read up to and including a line feed; less at the end of the stream, or if the line is too long.
 
         Raises:
             TimeoutError: it is not complete by the deadline, which is by default the socket's time-out from now.
         """
-        most = LINE_BYTES if limit < 0 else limit
         deadline_s = self.deadline_s() if deadline_s is None else deadline_s
         data = self._rest
-        while (end := data.find(b"\n") + 1) == 0 and len(data) < most:
+        while (end := data.find(b"\n") + 1) == 0 and len(data) < _LINE_BYTES:
             if time.monotonic() > deadline_s:
                 raise TimeoutError("timed out")
             more = self.sock.recv(_RECEIVE_BYTES)
             if not more:
                 break
             data += more
-        end = min(end or len(data), most)
+        end = min(end or len(data), _LINE_BYTES)
         self._rest = data[end:]
         return data[:end]
 
@@ -277,9 +276,6 @@ class Incoming:
         return b"".join(pieces)
 
     def flush(self) -> None: ...
-
-    def fileno(self) -> int:
-        return self._raw.fileno()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the response, or give it up. Called before the connection goes back to its pool."""

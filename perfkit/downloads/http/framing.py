@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from perfkit.downloads.http.exchange import LINE_BYTES, AbortHandle, Incoming, exchange_here
+from perfkit.downloads.http.exchange import AbortHandle, Incoming, exchange_here
 
 _COOKIE_BYTES = 8 << 10
 _SIZE_LINE_BYTES = 20  # of a chunk, without extensions
@@ -33,7 +33,7 @@ class _Chunks:
 
     def readline(self, limit: int = -1) -> bytes:
         """The line with a chunk's size, or one of the trailer."""
-        line = self._incoming.readline(LINE_BYTES, self._trailer_deadline_s)
+        line = self._incoming.readline(self._trailer_deadline_s)
         if not line.endswith(b"\n"):
             raise http.client.IncompleteRead(b"")
         if self._trailer_deadline_s is not None:
@@ -69,9 +69,6 @@ class _Chunks:
 
     def flush(self) -> None: ...
 
-    def fileno(self) -> int:
-        return self._incoming.fileno()
-
     def close(self) -> None:
         self._incoming.close()
 
@@ -103,8 +100,6 @@ class StrictResponse(http.client.HTTPResponse):
         Raises:
             http.client.HTTPException: it is cut off, too long, or not a head; the framing of the body is unknown.
         """
-        if self.headers is not None:
-            return
         incoming: Incoming = self.fp
         while True:  # interim responses may come for as long as the final one may take
             text = incoming.head().decode("latin-1")

@@ -50,16 +50,6 @@ def origin_of(url: str) -> Origin:
     Raises:
         ConfigError: it is not an unambiguous http or https URL.
     """
-    try:
-        if url.isprintable() or not _CONTROLS.search(url):
-            return _origin_of(url[: url.find("/", 8) + 1] or url)  # the rest would only fill the cache
-    except ConfigError:
-        pass  # fails again below, with all of the URL in the message
-    return _origin_of(url)
-
-
-@functools.lru_cache(maxsize=1024)
-def _origin_of(url: str) -> Origin:
     scheme, authority, _ = split_url(url)
     _, host, port = _read(url, authority)
     return scheme, host, port or _DEFAULT_PORTS[scheme]
