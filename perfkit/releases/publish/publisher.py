@@ -43,7 +43,7 @@ from perfkit.releases.publish.packing import (
     write_fine,
     write_solid,
 )
-from perfkit.releases.publish.site import Site, referenced
+from perfkit.releases.publish.site import ObjectWriter, Site, referenced
 from perfkit.releases.publish.source_tree import SourceTree, open_source
 from perfkit.releases.statcache import StatCache
 
@@ -313,14 +313,16 @@ class _Publisher:
                     return PackedRef(self._site.put(patch), len(self._manifest.raw)), base
         return self._site.put_packed(self._manifest.raw), None
 
-    def _reader(self, release: Pointer | ReleaseRecord, packed: PackedRef) -> BlobReader:
-        """A reader of a release's packs through one of its indexes; it is closed when publishing ends."""
+    def _reader(self, release: Pointer, packed: PackedRef) -> BlobReader:
+        """A reader of the last release's packs through one of its indexes; it is closed when publishing ends."""
         if packed not in self._readers:
-            manifest = self._manifests.get(release.manifest_sha256) or _read_manifest(self._site, release)
-            self._manifests[release.manifest_sha256] = manifest
-            reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest, known=True))
-            self._readers[packed] = self._stack.enter_context(contextlib.closing(reader))
+            self._readers[packed] = self._stack.enter_context(contextlib.closing(self._opened(release, packed)))
+            self._manifests[release.manifest_sha256] = self._readers[packed].manifest
         return self._readers[packed]
+
+    def _opened(self, release: Pointer | ReleaseRecord, packed: PackedRef) -> BlobReader:
+        manifest = self._manifests.get(release.manifest_sha256) or _read_manifest(self._site, release)
+        return BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest, known=True))
 
     def _copies(self) -> Copies:
         """What the last release has, too."""
@@ -409,13 +411,21 @@ class _Publisher:
         target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for age, record in enumerate(islice(reversed(origins), self._options.keep_deltas), 1):
-            old = self._reader(record, record.fine)
-            wanted = new_blobs(old.manifest, self._first)
-            size = self._size(wanted)
-            with (
-                self._site.create() as writer,
-                Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown,
-            ):
-                encode_delta(Comparison(old, self._manifest, fine, wanted, self._open), writer, threads, shown)
+            with self._site.create() as writer:
+                size = self._encode_delta(record, fine, writer, threads)
                 if writer.bytes < age * most or not size:
                     yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
+
+    def _encode_delta(
+        self, record: ReleaseRecord, fine: FrameTable, writer: ObjectWriter, threads: ThreadPoolExecutor
+    ) -> int:
+        """Write a delta from a release, of which nothing stays in memory; returns the size of the content it makes."""
+        with contextlib.ExitStack() as stack:
+            old = self._readers.get(record.fine)
+            if old is None:
+                old = stack.enter_context(contextlib.closing(self._opened(record, record.fine)))
+            wanted = new_blobs(old.manifest, self._first)
+            size = self._size(wanted)
+            with Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown:
+                encode_delta(Comparison(old, self._manifest, fine, wanted, self._open), writer, threads, shown)
+        return size
