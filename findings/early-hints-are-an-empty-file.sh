@@ -2,11 +2,11 @@
 # requests 2.34.2 and urllib3 2.8.0 on CPython's http.client (seen on 3.11), and wget2 1.99.1 (Debian 12's package), behind
 # HAProxy 2.6.12 (Debian 12's package), which is told to send Early Hints (RFC 8297): `http-request early-hint`.
 # Most would guess: 103 is an interim response like 100, and the answer follows. A client has to be able to parse any
-# number of them, though it does not expect them (RFC 9110 section 15.2), so a proxy may send them to all.
+# number of them, though it does not expect them (RFC 9110 section 15.2).
 # Seen: http.client passes over 100, and nothing else. For requests 103 is the answer: `ok` is true, raise_for_status()
 # is content, and the body is empty, so what is saved is an empty file; urllib.request raises an error. wget2 ends with 0
-# and saves no file. curl, httpx and aiohttp have the file. Send no hints where Python fetches files; and a client should
-# take nothing but 200 or 206 for a file.
+# and saves no file. curl, httpx and aiohttp have the file. Send no hints where Python fetches files (RFC 8297
+# section 3 warns of such clients); a client should take nothing but 200 or 206 for a file.
 # Needs apt-get and dpkg of Debian 12, and no root.
 set -euo pipefail
 folder=$(mktemp -d)
