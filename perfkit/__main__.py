@@ -53,6 +53,7 @@ def run() -> NoReturn:
         code = code or 1  # output was lost
     if signal.SIGTERM in _received:
         os.kill(os.getpid(), signal.SIGTERM)
+        code = 128 + signal.SIGTERM  # the first process of a container survives that
     os._exit(code)
 
 

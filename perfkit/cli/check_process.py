@@ -28,27 +28,28 @@ def main(root: str, timeout_s: float, words: list[str]) -> None:
     and then the end of its output. Instead of the code, the line is `timeout`, or `errno` and its number if the command
     can't be run.
     """
-    libc = ctypes.CDLL(None)
-    libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    _protect(libc, root)
-    said, output = os.pipe()
-    actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc.prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        _protect(libc, root)
+    output, write_end = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, write_end, 1), (os.POSIX_SPAWN_DUP2, write_end, 2)]
     try:
         ignored = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
-        command = os.posix_spawnp(words[0], words, os.environ, file_actions=actions, setpgroup=0, setsigdef=ignored)
+        pid = os.posix_spawnp(words[0], words, os.environ, file_actions=actions, setpgroup=0, setsigdef=ignored)
     except OSError as error:
         sys.stdout.write(f"errno {error.errno}\n")
         return
-    os.close(output)
+    os.close(write_end)
     try:
-        code, end = _wait(command, said, time.monotonic() + timeout_s)
+        code, end = _wait(pid, output, time.monotonic() + timeout_s)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has arrived already, or is too late
-        _end_all()
-    os.set_blocking(said, False)
+        _end_all(pid)
+    os.set_blocking(output, False)
     with contextlib.suppress(BlockingIOError):  # its last output
-        end += os.read(said, 1 << 20)
+        end += os.read(output, 1 << 20)
     sys.stdout.buffer.write(f"{code}\n".encode() + end[-SHOWN_BYTES:])
 
 
@@ -65,38 +66,43 @@ def _protect(libc: ctypes.CDLL, root: str) -> None:
         libc.mount(None, path, None, _BIND | _REMOUNT | _RDONLY | kept, None)
 
 
-def _wait(command: int, said: int, deadline_s: float) -> tuple[int | str, bytes]:
-    """The exit code of the command, or `timeout`; and the end of its output so far."""
+def _wait(pid: int, output: int, deadline_s: float) -> tuple[int | str, bytes]:
+    """The exit code of the command with this process ID, or `timeout`; and the end of its output so far."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    sources, end = [woken, said], b""
-    ended, status = os.waitpid(command, os.WNOHANG)  # it may have ended before the handler was set
-    while ended != command:
+    sources, end = [woken, output], b""
+    ended, status = os.waitpid(pid, os.WNOHANG)  # it may have ended before the handler was set
+    while ended != pid:
         ready, _, _ = select.select(sources, [], [], max(0.0, deadline_s - time.monotonic()))
         if not ready:
             return "timeout", end
-        if said in ready:
-            data = os.read(said, _READ_BYTES)
+        if output in ready:
+            data = os.read(output, _READ_BYTES)
             end = (end + data)[-SHOWN_BYTES:]
             sources = sources if data else [woken]
         if woken in ready:
             os.read(woken, _READ_BYTES)
-            while (found := os.waitpid(-1, os.WNOHANG))[0] not in (0, command):
+            while (found := os.waitpid(-1, os.WNOHANG))[0] not in (0, pid):
                 pass  # a process that was left behind
             ended, status = found
     return os.waitstatus_to_exitcode(status), end
 
 
-def _end_all() -> None:
-    """Kill every child; processes that a killed child has started become children, and are killed, too."""
+def _end_all(pid: int) -> None:
+    """Kill every child; processes that a killed child has started become children, and are killed, too. Where there is
+    no /proc, kill the process group of the command with this process ID.
+    """
     until_s = time.monotonic() + _KILL_S
+    if sys.platform != "linux":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < until_s:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-            for each in filter(str.isdecimal, os.listdir("/proc")):
+            for each in filter(str.isdecimal, os.listdir("/proc") if sys.platform == "linux" else ()):
                 with contextlib.suppress(OSError):
                     if _parent(each) == os.getpid():
                         os.kill(int(each), signal.SIGKILL)

@@ -150,7 +150,7 @@ def _run_check(
     with _file_of(lines) as given, _start(command, variables, stdin=given, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
-            first, _, said = process.stdout.read().partition(b"\n")
+            first, _, output = process.stdout.read().partition(b"\n")
         finally:
             process.terminate()  # unless it has ended; this ends the command, too
     how = first.decode()
@@ -158,22 +158,22 @@ def _run_check(
         number = int(how.split()[1])
         raise OSError(number, os.strerror(number))
     if how == "timeout":
-        raise CommandFailedError(f"{words[0]} took longer than {timeout_s:g} s{_quoted(said)}")
-    _raise_for(words[0], int(how) if how else process.returncode, said)
+        raise CommandFailedError(f"{words[0]} took longer than {timeout_s:g} s{_quoted(output)}")
+    _raise_for(words[0], int(how) if how else process.returncode, output)
 
 
 def _start(words: list[str], variables: Mapping[str, str], **streams: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, env={**os.environ, **variables}, start_new_session=True, **streams)
 
 
-def _raise_for(program: str, code: int, said: bytes) -> None:
+def _raise_for(program: str, code: int, output: bytes) -> None:
     how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
     if code != 0:
-        raise CommandFailedError(f"{program} {how}{_quoted(said)}")
+        raise CommandFailedError(f"{program} {how}{_quoted(output)}")
 
 
-def _quoted(said: bytes) -> str:
-    text = " ".join(said.decode(errors="replace").split())
+def _quoted(output: bytes) -> str:
+    text = " ".join(output.decode(errors="replace").split())
     return f": {text}" if text else ""
 
 
@@ -188,8 +188,8 @@ def _file_of(lines: Iterable[str]) -> Iterator[IO[bytes]]:
 
 def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -> None:
     """Run a command to its end, without a shell, with these lines on standard input."""
-    with _file_of(lines) as given, tempfile.TemporaryFile() as said:
-        process = _start(words, variables, stdin=given, stdout=said, stderr=said)
+    with _file_of(lines) as given, tempfile.TemporaryFile() as output:
+        process = _start(words, variables, stdin=given, stdout=output, stderr=output)
         try:
             process.wait()
         finally:
@@ -197,5 +197,5 @@ def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        said.seek(max(0, said.seek(0, os.SEEK_END) - SHOWN_BYTES))
-        _raise_for(words[0], process.returncode, said.read())
+        output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN_BYTES))
+        _raise_for(words[0], process.returncode, output.read())

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from perfkit.cli import main
 from tests.support.command import start
 from tests.support.fakes import MisbehavingServer
 from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT
 from tests.support.trees import ONE, TWO, tree_of
 from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
@@ -140,6 +142,22 @@ def test_a_check_that_writes_into_the_tree(cli_origin: Origin, tmp_path: Path, c
         (tmp_path / "tree/README.perfkit-local").unlink()
     assert tree_of(tmp_path / "tree") == ONE
     assert sync(cli_origin, "--retry-rejected") == 0
+
+
+@pytest.mark.once
+def test_a_check_where_the_system_has_neither_prctl_nor_proc(tmp_path: Path) -> None:
+    """As on macOS: its exit code and output count, and what it leaves in its process group is ended."""
+    code = """
+import ctypes, os, sys
+from perfkit.cli import check_process
+sys.platform, ctypes.CDLL, os.listdir = "darwin", None, None
+check_process.main(sys.argv[1], 20.0, ["sh", "-c", "sleep 600 & echo $!; exit 3"])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=30, check=True)
+    status, left = done.stdout.split()
+    assert status == "3"
+    wait_until(lambda: not _runs(int(left)))
 
 
 @pytest.mark.once

@@ -13,7 +13,7 @@ from itertools import chain
 
 from perfkit.errors import ConfigError
 from perfkit.filesystem.batch.copyfile import copy_file
-from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
+from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path, replacing, temporary_path
 from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches, totals
 from perfkit.libc import link
 from perfkit.progress.meter import Progress
@@ -143,13 +143,8 @@ class _Copier:
                 return BatchResult(name, entry.size, self._make(entry, path))
             if os.path.isdir(path) and not os.path.islink(path):
                 raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
-            temporary = temporary_path(path)
-            try:
+            with replacing(path) as temporary:
                 how = self._make(entry, temporary)
-                os.rename(temporary, path)
-            finally:
-                # A rename between two links of the same file does nothing, and leaves both names (rename(2)).
-                try_unlink(temporary)
             return BatchResult(name, entry.size, how)
         except OSError as error:
             return BatchResult(name, error=error)

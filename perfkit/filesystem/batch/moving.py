@@ -11,7 +11,7 @@ from perfkit.errors import BatchError, ConfigError
 from perfkit.filesystem.batch.copyfile import copy_file
 from perfkit.filesystem.batch.copying import copy_tree
 from perfkit.filesystem.batch.removal import remove_tree
-from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
+from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path, replacing
 from perfkit.progress.meter import Progress
 
 
@@ -54,14 +54,10 @@ def _move(source: str, target: str, replace: bool) -> int:
             copy_tree(source, target)
             remove_tree(source)
             return 0
-        temporary = temporary_path(target)
-        try:
+        with replacing(target) as temporary:
             if stat.S_ISLNK(status.st_mode):
                 os.symlink(os.readlink(source), temporary)
             else:
                 copy_file(source, temporary)
-            os.rename(temporary, target)
-        finally:
-            try_unlink(temporary)
         os.unlink(source)
     return status.st_size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, TypeVar
 
 from perfkit.errors import BatchError, ConfigError
@@ -90,6 +91,17 @@ class BatchRun:
 def temporary_path(path: str) -> str:
     """An unused name in the same directory."""
     return os.path.join(os.path.dirname(path.rstrip("/")), f".perfkit-{secrets.token_hex(8)}~")
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """A block that creates a file under the temporary name that it gets, which is then renamed to `path`."""
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        try_unlink(temporary)  # a rename between two links of the same file leaves both names (rename(2))
 
 
 def try_unlink(path: str) -> None:
