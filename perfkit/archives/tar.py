@@ -130,7 +130,9 @@ def _headers(stream: Stream) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
             stream.skip_to(stream.position + -header.size % _BLOCK)
             continue
         if header.type == tarfile.GNUTYPE_SPARSE:
-            raise ManifestError(f"member {header.name!r} is a sparse file; create the archive without --sparse")
+            extended.sparse, more = True, block[482]
+            while more:  # of the list of holes
+                more = stream.take_exactly(_BLOCK)[504]
         yield header, extended
         extended = _Extended()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 
 _RANGE = re.compile(r"bytes=(?:(\d{1,99})-(\d{0,99})|-(\d{1,99}))", re.ASCII | re.IGNORECASE)
+_DATES_S = (-62_135_596_800, 253_402_300_799)  # what has a date: the years 1 to 9999
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Representation:
     @property
     def headers(self) -> dict[str, str]:
         """The headers of every response about it."""
-        modified = formatdate(self.modified_s, usegmt=True)
+        first, last = _DATES_S
+        modified = formatdate(min(max(self.modified_s, first), last), usegmt=True)
         return {"ETag": self.etag, "Last-Modified": modified, "Accept-Ranges": "bytes"}
 
 
@@ -88,5 +90,5 @@ def _lists(field: str, etag: str, *, weakly: bool) -> bool:
 def _seconds(date: str | None) -> float | None:
     try:
         return parsedate_to_datetime(date).timestamp() if date else None
-    except ValueError:
+    except (ValueError, IndexError, OverflowError):
         return None

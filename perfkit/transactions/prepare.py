@@ -47,7 +47,8 @@ class Known(NamedTuple):
             return None
         seen = self.seen(name)
         if seen is None:
-            raise FileChangedError(name, "the file appeared during the update; nothing was changed, retry")
+            reason = "the file appeared during the update, or exists in another case; nothing was changed, retry"
+            raise FileChangedError(name, reason)
         return seen
 
 

@@ -162,6 +162,22 @@ def test_sparse_files_in_pax_headers_are_refused() -> None:
         unpack(built(lambda archive: add(archive, "x", b"y", pax_headers=sparse)))
 
 
+@pytest.mark.parametrize("format", ["gnu", "pax"])
+def test_sparse_files_may_be_left_out(tmp_path: Path, format: str) -> None:
+    """The list of their holes may need several blocks."""
+    need("tar")
+    with (tmp_path / "holes").open("wb") as file:
+        for number in range(1, 60):
+            file.seek(number << 16)
+            file.write(b"x")
+    (tmp_path / "z").write_bytes(b"1")
+    command = ["tar", "-C", tmp_path, f"--format={format}", "--sparse", "-c", "holes", "z"]
+    made = subprocess.run(command, check=True, capture_output=True).stdout
+    with pytest.raises(ManifestError, match="a sparse file"):
+        unpack(made)
+    assert unpack(made, Selection(exclude=("holes",))) == {"z": b"1"}
+
+
 @pytest.mark.parametrize(("first", "second"), [("a", "a"), ("A", "a"), ("a", "a/b"), ("e\u0301", "é")])
 def test_names_that_collide_are_refused_at_the_end(first: str, second: str) -> None:
     """Duplicates, and names that are the same elsewhere."""

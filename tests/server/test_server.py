@@ -19,7 +19,8 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from perfkit import ConfigError
+from perfkit import ConfigError, Toolkit
+from perfkit.server.conditional import Representation
 from perfkit.server.server import Server
 from tests.support.kits import SOON_S
 from tests.support.tools import need
@@ -217,6 +218,13 @@ def test_if_range(server: Server) -> None:
         answer = ask(server, Range="bytes=1-2", If_Range=condition)
         assert (answer.status, answer.body) == (200, BODY)
         assert ask(server, Range=f"bytes={SIZE}-", If_Range=condition).status == 200
+
+
+def test_dates_beyond_the_calendar(server: Server) -> None:
+    """Times that file systems can store, but no date can express; and a date from a client that no clock can."""
+    for seconds, year in ((3e11, "9999"), (-7e10, "0001")):
+        assert year in Representation(1, '"x"', seconds).headers["Last-Modified"]
+    assert ask(server, If_Modified_Since="Mon, 01 Jan 99999999999 00:00:00 GMT").status == 200
 
 
 def test_another_version_has_another_tag(filled_site: Path, server: Server) -> None:

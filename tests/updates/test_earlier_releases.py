@@ -118,6 +118,7 @@ HOSTILE: list[Callable[[dict[str, Any]], object]] = [
     lambda history: history["releases"][0].__setitem__(3, "../../etc/passwd"),
     lambda history: history["releases"][0].__setitem__(2, 7),
     lambda history: history["releases"][0].__setitem__(0, ["1"]),
+    lambda history: history["releases"][0].__setitem__(0, "\ud800"),
     lambda history: history["releases"][0].__setitem__(1, "1"),
     lambda history: history["releases"][0].__setitem__(5, 1 << 60),
     lambda history: history["releases"][1].pop(),

@@ -121,7 +121,10 @@ class History:
             deltas=tuple(deltas),
             base=record.base,
         )
-        return Pointer.parse(made.encode())
+        try:
+            return Pointer.parse(made.encode())
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise ManifestError(f"history: not text: {error}") from error
 
 
 def cheapest_hops(deltas: Iterable[DeltaRef], releases: list[str]) -> tuple[DeltaRef, ...]:
