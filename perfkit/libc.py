@@ -192,7 +192,7 @@ def file_attributes(descriptor: int, name: str = "") -> int:
     found = ctypes.create_string_buffer(256)
     if _call("statx", descriptor, os.fsencode(name), _AT_NO_FOLLOW, 0, found) != 0:
         return 0
-    (attributes,) = struct.unpack_from("=Q", found, 8)
+    (attributes,) = struct.unpack_from("=Q", found.raw, 8)  # PyPy takes no array of ctypes
     return int(attributes)
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import http.client
+import re
 from collections.abc import Iterator
+from inspect import getsource
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from urllib3 import connection, connectionpool, poolmanager, response
 
 import perfkit
 
@@ -142,3 +147,20 @@ def test_no_name_stands_twice() -> None:
             continue
         assert path.stem not in seen, f"{path} and {seen[path.stem]}"
         seen[path.stem] = path
+
+
+def test_one_private_name_of_urllib3_is_touched() -> None:
+    """`_new_conn`, which its own SOCKS connections override, too. What is looked for are the names that its classes
+    have beyond those of http.client.
+    """
+
+    def private(*modules: ModuleType) -> set[str]:
+        return {name for module in modules for name in re.findall(r"(?:self\.|def )(_[a-z]\w*)", getsource(module))}
+
+    theirs = private(connection, connectionpool, poolmanager, response) - private(http.client)
+    used = set()
+    for path in (ROOT / "downloads/http").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            used.add(getattr(node, "attr", getattr(node, "name", None)))
+    of_our_classes = {"_connect", "_read"}
+    assert used & theirs - of_our_classes == {"_new_conn"}

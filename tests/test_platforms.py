@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import runpy
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import perfkit
-from perfkit import Config, ConfigError, Toolkit
+from perfkit import Config, ConfigError, Toolkit, libc
 from perfkit.filesystem.batch.copyfile import copy_file
+from perfkit.filesystem.rootdir import closing_fd
 from tests.support.sites import Origin
 from tests.support.trees import tree_of
 
@@ -75,6 +79,19 @@ def test_copies_without_a_call_of_the_kernel(tmp_path: Path, monkeypatch: pytest
         file.truncate(size)
     assert copy_file(str(tmp_path / "f"), str(tmp_path / "copy")) in ("copy", "reflink")
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "f").read_bytes()
+
+
+def test_only_bytes_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyPy's `struct` takes no array of ctypes."""
+
+    def unpack_from(form: str, data: bytes, offset: int = 0) -> tuple[Any, ...]:
+        assert isinstance(data, bytes)
+        return struct.unpack_from(form, data, offset)
+
+    monkeypatch.setattr(libc, "struct", SimpleNamespace(unpack_from=unpack_from))
+    with closing_fd(os.open(tmp_path, os.O_RDONLY)) as directory:
+        assert libc.file_attributes(directory) >= 0
+        assert libc.inherited_project(directory) >= 0
 
 
 def test_watching_needs_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--include", action="append", default=[], metavar="PATTERN", help=what)
     what = "leave out files of a release or archive that match (can be repeated)"
     sync.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=what)
-    what = "symbolic links in an archive: refuse it (default), skip them, or copy what they point to"
+    what = "symbolic links in an archive: refuse them (default), skip them, or copy what they point to"
     sync.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
     sync.add_argument("--channel", metavar="NAME", help="install the release that this channel of the site offers")
     add_once(sync)

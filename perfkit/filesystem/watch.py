@@ -17,6 +17,7 @@ import warnings
 from types import TracebackType
 from typing import Any, Final
 
+from perfkit.config import checks_arguments
 from perfkit.errors import ConfigError
 from perfkit.filesystem.scan import scan
 
@@ -36,6 +37,7 @@ class _All(enum.Enum):
 ALL: Final = _All.ALL  # anything may have changed: scan the tree
 
 
+@checks_arguments
 class DirtySet:
     """The names that change below a directory while it is watched; a context manager.
 

@@ -21,6 +21,7 @@ from perfkit.progress.lines import PlainLines, terminal_size, write_text
 from perfkit.progress.meter import WAITING, FileProgress, Progress, Snapshot, State
 from perfkit.progress.text import (
     amount,
+    amounts,
     clip,
     clock,
     delay,
@@ -243,14 +244,9 @@ def _total_row(snapshot: Snapshot) -> _Row:
     if snapshot.phase == WAITING:
         return _Row("", None, "", "", "", "", " ".join(map(delay, snapshot.active)) or WAITING)
     name = "total" if snapshot.phase == "download" else snapshot.phase
-    amounts = sizes(snapshot.received_bytes, snapshot.total_bytes, estimated=snapshot.total_estimated)
-    if not (snapshot.received_bytes or snapshot.total_bytes) and name != "total":  # it moves no bytes
-        amounts = speed = ""
-    else:
-        speed = f"{amount(snapshot.speed_bytes_per_s)}/s"
     eta = clock(snapshot.eta_s)
     times = f"{clock(snapshot.elapsed_s)}  ETA {eta}"
-    return _Row(f"{name} {files_of(snapshot)}".rstrip(), snapshot.share, amounts, speed, eta, times, cut=_fit_start)
+    return _Row(f"{name} {files_of(snapshot)}".rstrip(), snapshot.share, *amounts(snapshot), eta, times, cut=_fit_start)
 
 
 def _fit_start(text: str, width: int) -> str:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from perfkit.config import checks_arguments
 from perfkit.progress.meter import Snapshot
-from perfkit.progress.text import amount, clock, delay, files_of, printable, share_text, sizes, summary
+from perfkit.progress.text import amounts, clock, delay, files_of, printable, share_text, summary
 
 _CLEAR_REST = "\x1b[K"
 _STEPS = 10  # a line for each tenth of the work
@@ -97,15 +97,11 @@ class PlainLines:
 
 
 def _line(snapshot: Snapshot) -> str:
-    percent = "" if snapshot.share is None else f"{share_text(snapshot.share):>4}  "
+    percent = "" if snapshot.share is None else f"{share_text(snapshot.share):>4}"
     what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
     files, noun = files_of(snapshot), snapshot.unit if snapshot.files_total == 1 else f"{snapshot.unit}s"
-    return (
-        f"{what}{percent}"
-        f"{sizes(snapshot.received_bytes, snapshot.total_bytes, estimated=snapshot.total_estimated)}"
-        f"  {amount(snapshot.speed_bytes_per_s)}/s  {clock(snapshot.elapsed_s)}  ETA {clock(snapshot.eta_s)}"
-        f"{f'  {files} {noun}' if files else ''}"
-    )
+    columns = [percent, *amounts(snapshot), clock(snapshot.elapsed_s), f"ETA {clock(snapshot.eta_s)}"]
+    return what + "  ".join(filter(None, [*columns, f"{files} {noun}" if files else ""]))
 
 
 @checks_arguments

@@ -68,6 +68,14 @@ def sizes(received_bytes: int, total_bytes: int | None, *, estimated: bool = Fal
     return f"{received}/{total}{'+' if estimated else ''} {unit}"
 
 
+def amounts(snapshot: Snapshot) -> tuple[str, str]:
+    """The bytes of a run, and their speed; both empty for a stage that moves none, such as a copy by reflinks."""
+    if not (snapshot.received_bytes or snapshot.total_bytes) and snapshot.phase != "download":
+        return "", ""
+    total = sizes(snapshot.received_bytes, snapshot.total_bytes, estimated=snapshot.total_estimated)
+    return total, f"{amount(snapshot.speed_bytes_per_s)}/s"
+
+
 def counted(count: int, noun: str) -> str:
     """`1 file`, `2 files`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -138,6 +138,13 @@ def test_the_summary_says_what_failed_and_what_is_kept(end: dict[str, Any], text
     assert out.getvalue() == f"{text}\n"
 
 
+def test_a_stage_that_moves_no_bytes() -> None:
+    """It shows neither sizes nor a speed."""
+    out = io.StringIO()
+    PlainLines(out).update(a_run(50, phase="removing", received_bytes=0, total_bytes=0, share=0.5))
+    assert out.getvalue() == "removing:  50%  0:01  ETA 1:05  3/8 files\n"
+
+
 def test_several_runs() -> None:
     """One object shows one run after another, each from its beginning."""
     out = io.StringIO()

@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from perfkit import ConfigError, Toolkit
+from perfkit import ConfigError
 from perfkit.server.conditional import Representation
 from perfkit.server.server import Server
 from tests.support.kits import SOON_S

@@ -13,7 +13,7 @@ from typing import Any
 
 from distributed import Client
 
-from perfkit.config import Config
+from perfkit.config import Config, check_type
 from perfkit.contrib.dask.cluster import ClusterState, Tasks, on_this_worker, state_of, toolkits
 from perfkit.contrib.dask.cluster_progress import ClusterProgress
 from perfkit.errors import ConfigError, PerfkitError, UpdateError
@@ -44,11 +44,13 @@ class Waves:
     most_failed: float = 0.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.sizes, str | bytes) or not isinstance(self.sizes, Sequence):
+            raise ConfigError(f"Waves.sizes must be a list, such as (1, '50%', '100%'); got {self.sizes!r}")
         for size in self.sizes:
-            if (isinstance(size, int) and size < 1) or (
-                isinstance(size, str) and size.endswith("%") and not _share(size)
-            ):
+            if not (size >= 1 if isinstance(size, int) else isinstance(size, str) and _share(size)):
                 raise ConfigError(f"a wave must be a number of hosts, a percentage or a label; got {size!r}")
+        for name in ("pause_s", "most_failed"):
+            check_type(f"Waves.{name}", getattr(self, name), "float", secret=False)
         if self.pause_s < 0 or not 0 <= self.most_failed <= 1:
             raise ConfigError("pause_s must not be negative, and most_failed must be a share from 0 to 1")
 
@@ -123,7 +125,7 @@ def sync_fleet(
         A report for each host, in the order of their turns, then of their names.
 
     Raises:
-        ConfigError: `dest` is relative, or the cluster has no workers.
+        ConfigError: `dest` is relative, the cluster has no workers, or no host has the label of a wave.
         OSError: the scheduler was lost. Hosts finish what they are doing; the same call continues with the others.
     """
     waves = waves or Waves()
@@ -188,7 +190,9 @@ def _hosts(client: Client, dest: str, waves: Waves) -> list[_Host]:
 
 
 def _share(size: str) -> float:
-    """The share for a percentage; 0 if the text is not one."""
+    """The share for a percentage; 1 for a label; 0 if it is invalid."""
+    if not size.endswith("%"):
+        return float(bool(size))
     with contextlib.suppress(ValueError):
         share = float(size.removesuffix("%")) / 100
         return share if 0 < share <= 1 else 0.0
@@ -204,6 +208,8 @@ def _cut(hosts: Sequence[_Host], sizes: Sequence[int | str]) -> list[list[_Host]
         elif size.endswith("%"):
             wave = left[: max(0, math.ceil(_share(size) * len(hosts)) - (len(hosts) - len(left)))]
         else:
+            if not any(size in host.labels for host in hosts):
+                raise ConfigError(f"no host has the label {size!r} of a wave, so the others would be first")
             wave = [host for host in left if size in host.labels]
         left = [host for host in left if host not in wave]
         waves.append(wave)

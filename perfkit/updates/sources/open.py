@@ -168,7 +168,8 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
             found = type or detect_type(path, file.read(FIRST_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         shown = path if path.startswith(("/", ".")) else masked(path)  # it may be a mistyped URL with a password
-        raise ConfigError(f"{shown}: {error.strerror}; a source is an http or https URL, or a list of URLs") from error
+        hint = "a source is a list of URLs, or an http or https URL, such as `perfkit serve` gives to a local directory"
+        raise ConfigError(f"{shown}: {error.strerror}; {hint}") from error
     if found is None or found not in _LISTS:
         what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"of type {found}, not a list"
         raise ConfigError(f"{path} is {what}; give sources other than lists by their URL")

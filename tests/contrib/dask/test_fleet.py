@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from perfkit import ConfigError
 from tests.support.dask_cluster import Cluster
 from tests.support.sites import Origin
 from tests.support.warm import WarmPython
@@ -62,10 +64,42 @@ def test_a_lost_worker_is_a_failed_host(tmp_path: Path, origin: Origin, out: Pat
     (tmp_path / "cluster").mkdir()
     with Cluster(tmp_path / "cluster", warm_dask.start) as cluster:
         for name in ("kept", "lost"):
-            cluster.add_worker(name)
+            cluster.add_worker(name, "--resources", "canary=1")
         told, known, _ = cluster.run(SYNC, out, origin.url, "2", "lost", "lose")
     assert known == {"kept": None}
     kept, lost = sorted(told)
     assert kept == ["kept", 1, None, None, True, ""]
     assert lost[:5] == ["lost", 1, None, None, False]
     assert "the worker of lost was lost" in lost[5]
+
+
+def test_a_label_that_no_host_has(cluster: Cluster, origin: Origin, out: Path) -> None:
+    """A mistyped canary does not make the others the first."""
+    origin.publish({"a": b"good"}, "1")
+    body = """
+client.wait_for_workers(2)
+try:
+    sync_fleet(client, url, dest + "/{host}", waves=Waves(sizes=("canry", "100%")))
+except ConfigError as error:
+    print(json.dumps(str(error)))
+"""
+    assert "no host has the label 'canry'" in cluster.run(body, out, origin.url)
+    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sizes": "canary"}, "Waves.sizes must be a list"),
+        ({"sizes": 1}, "Waves.sizes must be a list"),
+        ({"sizes": (0,)}, "a wave must be a number of hosts"),
+        ({"sizes": (None,)}, "a wave must be a number of hosts"),
+        ({"sizes": ("0%",)}, "a wave must be a number of hosts"),
+        ({"pause_s": float("inf")}, "pause_s must be a number of seconds"),
+        ({"most_failed": 2.0}, "most_failed must be a share"),
+    ],
+)
+def test_waves_that_cannot_be(options: dict[str, Any], said: str) -> None:
+    dask = pytest.importorskip("perfkit.contrib.dask")
+    with pytest.raises(ConfigError, match=said):
+        dask.Waves(**options)

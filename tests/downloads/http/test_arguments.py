@@ -424,6 +424,7 @@ def test_what_is_no_path(method: str, path: Any) -> None:
         (lambda _: Server(".", bytes_per_s="5M"), "bytes_per_s must be a whole number or None"),  # type: ignore[arg-type]
         (lambda _: FakeOrigin().add(URL, None), "content must be bytes or text"),  # type: ignore[arg-type]
         (lambda _: FakeOrigin().fail(URL, times="2"), "times must be a whole number"),  # type: ignore[arg-type]
+        (lambda kit: kit.watch(".").wait("5"), "timeout_s must be a number of seconds"),
         (lambda _: CallbackProgress(None), "function must be a function"),  # type: ignore[arg-type]
         (lambda _: Bars("log"), "stream must be a text stream"),  # type: ignore[arg-type]
         (lambda _: JsonLines("log"), "stream must be a text stream"),  # type: ignore[arg-type]
