@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_a_sync_loads_what_it_must() -> None:
     seldom = {"difflib", "email.utils", "secrets", "shutil", "signal", "tempfile", "unicodedata"}
     others = {"perfkit.releases.format.pointer", "perfkit.archives.members"}
     assert not loaded & {*HEAVY, *NETWORK, *seldom, *others}
+
+
+def test_a_command_does_not_load_what_guesses_encodings(tmp_path: Path) -> None:
+    """Nor does requests warn that it can't: 2 MB of a sync's memory."""
+    (tmp_path / "f").write_bytes(b"bytes")
+    with Server(tmp_path) as server:
+        get = ["-m", "perfkit", "get", f"{server.url}f", "-d", os.fspath(tmp_path / "to"), "--quiet"]
+        command = [sys.executable, "-W", "always", "-X", "importtime", *get]
+        ran = subprocess.run(command, capture_output=True, check=True, timeout=20)
+    assert b"requests.sessions" in ran.stderr
+    assert not re.search(b"charset_normalizer[.]|chardet[.]|character detection", ran.stderr)
 
 
 @pytest.mark.parametrize("statement", ["import perfkit.cli", "from perfkit import Config, PerfkitError, TransferError"])

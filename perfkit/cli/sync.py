@@ -132,14 +132,17 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
     Raises:
         as `Toolkit.sync`.
     """
-    from perfkit.cli.hooks import OnChange, check_command
     from perfkit.downloads.http.dial import connect_early
     from perfkit.updates.status import splay_s
 
     chosen, on_change = _chosen(arguments), None
     if arguments.check is not None:
+        from perfkit.cli.hooks import check_command
+
         chosen["check"] = check_command(arguments.check, parse_seconds(arguments.check_timeout), null=arguments.null)
     if arguments.on_change is not None:
+        from perfkit.cli.hooks import OnChange
+
         on_change = OnChange(arguments.on_change, arguments.dest, null=arguments.null)
     if (left := _not_due(kit, arguments)) is not None:
         return Synced(*left, _announce(on_change, kit))

@@ -102,6 +102,7 @@ class PackRoute:
         def dictionary_of(pack: int) -> bytes | None:
             return self._site.get_packed(dictionaries[pack], "a dictionary")[:] if pack in dictionaries else None
 
+        trim_heap()  # free what choosing ranges used before decoders need memory
         try:
             with contextlib.closing(fetched):
                 for each in fetched:  # decoded while others come
