@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import threading
 from typing import NamedTuple
 
 from perfkit.downloads.cancel import Cancel
@@ -72,23 +73,37 @@ def matches(path: str, checksum: Checksum, cancel: Cancel) -> bool:
 
 
 class RunningDigest:
-    """The digests of a file's first `position` bytes. For one thread at a time."""
+    """The digests of a file's first `position` bytes. One thread at a time advances them."""
 
     def __init__(self, checksums: tuple[Checksum, ...]) -> None:
         self.checksums = checksums
         self.position = 0
         self._hashes = [hashlib.new(checksum.algorithm, usedforsecurity=False) for checksum in checksums]
+        self._lock = threading.Lock()
+
+    def offer(self, position: int, data: memoryview) -> None:
+        """Hash bytes that have just been written, if they are the next ones and no other thread is hashing."""
+        if position == self.position and self._lock.acquire(blocking=False):
+            try:
+                if position == self.position:
+                    self._take(data)
+            finally:
+                self._lock.release()
 
     def catch_up(self, descriptor: int, end: int, cancel: Cancel) -> None:
         """Continue hashing from the file, up to `end`, or until cancelled."""
-        buffer = memoryview(bytearray(max(0, min(_READ_BYTES, end - self.position))))
-        while self.position < end and not cancel.cancelled:
-            count = preadv(descriptor, [buffer[: end - self.position]], self.position)
-            if count == 0:
-                return  # the file is shorter than it should be: the digest will not match
-            for each in self._hashes:
-                each.update(buffer[:count])
-            self.position += count
+        buffer = memoryview(bytearray(_READ_BYTES))
+        with self._lock:
+            while self.position < end and not cancel.cancelled:
+                count = preadv(descriptor, [buffer[: min(_READ_BYTES, end - self.position)]], self.position)
+                if count == 0:
+                    return  # the file is shorter than it should be: the digest will not match
+                self._take(buffer[:count])
+
+    def _take(self, data: memoryview) -> None:
+        for each in self._hashes:
+            each.update(data)
+        self.position += len(data)
 
     def mismatches(self) -> list[tuple[Checksum, str]]:
         """Each promised checksum that does not match, with the digest found."""

@@ -65,10 +65,11 @@ _LINK_STATUSES = frozenset({401, 403, 404, 410})  # in response to an expired li
 _SHORT_ANSWER_BYTES = 4096  # a 206 with less than requested, and less than this, counts as a failure
 _CACHE_FILL_S = 10.0  # a full response that a cache may be storing is not cut off earlier: most would keep none of it
 _POLL_S = 0.2  # how often to check whether another process ended its download
-_LARGE_BYTES = 4 << 20  # a smaller file, or one of unknown size, is hashed at the end
+_LARGE_BYTES = 4 << 20
 _FULL_BYTES = 64 << 10  # a smaller piece can wait for more
 _ENDING_BYTES = 8 << 20  # more than what is in flight on a connection
 _PAUSE_S = 0.005  # or a sixteenth of the response time, if that is shorter
+_HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
 
 class TransferContext(NamedTuple):
@@ -457,6 +458,8 @@ class Transfer:
             self._meter.advance(gained)
             with self._lock:
                 self._attempts.arrived(count, gained)
+            if partial.digest is not None and not self._hashing:
+                partial.digest.offer(position, data)
             partial.save_if_due()
             if partial.ranges_seen and answer.end and partial.map.keeps_cut(runner, answer.end, _ENDING_BYTES):
                 response.end_after(runner.remaining or 0)
@@ -556,7 +559,7 @@ class Transfer:
 
     def _hash_behind(self, partial: PartialFile) -> None:
         """Start a helper that hashes a large file behind its workers, which write out of order. Needs the lock."""
-        if self._hashing or partial.digest is None or (partial.map.size or 0) < _LARGE_BYTES:
+        if self._hashing or partial.digest is None or (partial.map.size or 0) < _HASH_BEHIND_BYTES:
             return
 
         def hash_behind() -> None:

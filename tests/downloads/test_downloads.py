@@ -61,7 +61,7 @@ def test_a_large_file_is_hashed_while_it_arrives(
         digests.append(digest)
 
     monkeypatch.setattr(RunningDigest, "__init__", noted)
-    monkeypatch.setattr("perfkit.downloads.transfer._LARGE_BYTES", len(BODY))
+    monkeypatch.setattr("perfkit.downloads.transfer._HASH_BEHIND_BYTES", len(BODY))
     server = misbehaving(lambda x: x.serve(BODY, pause=lambda: wait_until(lambda: digests and digests[-1].position)))
     kit = make_kit(workers=1, segments=1)
     assert kit.download(f"{server.url}/file", out / "file", checksum=SHA256).checksum == SHA256
@@ -84,7 +84,7 @@ def test_a_helper_that_ends_at_once_holds_up_nothing(
 
     monkeypatch.setattr(Scheduler, "spawn", spawn)
     monkeypatch.setattr(PartialFile, "hash_behind", lambda *_: None)
-    monkeypatch.setattr("perfkit.downloads.transfer._LARGE_BYTES", len(BODY))
+    monkeypatch.setattr("perfkit.downloads.transfer._HASH_BEHIND_BYTES", len(BODY))
     server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(workers=1, segments=1)
     with concurrent.futures.ThreadPoolExecutor() as executor:
