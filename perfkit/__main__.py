@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 _REDELIVER_S = 0.001
 _GC_THRESHOLD = 60_000  # more objects than exist when a download has imported its modules
-_received: list[int] = []  # the signal that ends this process
+_received: list[int] = []  # the signals that end this process
 
 
 def run() -> NoReturn:
     """Run the command line of this process, and exit with its exit code.
 
-    The first SIGINT or SIGTERM raises KeyboardInterrupt. Later SIGINTs are ignored: the cleanup takes less than a
-    second, and must not be interrupted itself. After SIGTERM the process ends by that signal, as a supervisor expects;
-    a second one ends it at once.
+    The first SIGINT or SIGTERM raises KeyboardInterrupt. Later ones wait for the cleanup: it takes less than a second,
+    and must not be interrupted itself; timeout(1) sends SIGTERM twice. After SIGTERM the process ends by that signal,
+    as a supervisor expects.
 
     The process exits without finalising the interpreter: that would do nothing useful, takes 9 ms, and a SIGINT during
     it would print a traceback. To use a profiler that prints at exit, call `perfkit.cli.main` instead.
@@ -54,6 +54,7 @@ def run() -> NoReturn:
     if not (_flush(sys.stdout) and _flush(sys.stderr)):
         code = code or 1  # output was lost
     if signal.SIGTERM in _received:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
         code = 128 + signal.SIGTERM  # the first process of a container survives that
     os._exit(code)
@@ -93,15 +94,15 @@ def _skip_charset_detection() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _received.append(number)
+    _note(number, frame)
     _raise_no_more()
     raise KeyboardInterrupt
 
 
 def _raise_no_more() -> None:
-    signal.signal(signal.SIGINT, _ignore)
-    if signal.getsignal(signal.SIGTERM) is _interrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, _note)
 
 
 def _redeliver_interrupt(lost: UnraisableHookArgs) -> None:
@@ -122,8 +123,9 @@ def _interrupt_again(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Ignore the signal. With SIG_IGN, the interpreter would complain about a signal that is already pending."""
+def _note(number: int, frame: FrameType | None) -> None:
+    """Remember the signal. With SIG_IGN or SIG_DFL, the interpreter would complain about one that is pending."""
+    _received.append(number)
 
 
 if __name__ == "__main__":

@@ -204,6 +204,24 @@ def test_a_signal_leaves_no_bars(number: int, misbehaving: Start, warm_python: W
     assert lines[1].startswith("perfkit: interrupted")
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_sigterm_again_does_not_keep_it_from_cleaning_up(
+    first: int, misbehaving: Start, tmp_path: Path, warm_python: WarmPython
+) -> None:
+    """As timeout(1) sends it: at once, and to the process group too. A supervisor sees that SIGTERM ended it."""
+    server = misbehaving(lambda x: x.serve(BODY, pause=x.stall))
+    with running(warm_python, "get", "-d", "out", f"{server.url}/f") as process:
+        wait_until(lambda: any((tmp_path / "out").glob("*part")))
+        for number in (signal.SIGSTOP, first, signal.SIGTERM, signal.SIGCONT):
+            process.send_signal(number)
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM
+    assert b"ignored" not in err
+    assert err.decode().splitlines()[-1].startswith("perfkit: interrupted")
+
+
 def test_a_sync_says_what_came(cli_origin: Origin, capsys: Capture) -> None:
     """One line, with the sizes in the units that bars have."""
     assert main(["sync", cli_origin.url, "tree"]) == 0
