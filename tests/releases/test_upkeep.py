@@ -96,6 +96,20 @@ def test_a_serial_has_to_be_higher_than_the_last(kit: Toolkit, tmp_path: Path) -
     assert kit.publish(src, site, version="3").serial > 8
 
 
+def test_a_clock_that_was_ahead_is_told(
+    kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clients refuse the next releases, too, whose serials go on from there."""
+    src, site = write_tree(tmp_path / "src", ONE), tmp_path / "site"
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time_ns", lambda now_ns=time.time_ns: now_ns() + 365 * 86_400 * 10**9)
+        kit.publish(src, site, version="1")
+    assert caplog.text == ""
+    release = kit.publish(src, site, version="2")
+    assert f"{site}: serial {release.serial} is too high: clients refuse" in caplog.text
+    assert "publish to a new site directory" in caplog.text
+
+
 def test_anew_from_a_kept_pointer(kit: Toolkit, tmp_path: Path) -> None:
     """A directory with nothing but the old pointer goes on counting, also where the clock is behind it."""
     src = write_tree(tmp_path / "src", ONE)

@@ -236,10 +236,11 @@ class _Publisher:
         serial = options.serial or max(self._least_serial, now_ms)
         if serial < self._least_serial:
             raise ConfigError(f"serial {serial} is too low: the last release of the site has {self._least_serial - 1}")
-        if options.serial and serial > now_ms + MAX_AHEAD_MS:
-            raise ConfigError(
-                f"serial {serial} is too high: clients refuse one that is more than a day ahead, as a time"
-            )
+        if serial > now_ms + MAX_AHEAD_MS:
+            reason = f"serial {serial} is too high: clients refuse one that is more than a day ahead, as a time"
+            if options.serial:
+                raise ConfigError(reason)
+            _log.warning("%s: %s; set this clock, or publish to a new site directory", self._site.root, reason)
         first = serial - number + 1
         deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
