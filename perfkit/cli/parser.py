@@ -37,10 +37,11 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.filled()
         self._words = tuple(args or ())
-        for before, word in pairwise(("", *self._words)):
-            option = before if word == "" else word
+        for before, word in pairwise(("", *self._words)) if self.fill else ():
             if word == "" or (word.startswith("--") and word.find("=") == len(word) - 1):
-                self.error(f"{option or 'an argument'} is empty (is a variable of your shell not set?)")
+                action = self._option_string_actions.get(before)
+                empty = word or (before if action is not None and action.nargs != 0 else "an argument")
+                self.error(f"{empty} is empty (is a variable of your shell not set?)")
         return super().parse_known_args(args, namespace)
 
     def parse_again(self, defaults: Mapping[str, object]) -> argparse.Namespace:
