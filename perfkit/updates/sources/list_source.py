@@ -166,7 +166,7 @@ class ListSource:
             executable.append(existing is not None and existing.executable)
             record.append(json.dumps(_record_of(each, version)))
         self._record = {"listed": [base64.b64encode(block).decode() for block in record.blocks()]}
-        del known, results, ended
+        del known, results, ended, record
         trim_heap()  # free what downloading used
         order = array("I", sort_numbers(range(len(listed)), listed.names.encoded))
         manifest = Manifest.of_columns(
