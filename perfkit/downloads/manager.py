@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -211,6 +211,7 @@ class DownloadManager:
         dest: str | None,
         *,
         phase: str = "download",
+        sizes: Sequence[int | None] | None = None,
         prepare: Callable[[Any], Item] = lambda item: item,
         at_once: bool = False,
     ) -> Generator[tuple[int, Download], None, None]:
@@ -222,6 +223,7 @@ class DownloadManager:
 
         Args:
             phase: what progress displays call it.
+            sizes: of all these files, where they are known; None: those of a list or tuple of requests.
             prepare: called with each item when it is taken from the stream; returns what to download.
             at_once: begin now, and not when the first result is asked for.
 
@@ -231,10 +233,10 @@ class DownloadManager:
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
             raise ConfigError(f"what to download must be a list, or another iterable; got a {type(items).__name__}")
         directory = os.path.abspath(dest or os.curdir)
-        total = len(items) if isinstance(items, Sized) else None
-        sizes = None
-        if isinstance(items, list | tuple):
+        if sizes is None and isinstance(items, list | tuple):
             sizes = [item.expected_bytes if isinstance(item, Request) else None for item in items]
+        known = items if sizes is None else sizes
+        total = len(known) if isinstance(known, Sized) else None
         placed = (None if item is None else self._place(prepare(item), directory) for item in items)
         running = self._run(placed, total, phase=phase, sizes=sizes, first=[_BEGUN] if at_once else ())
         if at_once:
@@ -277,7 +279,7 @@ class DownloadManager:
         total: int | None = 1,
         *,
         phase: str = "download",
-        sizes: list[int | None] | None = None,
+        sizes: Sequence[int | None] | None = None,
         first: Iterable[tuple[int, Download]] = (),
     ) -> Generator[tuple[int, Download], None, None]:
         """As `run`; yields the results `first` as soon as the others have begun."""
@@ -359,6 +361,7 @@ class DownloadManager:
 
     def _part(self, batch: _Batch) -> None:
         self._scheduler.part(batch.queue)
+        del batch.context  # which refers to the batch: its paths would stay until the garbage collector comes
         with self._lock:
             self._batches.remove(batch)
             last = not self._batches

@@ -6,6 +6,7 @@ import errno
 import heapq
 import operator
 import os
+import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -13,6 +14,7 @@ from struct import Struct
 from typing import Any
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
+_TEXTS = 64  # in a block
 _DIGESTS = 1024  # in a block, for the same reason
 _MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte
 _SORT_CHUNK = 4096  # numbers that are sorted at a time
@@ -24,7 +26,7 @@ _CHUNK_BYTES = 256 << 10
 
 
 class Names:
-    """A list of names, which takes the least memory if they are appended in sorted order.
+    """A list of names, or other texts, which takes the least memory if they are appended in sorted order.
 
     Each block stores the directory of its first name once; every name stores how many bytes of it the name shares.
     """
@@ -48,6 +50,9 @@ class Names:
         block += data[size:]
         self._ends.append(len(block))
 
+    def __len__(self) -> int:
+        return len(self._ends)
+
     def __getitem__(self, at: int) -> str:
         return self.encoded(at).decode()
 
@@ -56,6 +61,55 @@ class Names:
         block = self._blocks[at // _BLOCK]
         begin = self._ends[at - 1] if at % _BLOCK else 0
         return self._shared[at // _BLOCK][: block[begin]] + block[begin + 1 : self._ends[at]]
+
+
+class Texts:
+    """A list of texts without line feeds, compressed in blocks: fast if read in order."""
+
+    def __init__(self) -> None:
+        self._packed: list[bytes] = []
+        self._last: list[str] = []  # not yet packed
+        self._unpacked: tuple[int, list[str]] = -1, []  # number and texts of the block that was read last
+
+    def append(self, text: str) -> None:
+        """Add a text."""
+        self._last.append(text)
+        if len(self._last) == _TEXTS:
+            self._packed.append(_pack(self._last))
+            self._last = []
+
+    def __len__(self) -> int:
+        return _TEXTS * len(self._packed) + len(self._last)
+
+    def __getitem__(self, at: int) -> str:
+        number, place = divmod(at, _TEXTS)
+        if number == len(self._packed):
+            return self._last[place]
+        if number != self._unpacked[0]:
+            self._unpacked = number, unpack_texts(self._packed[number])
+        return self._unpacked[1][place]
+
+    def blocks(self) -> Iterator[bytes]:
+        """All texts, as `unpack_texts` reads them."""
+        yield from self._packed
+        if self._last:
+            yield _pack(self._last)
+
+
+def _pack(texts: Iterable[str]) -> bytes:
+    return zlib.compress("\n".join(texts).encode(), 1)
+
+
+def unpack_texts(block: bytes) -> list[str]:
+    """The texts in a block of `Texts`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return zlib.decompress(block).decode().split("\n")
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
 
 
 class Lookup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -36,8 +37,8 @@ _BLOB = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
 class _Batch(NamedTuple):
     """Downloads under way."""
 
-    names: frozenset[str | None]
-    sent: list[Request]  # by index, with the URLs that are used
+    names: frozenset[str | None]  # of those that `begin` has begun
+    sent: dict[int, Request]  # those under way by index, with the URLs that are used
     running: Generator[tuple[int, Download], None, None]
 
 
@@ -113,7 +114,8 @@ class Fetcher:
     def begin(self, requests: Sequence[Request]) -> None:
         """Begin these downloads, each of which must have a name, for which `get` and `each` then wait."""
         if requests:
-            self._begun.append(self._start(requests, "fetching"))
+            names = frozenset(request.name for request in requests)
+            self._begun.append(self._start(requests, "fetching")._replace(names=names))
 
     def has_begun(self, name: str) -> bool:
         """Whether `begin` has begun a download of this name, and nothing has waited for it yet."""
@@ -144,31 +146,41 @@ class Fetcher:
         indexes = {request.name: index for index, request in enumerate(requests)}
         for batch in [batch for batch in self._begun if not batch.names.isdisjoint(indexes)]:
             self._begun.remove(batch)
-            for name, download in self._results(batch):
+            for _, name, download in self._results(batch):
                 if name in indexes:
                     yield indexes.pop(name), download
         if left := [request for request in requests if request.name in indexes]:
-            for name, download in self._results(self._start(left, phase)):
+            for _, name, download in self._results(self._start(left, phase)):
                 yield indexes[name], download
 
-    def _start(self, requests: Sequence[Request], phase: str) -> _Batch:
-        sent: list[Request] = []
+    def stream(self, requests: Iterable[Request], sizes: Sequence[int | None]) -> Iterator[tuple[int, Download]]:
+        """As `each`, for requests that are made when they are taken, and that `begin` has not begun.
+
+        Args:
+            sizes: of all the files, in bytes; None: not known.
+        """
+        return ((index, download) for index, _, download in self._results(self._start(requests, "fetching", sizes)))
+
+    def _start(self, requests: Iterable[Request], phase: str, sizes: Sequence[int | None] | None = None) -> _Batch:
+        sent: dict[int, Request] = {}
+        indexes = itertools.count()
 
         def prepare(request: Request) -> Request:  # called late: sites that have failed come last
-            sent.append(self._spread(request))
-            return sent[-1]
+            spread = sent[next(indexes)] = self._spread(request)
+            return spread
 
-        running = self._downloads.run(requests, self.directory, phase=phase, prepare=prepare, at_once=True)
-        return _Batch(frozenset(request.name for request in requests), sent, running)
+        running = self._downloads.run(requests, self.directory, phase=phase, sizes=sizes, prepare=prepare, at_once=True)
+        return _Batch(frozenset(), sent, running)
 
-    def _results(self, batch: _Batch) -> Iterator[tuple[str | None, Download]]:
-        """The name and the result of each download, when it ends."""
+    def _results(self, batch: _Batch) -> Iterator[tuple[int, str | None, Download]]:
+        """The index, the name and the result of each download, when it ends."""
         with contextlib.closing(batch.running):
             for index, download in batch.running:
-                self._note_failures(batch.sent[index], download)
+                request = batch.sent.pop(index)
+                self._note_failures(request, download)
                 self.requests += download.requests
                 self.bytes_received += download.bytes_received
-                yield batch.sent[index].name, download
+                yield index, request.name, download
 
 
 class StagingArea:

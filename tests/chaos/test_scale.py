@@ -51,9 +51,13 @@ def test_50_000_urls(cases: Cases, roomy: Path) -> None:
     with Server(site) as server:
         (roomy / "urls").write_text("".join(f"{server.url}{number}\n" for number in range(50_000)))
         peak = run(cases, "get", "-i", roomy / "urls", "-d", roomy / "out")
-    assert len(os.listdir(roomy / "out")) == 50_000
-    assert (roomy / "out/49999").read_bytes() == b"49999"
+        synced = run(cases, "sync", "--type", "urls", roomy / "urls", roomy / "tree")
+        again = run(cases, "sync", "--type", "urls", roomy / "urls", roomy / "tree")
+    for directory in ("out", "tree"):
+        assert len([name for name in os.listdir(roomy / directory) if name.isdigit()]) == 50_000
+        assert (roomy / directory / "49999").read_bytes() == b"49999"
     assert peak < 150
+    assert max(synced, again) < 90
 
 
 def test_200_000_files(cases: Cases, roomy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import random
 import shutil
 import subprocess
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from perfkit import (
 )
 from perfkit.archives.members import Selection
 from perfkit.downloads.http.semantics import Version
+from perfkit.transactions import layout
 from perfkit.updates.sources.remote_file import version_label
 from tests.chaos.sources import PATHS, Sources
 from tests.support.archive_tools import make_tar, make_zip
@@ -442,6 +445,43 @@ def test_a_list_of_urls(kit: Toolkit, counting: Counting, site: Path, tmp_path: 
     (tree / "c").write_bytes(b"damaged")
     assert kit.verify(tree, repair=True).intact
     assert tree_of(tree)["c"] == b"c" * 1000
+
+
+def test_the_record_of_an_earlier_perfkit_is_read(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """An object for each file, by name: its validators still hold, and a repair finds the URLs."""
+    for name in ("a", "b"):
+        (site / name).write_bytes(name.encode() * 1000)
+    listed, tree = tmp_path / "urls.txt", tmp_path / "tree"
+    listed.write_text(f"{counting.url}a\n{counting.url}b\tsub/b\n")
+    first = kit.sync(listed, tree)
+    files = {}
+    for name in ("a", "b"):
+        with urllib.request.urlopen(counting.url + name) as answer:
+            validators = {"etag": answer.headers["ETag"], "last_modified": answer.headers["Last-Modified"]}
+        fields = {"url": counting.url + name, "mirrors": [], "checksum": None, "size": None, **validators}
+        files["sub/b" if name == "b" else name] = fields
+    release = tree / layout.RELEASE
+    release.write_text(json.dumps({**json.loads(release.read_text()), "state": {"files": files}}))
+    again = kit.sync(listed, tree)
+    assert (again.requests, again.bytes_received, again.generation) == (2, 0, first.generation)
+    (tree / "sub/b").write_bytes(b"damaged")
+    assert kit.verify(tree, repair=True).intact
+    assert tree_of(tree)["sub/b"] == b"b" * 1000
+
+
+def test_a_list_of_many_urls_is_synced_in_order(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """More than one block of the record holds: each file has its own content, and its own validator the next time."""
+    listed, tree = tmp_path / "urls.txt", tmp_path / "tree"
+    names = [f"{number * 7 % 150}" for number in range(150)]
+    for name in names:
+        (site / name).write_text(f"content of {name}")
+    listed.write_text("".join(f"{counting.url}{name}\tdir/{name}\n" for name in names))
+    kit.sync(listed, tree)
+    assert tree_of(tree) == {f"dir/{name}": f"content of {name}".encode() for name in names}
+    replace(site / "77", b"new")
+    listed.write_text("".join(f"{counting.url}{name}\tdir/{name}\n" for name in reversed(names)))
+    again = kit.sync(listed, tree)
+    assert (again.requests, again.bytes_received, again.changed) == (150, 3, 1)
 
 
 def test_a_list_from_a_url(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:

@@ -354,18 +354,13 @@ class LazySequence(Sequence[T]):
 
 
 def _encode(names: Sequence[str], sizes: Iterable[int], executable: Iterable[bool], digests: Iterable[bytes]) -> bytes:
-    listed = "\n".join((*names, "")).encode()
-    return b"".join(
-        (
-            _MAGIC,
-            len(names).to_bytes(4, "little"),
-            len(listed).to_bytes(4, "little"),
-            pack_column(8, sizes),
-            bytes(executable),
-            *digests,
-            listed,
-        )
-    )
+    stored, listed = bytearray(), bytearray()
+    for digest in digests:  # a join would hold all at once as objects, and one of names, too
+        stored += digest
+    for name in names:
+        listed += name.encode() + b"\n"
+    counts = len(names).to_bytes(4, "little") + len(listed).to_bytes(4, "little")
+    return b"".join((_MAGIC, counts, pack_column(8, sizes), bytes(executable), stored, listed))
 
 
 def _line_ends(data: Bytes, start: int) -> Iterator[int]:

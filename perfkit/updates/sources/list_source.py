@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import io
+import json
 import os
-from collections.abc import Iterator, Sequence, Set
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 from perfkit.downloads.http.semantics import Version
-from perfkit.downloads.request import Download, Request
+from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
+from perfkit.filesystem.compact import Digests, Lookup, Names, Texts, sort_numbers, unpack_texts
 from perfkit.filesystem.paths import is_url
-from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.libc import trim_heap
+from perfkit.releases.format.manifest import LazySequence, Manifest
 from perfkit.updates.installed import Installed, as_recorded
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer
@@ -21,10 +27,11 @@ from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.pieces import mend
 from perfkit.updates.sources.remote_file import version_label
 from perfkit.updates.sources.single_file import adopt_download
-from perfkit.updates.sources.url_lists import LIST_BYTES, ListedFile, parse_metalink, parse_urls
+from perfkit.updates.sources.url_lists import LIST_BYTES, Listed, ListedFile, parse_metalink, parse_urls
 from perfkit.updates.staging import Fetcher, StagingArea
 
 _READ_CHARACTERS = 128 << 10
+_OPTIONS = ("checksum", "mirrors", "size")  # of a request, that are recorded
 _NAME = "list"  # in the staging area, where the next sync revalidates it
 
 
@@ -71,18 +78,35 @@ def reopen_list(fetcher: Fetcher, installed: Installed) -> ListSource:
     Raises:
         ManifestError: the tree's record of it is damaged.
     """
+    assert installed.type is not None
+    with _damage_told(installed):
+        listed = Listed(
+            ListedFile(Request(row["url"], row["name"], **{key: row[key] for key in _OPTIONS if key in row}))
+            for row in _recorded(installed)
+        )
+    return ListSource(installed.source, installed.type, listed, fetcher, installed, reopened=True)
+
+
+@contextlib.contextmanager
+def _damage_told(installed: Installed) -> Iterator[None]:
+    """Inside this block, errors mean that the tree's record of the list is damaged."""
     try:
-        items: dict[str, dict[str, Any]] = dict(installed.state["files"])
-        listed = [
-            ListedFile(Request(item["url"], name, **{key: item[key] for key in ("checksum", "mirrors", "size")}))
-            for name, item in items.items()
-        ]
-        assert installed.type is not None
-    except (KeyError, TypeError, ValueError) as error:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ManifestError(
             f"{installed.root}: the record of what was installed from {installed.source} is damaged: {error}"
         ) from error
-    return ListSource(installed.source, installed.type, listed, fetcher, installed, reopened=True)
+
+
+def _recorded(installed: Installed) -> Iterator[dict[str, Any]]:
+    """What the tree's record says of each file: the fields that `_record_of` gives it."""
+    state = installed.state
+    if "files" in state:  # as an earlier perfkit recorded it: an object by name
+        for name, fields in state["files"].items():
+            yield {"name": name, **{key: value for key, value in fields.items() if value not in (None, [])}}
+    else:
+        for block in state["listed"]:
+            yield from map(json.loads, unpack_texts(base64.b64decode(block)))
 
 
 class ListSource:
@@ -99,7 +123,7 @@ class ListSource:
         self,
         url: str,
         type: SourceType,
-        listed: Sequence[ListedFile],
+        listed: Listed,
         fetcher: Fetcher,
         installed: Installed,
         *,
@@ -123,29 +147,35 @@ class ListSource:
         return self._record
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
-        entries: dict[str, Entry] = {}
-        versions: dict[str, Version] = {}
-        requested = []
-        for each in self._listed:
-            existing = local.get(each.name)
-            known = self._known(each, existing)
-            if existing is not None and _listed_sha256(each) == existing.sha256.hex():
-                entries[each.name] = Entry(each.name, existing.size, existing.sha256, existing.executable)
-                versions[each.name] = known
-            else:
-                requested.append((each, known))
-        for (each, known), found in zip(requested, self._get(requested), strict=True):
-            existing = local.get(each.name)
-            if found.unchanged and not os.path.exists(found.path):
-                assert existing is not None
-                digest, size, versions[each.name] = existing.sha256, existing.size, known
-            else:
-                digest, size = self._stage(each, found, staging)
-                versions[each.name] = found.version
-            entries[each.name] = Entry(each.name, size, digest, existing is not None and existing.executable)
-        manifest = Manifest.of(entries.values())
+        listed = self._listed
+        known = _Known(self._installed, self.type, local)
+        wanted = array("I", (at for at, each in enumerate(listed) if not _is_as_listed(each, local)))
+        ended = self._get(wanted, known.version)
+        sizes, executable, digests, record = array("Q"), bytearray(), Digests(), Texts()
+        results = zip(wanted, ended, strict=True)
+        at_next, result = next(results, (-1, ""))
+        for at, each in enumerate(listed):
+            existing, version = local.get(each.name), known.version(each)
+            size, digest = (existing.size, existing.sha256) if existing is not None else (0, b"")
+            if at == at_next:
+                if result:
+                    (digest, size), version = self._stage(each, staging), Version(*json.loads(result))
+                at_next, result = next(results, (-1, ""))
+            sizes.append(size)
+            digests.append(digest)
+            executable.append(existing is not None and existing.executable)
+            record.append(json.dumps(_record_of(each, version)))
+        self._record = {"listed": [base64.b64encode(block).decode() for block in record.blocks()]}
+        del known, results, ended, record
+        trim_heap()  # free what downloading used
+        order = array("I", sort_numbers(range(len(listed)), listed.names.encoded))
+        manifest = Manifest.of_columns(
+            LazySequence(listed.names.__getitem__, order),
+            map(sizes.__getitem__, order),
+            map(bool, map(executable.__getitem__, order)),
+            map(digests.__getitem__, order),
+        )
         self.version = f"{version_label(self.url)} {manifest.sha256.hex()[:12]}"
-        self._record = {"files": {each.name: _record_of(each, versions[each.name]) for each in self._listed}}
         return manifest
 
     def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
@@ -153,58 +183,102 @@ class ListSource:
 
     def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
         names = {entry.name for entry in manifest if entry.sha256 in missing}
-        requested = [(each, Version()) for each in self._listed if each.name in names]
-        for (each, _), found in zip(requested, self._get(requested), strict=True):
-            self._stage(each, found, staging)
+        wanted = array("I", (at for at in range(len(self._listed)) if self._listed.names[at] in names))
+        self._get(wanted, lambda each: Version())
+        for at in wanted:
+            self._stage(self._listed[at], staging)
         return (str(self.type),) if self._fetched else ()
 
-    def _known(self, each: ListedFile, existing: Entry | None) -> Version:
-        """The validators of the installed file, if neither it nor its line in the list has changed; else none."""
-        if existing is None or not existing.sha256 or self._installed.type != self.type:
+    def _get(self, wanted: Sequence[int], known: Callable[[ListedFile], Version]) -> Iterable[str]:
+        """Download these files of the list; returns the validators of each as JSON, or nothing if it is unchanged.
+
+        Raises:
+            TransferError, OSError: the first failure in the order of the list, after all others have ended.
+        """
+        ended, rows = Names(), array("I", bytes(4 * len(wanted)))
+        failed: tuple[int, Exception] | None = None
+        requests = (self._request(each, known(each)) for each in map(self._listed.__getitem__, wanted))
+        for index, found in self._fetcher.stream(requests, [*map(self._listed.size, wanted)]):
+            rows[index] = len(ended)
+            same = found.unchanged and not os.path.exists(found.path)
+            ended.append("" if same else json.dumps((found.version.etag, found.version.last_modified)))
+            if found.error is not None and (failed is None or index < failed[0]):
+                failed = index, found.error
+        if failed is not None:
+            raise failed[1]
+        return map(ended.__getitem__, rows)
+
+    def _request(self, each: ListedFile, known: Version) -> Request:
+        size, label = each.request.size, each.name
+        name = os.path.basename(self._path(each))
+        return replace(each.request, name=name, max_bytes=size, known=known, home=self._home, label=label)
+
+    def _path(self, each: ListedFile) -> str:
+        """Where the file is downloaded; an interrupted sync leaves it there for the next."""
+        digest = hashlib.sha256(f"{as_recorded(each.request.url)} {each.name}".encode()).hexdigest()
+        return self._fetcher.path(f"item-{digest[:32]}")
+
+    def _stage(self, each: ListedFile, staging: StagingArea) -> tuple[bytes, int]:
+        """Move a downloaded file into the staging area; returns its SHA-256 and its size."""
+        listed, path = each.request.size, self._path(each)
+        if each.pieces is not None and listed is not None:
+            os.truncate(path, listed)  # the pieces show what is wrong, and another mirror may have it
+        size = os.path.getsize(path)
+        if listed not in (None, size):
+            os.unlink(path)
+            raise IntegrityError(each.request.url, "not the size in the list", f"{listed} bytes", f"{size} bytes")
+        if each.pieces is not None:
+            mend(path, each.pieces, replace(each.request, home=self._home), self._fetcher)
+        self._fetched = True
+        return adopt_download(path, staging)
+
+
+class _Known:
+    """The validators of the installed files."""
+
+    def __init__(self, installed: Installed, type: SourceType, local: LocalTree) -> None:
+        self._installed = installed
+        self._local = local
+        self._rows = rows = Texts()
+        self._by_name = Lookup(lambda row: hash(json.loads(rows[row])["name"]))
+        if installed.type == type:
+            with _damage_told(installed):
+                for number, row in enumerate(_recorded(installed)):
+                    rows.append(json.dumps(row))
+                    self._by_name.add(number, hash(row["name"]))
+
+    def version(self, each: ListedFile) -> Version:
+        """Those of a file, if neither it nor its line in the list has changed since; else none."""
+        existing = self._local.get(each.name)
+        if existing is None or not existing.sha256:
             return Version()
-        record = self._installed.state.get("files", {}).get(each.name, {})
         at = self._installed.manifest.find(each.name)
         if at is None or self._installed.manifest.digest(at) != existing.sha256:
             return Version()
-        same = record == _record_of(each, version := Version(record.get("etag"), record.get("last_modified")))
-        return version if same else Version()
-
-    def _get(self, requested: Sequence[tuple[ListedFile, Version]]) -> list[Download]:
-        requests = []
-        for each, known in requested:
-            name = f"item-{hashlib.sha256(f'{as_recorded(each.request.url)} {each.name}'.encode()).hexdigest()[:32]}"
-            size, label = each.request.size, each.name
-            requests.append(replace(each.request, name=name, max_bytes=size, known=known, home=self._home, label=label))
-        return self._fetcher.get(requests)
-
-    def _stage(self, each: ListedFile, found: Download, staging: StagingArea) -> tuple[bytes, int]:
-        """Move a downloaded file into the staging area; returns its SHA-256 and its size."""
-        listed = each.request.size
-        if each.pieces is not None and listed is not None:
-            os.truncate(found.path, listed)  # the pieces show what is wrong, and another mirror may have it
-        size = os.path.getsize(found.path)
-        if listed not in (None, size):
-            os.unlink(found.path)
-            raise IntegrityError(each.request.url, "not the size in the list", f"{listed} bytes", f"{size} bytes")
-        if each.pieces is not None:
-            mend(found.path, each.pieces, replace(each.request, home=self._home), self._fetcher)
-        self._fetched = True
-        return adopt_download(found.path, staging)
+        row = self._by_name.find(hash(each.name), lambda row: json.loads(self._rows[row])["name"] == each.name)
+        record = {} if row is None else json.loads(self._rows[row])
+        version = Version(record.get("etag"), record.get("last_modified"))
+        return version if record == _record_of(each, version) else Version()
 
 
-def _listed_sha256(each: ListedFile) -> str | None:
-    checksum = each.request.promised
-    return checksum.hex if checksum is not None and checksum.algorithm == "sha256" else None
+def _is_as_listed(each: ListedFile, local: LocalTree) -> bool:
+    """Whether the tree has the file with the SHA-256 in the list."""
+    checksum, existing = each.request.promised, local.get(each.name)
+    if existing is None or checksum is None or checksum.algorithm != "sha256":
+        return False
+    return checksum.hex == existing.sha256.hex()
 
 
 def _record_of(each: ListedFile, version: Version) -> dict[str, object]:
     """What the list says of a file, and its validators."""
-    return {
+    fields = {
+        "name": each.name,
         "url": as_recorded(each.request.url),
         "mirrors": [as_recorded(url) for url in each.request.mirrors],
         "checksum": each.request.checksum and as_recorded(each.request.checksum),
         "size": each.request.size,
         "etag": version.etag,
         "last_modified": version.last_modified,
-        **({"pieces": each.pieces.digest} if each.pieces else {}),
+        "pieces": each.pieces and each.pieces.digest,
     }
+    return {key: value for key, value in fields.items() if value not in (None, [])}

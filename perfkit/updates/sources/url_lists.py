@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -9,9 +10,10 @@ from typing import BinaryIO, NamedTuple
 from urllib.parse import urljoin
 from xml.etree import ElementTree
 
-from perfkit.downloads.checksums import parse_checksum
+from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.request import Request, split_line
 from perfkit.errors import ConfigError, ManifestError
+from perfkit.filesystem.compact import Names, Texts
 from perfkit.filesystem.paths import check_names, is_url, safe_basename
 from perfkit.updates.sources.detect import METALINK_NAMESPACE
 from perfkit.updates.sources.pieces import Pieces
@@ -38,7 +40,36 @@ class ListedFile(NamedTuple):
         return self.request.name or ""
 
 
-def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FILES) -> list[ListedFile]:
+class Listed:
+    """The files of a list, in its order, in about fifty bytes each."""
+
+    def __init__(self, files: Iterable[ListedFile]) -> None:
+        self.names = Names()
+        self._rows = Texts()  # the rest, as JSON
+        for request, pieces in files:
+            parts = pieces and (pieces.length, pieces.checksums)
+            self.names.append(request.name or "")
+            self._rows.append(json.dumps((request.url, request.size, request.checksum, request.mirrors, parts)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, at: int) -> ListedFile:
+        url, size, checksum, mirrors, parts = json.loads(self._rows[at])
+        request = Request(url, self.names[at], size=size, checksum=checksum, mirrors=tuple(mirrors))
+        pieces = parts and Pieces(parts[0], tuple(Checksum(*each) for each in parts[1]))
+        return ListedFile(request, pieces)
+
+    def __iter__(self) -> Iterator[ListedFile]:
+        return map(self.__getitem__, range(len(self)))
+
+    def size(self, at: int) -> int | None:
+        """The size that the list says, in bytes."""
+        size: int | None = json.loads(self._rows[at])[1]
+        return size
+
+
+def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FILES) -> Listed:
     """The files of a list with one URL per line. The default name is the last path segment of the URL.
 
     Args:
@@ -68,19 +99,19 @@ def _parse_lines(lines: Iterable[str], base: str | None) -> Iterator[ListedFile]
         yield ListedFile(replace(request, name=name))
 
 
-def _checked(listed: Iterable[ListedFile], most: int) -> list[ListedFile]:
-    found = list(islice(listed, most + 1))
+def _checked(listed: Iterable[ListedFile], most: int) -> Listed:
+    found = Listed(islice(listed, most + 1))
     if len(found) > most:
         raise ManifestError(
             f"the list has more files than max_files, which is {most:,}; raise it if you trust the list"
         )
     if not found:
         raise ManifestError("the list is empty")
-    check_names(each.name for each in found)
+    check_names(map(found.names.__getitem__, range(len(found))))
     return found
 
 
-def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile]:
+def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> Listed:
     """The files of a Metalink 4 document, each with its http and https mirrors by priority, and its strongest hash,
     or else those of its pieces. Only the elements of one file are in memory at a time.
 
