@@ -189,8 +189,11 @@ def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path, war
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_no_bars(number: int, misbehaving: Start, warm_python: WarmPython) -> None:
+def test_a_signal_leaves_no_bars(
+    number: int, misbehaving: Start, warm_python: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only what is done and kept, and how to go on; the process ends as its parent expects."""
+    monkeypatch.setenv("TERM", "xterm-256color")
     server = misbehaving(lambda x: x.serve(BODY, pause=x.stall))
     with Terminal(100, 24) as terminal:
         with start(warm_python, "get", "--progress", "bars", f"{server.url}/f", stderr=terminal.slave) as process:
