@@ -79,7 +79,7 @@ def reopen_list(fetcher: Fetcher, installed: Installed) -> ListSource:
         ManifestError: the tree's record of it is damaged.
     """
     assert installed.type is not None
-    with _damage_told(installed):
+    with _reporting_damage(installed):
         listed = Listed(
             ListedFile(Request(row["url"], row["name"], **{key: row[key] for key in _OPTIONS if key in row}))
             for row in _recorded(installed)
@@ -88,7 +88,7 @@ def reopen_list(fetcher: Fetcher, installed: Installed) -> ListSource:
 
 
 @contextlib.contextmanager
-def _damage_told(installed: Installed) -> Iterator[None]:
+def _reporting_damage(installed: Installed) -> Iterator[None]:
     """Inside this block, errors mean that the tree's record of the list is damaged."""
     try:
         yield
@@ -155,12 +155,14 @@ class ListSource:
         results = zip(wanted, ended, strict=True)
         at_next, result = next(results, (-1, ""))
         for at, each in enumerate(listed):
-            existing, version = local.get(each.name), known.version(each)
-            size, digest = (existing.size, existing.sha256) if existing is not None else (0, b"")
+            existing, fetched = local.get(each.name), ""
             if at == at_next:
-                if result:
-                    (digest, size), version = self._stage(each, staging), Version(*json.loads(result))
-                at_next, result = next(results, (-1, ""))
+                fetched, (at_next, result) = result, next(results, (-1, ""))
+            if fetched:
+                (digest, size), version = self._stage(each, staging), Version(*json.loads(fetched))
+            else:
+                assert existing is not None  # as it is in the list, or as it was installed
+                digest, size, version = existing.sha256, existing.size, known.version(each)
             sizes.append(size)
             digests.append(digest)
             executable.append(existing is not None and existing.executable)
@@ -242,7 +244,7 @@ class _Known:
         self._rows = rows = Texts()
         self._by_name = Lookup(lambda row: hash(json.loads(rows[row])["name"]))
         if installed.type == type:
-            with _damage_told(installed):
+            with _reporting_damage(installed):
                 for number, row in enumerate(_recorded(installed)):
                     rows.append(json.dumps(row))
                     self._by_name.add(number, hash(row["name"]))
