@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import tempfile
-import weakref
 from random import Random
 from struct import Struct
 
@@ -27,6 +25,7 @@ from perfkit.filesystem.compact import (
     sort_numbers,
 )
 from perfkit.filesystem.own_files import create_unnamed
+from tests.support.leaks import freed_at_once
 
 pytestmark = pytest.mark.once
 
@@ -165,12 +164,4 @@ def test_sorted_numbers() -> None:
 
 
 def test_freed_at_once() -> None:
-    """Nothing waits until cycles are looked for, which is seldom where there are many objects."""
-    gc.disable()
-    try:
-        made = DigestSet()
-        left = weakref.ref(made)
-        del made
-        assert left() is None
-    finally:
-        gc.enable()
+    assert freed_at_once(DigestSet)

@@ -1,4 +1,4 @@
-"""Descriptors, threads and temporary files: what is there before some work is all that is there after it."""
+"""Descriptors, threads, temporary files and objects: what some work has used is gone after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 _WAIT_S = 30.0  # for threads that are ending, and for what they close
@@ -27,6 +28,18 @@ def nothing_left() -> Iterator[None]:
             gc.collect()  # what only cycles hold is no leak
             time.sleep(0.02)
         assert not left, f"left behind: {', '.join(map(_described, left))}"
+
+
+def freed_at_once(make: Callable[[], object]) -> bool:
+    """Whether what this makes goes without the garbage collector, which runs seldom where there are many objects."""
+    gc.disable()
+    try:
+        made = make()
+        left = weakref.ref(made)
+        del made
+        return left() is None
+    finally:
+        gc.enable()
 
 
 def _present(scratch: str) -> set[object]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import tempfile
-import weakref
 
 import hypothesis.strategies as st
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import given
 from perfkit.filesystem.own_files import create_unnamed
 from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.records import Change, Content
+from tests.support.leaks import freed_at_once
 
 pytestmark = pytest.mark.once
 
@@ -106,12 +105,4 @@ def test_changes_and_their_summary() -> None:
 
 
 def test_a_change_set_is_freed_at_once() -> None:
-    """Nothing waits until cycles are looked for, which is seldom where there are many objects."""
-    gc.disable()
-    try:
-        made = change_set()
-        left = weakref.ref(made)
-        del made
-        assert left() is None
-    finally:
-        gc.enable()
+    assert freed_at_once(change_set)
