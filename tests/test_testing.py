@@ -172,7 +172,8 @@ def test_the_fixture_comes_with_the_package(tmp_path: Path) -> None:
         "        assert kit.download('https://h/f', tmp_path).bytes == 1\n"
     )
     others = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "requests_mock")]
-    command = [sys.executable, "-m", "pytest", "-q", *others, "."]
+    # In a folder of its own, or it would remove what earlier runs of the suite left in the shared one.
+    command = [sys.executable, "-m", "pytest", "-q", "--basetemp", str(tmp_path / "scratch"), *others, "."]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == 0, ended.stdout
     assert "2 passed" in ended.stdout

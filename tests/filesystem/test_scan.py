@@ -177,6 +177,7 @@ def test_a_scan_in_order_goes_on_beside_a_directory_that_cannot_be_listed(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return usual(path)
 
-    monkeypatch.setattr(os, "scandir", failing)
-    found = list(scan_in_order(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", failing)
+        found = list(scan_in_order(tmp_path))
     assert [(entry.name, entry.size, entry.error is not None) for entry in found] == [("d", 0, True), ("z", 4, False)]
