@@ -60,6 +60,15 @@ release, zip, zsync
 : `perfkit sync` of a release and two updates, of a zip in which one member changes, and of a file with a `.zsync`.
   *all again*: for the reasons given under *segments*.
 
+WhiteNoise is tested with `autorefresh=True`. By default it keeps the length and the ETag that a file had when the
+server started, so a file that is replaced later is sent with those, and may be cut off; only a checksum or a release
+detects it.
+
+Apache sends a file whose date is in the future with a weak ETag and another date each second
+(`findings/apache-moves-the-date-of-a-future-file.sh`). Until that date has come, each refresh takes it for a new
+version and fetches it again, in one stream; an interrupted download starts over, and each sync of such an archive adds
+a generation.
+
 """
 
 _CACHES = """
@@ -73,6 +82,25 @@ three hosts
   may be storing in its first ten seconds. It detects a cache by `Via`, `Age`, `X-Cache` or `Cache-Status`, and assumes
   one on plain HTTP if the response has a lifetime in `Cache-Control`. For files that take longer than ten seconds
   through a cache, use `--segments 1`.
+
+nginx with `slice`
+: A file that is replaced under its name can't be fetched by anyone until its cached slices have expired
+  (`findings/nginx-slices-of-two-versions-fail.sh`); perfkit says that the file keeps changing, and leaves the old one.
+  Use releases, whose objects never change, or new names.
+
+files larger than Varnish's storage
+: Varnish passes on only what it can store, by default 256 MB on Debian, and cuts off the rest, also of every resume
+  (`findings/varnish-cuts-off-what-exceeds-its-storage.sh`). perfkit fails, and keeps the beginning. Give Varnish more
+  storage, or have its VCL pass large files.
+
+responses without a length
+: nginx speaks HTTP/1.0 to its origins, so a generated response that an application server cuts off looks complete, and
+  may be cached (`findings/nginx-caches-a-cut-off-response.sh`). Only a checksum or a release detects it.
+
+sidecars of several gzip members
+: Varnish asks its origin for gzip, whatever the client accepts, and breaks off at the second member of what it gets
+  (`findings/varnish-refuses-gzip-of-several-members.sh`). perfkit says that the connection closed before the response
+  was complete. Write sidecars as one member.
 
 """
 
