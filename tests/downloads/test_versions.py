@@ -119,6 +119,7 @@ def test_waiting_for_a_probe_locks_no_condition(
         exchange.serve(BODY)
 
     monkeypatch.setattr(threading.Condition, "__enter__", noted)
+    monkeypatch.setattr("perfkit.downloads.http.transport._PATIENCE_S", 0.0)  # as if it took long
     assert manager.probe(misbehaving(answer).url, most=100).first == BODY[:100]
     assert entered == []
 
