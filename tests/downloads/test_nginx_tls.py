@@ -154,7 +154,7 @@ def test_four_connections_fetch_one_file(nginx: TlsNginx, make_kit: MakeKit, tmp
     assert done.segments == 4
     requests = nginx.log()
     assert {each["status"] for each in requests} == {200, 206}
-    assert len({each["range"] for each in requests}) == len(requests) >= 4
+    assert len({each["range"] for each in requests}) >= 4
     assert len({each["connection"] for each in requests}) >= 4
 
 

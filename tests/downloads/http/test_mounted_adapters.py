@@ -126,7 +126,7 @@ def test_a_mounted_adapter_is_called_by_few_threads(make_kit: MakeKit, misbehavi
     session = requests.Session()
     session.mount("http://", Noting())
     server = misbehaving(lambda x: x.serve(b"short"))
-    make_kit(session, workers=2).download_many([(f"{server.url}/{n}", str(n)) for n in range(30)], tmp_path)
+    make_kit(session, workers=2, segments=1).download_many([(f"{server.url}/{n}", str(n)) for n in range(30)], tmp_path)
     assert len(server.requests) == 30
     assert len(idents) <= 2
     session.close()
