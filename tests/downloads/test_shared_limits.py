@@ -120,13 +120,14 @@ class Crowd:
             refuse, self.refused_s = self.refused_s, None
             self.now += 1
             self.most = max(self.most, self.now)
-        if refuse is not None:
-            exchange.respond("503 Service Unavailable", Retry_After="1")
-        else:
+        if refuse is None:
             time.sleep(0.02)
-            exchange.serve(b"x" * 1000)
         with self.lock:
-            self.now -= 1
+            self.now -= 1  # first: the next request comes as soon as the client has all of this response
+        if refuse is None:
+            exchange.serve(b"x" * 1000)
+        else:
+            exchange.respond("503 Service Unavailable", Retry_After="1")
 
 
 def test_toolkits_share_connections_and_retry_after(tmp_path: Path) -> None:
