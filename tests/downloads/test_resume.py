@@ -230,7 +230,7 @@ def test_two_processes_one_destination(
     assert origin.free
     assert (download.unchanged, download.bytes_received) == (True, 0)
     assert (tmp_path / "file").read_bytes() == BODY
-    assert process.wait(20) == 0
+    assert process.wait(100) == 0
 
 
 def test_another_process_that_is_done_just_now(

@@ -349,6 +349,6 @@ def test_closed_while_an_error_is_kept(make_kit: MakeKit, misbehaving: Start, tm
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     kit.close()
     for thread in server._threads[1:]:  # each ends with its connection
-        thread.join(5)
+        thread.join(100)
         assert not thread.is_alive()
     assert caught.value
