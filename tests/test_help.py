@@ -95,7 +95,7 @@ def test_two_names_for_it() -> None:
     """`perfkit`, as installed, and `python -m perfkit` are the same."""
     installed = Path(sys.executable).with_name("perfkit")
     told = {
-        subprocess.run([*command, "get", "--help"], capture_output=True, check=True, timeout=60).stdout
+        subprocess.run([*command, "get", "--help"], capture_output=True, check=True, timeout=100).stdout
         for command in (PERFKIT, [str(installed)])
     }
     assert len(told) == 1
@@ -123,7 +123,7 @@ def bash_offers(script: str, line: str, cwd: Path) -> set[str]:
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     ended = subprocess.run(
-        ["bash", "--norc", "-c", asked], capture_output=True, text=True, timeout=10, check=True, cwd=cwd
+        ["bash", "--norc", "-c", asked], capture_output=True, text=True, timeout=100, check=True, cwd=cwd
     )
     return set(ended.stdout.split())
 
@@ -166,7 +166,7 @@ def test_fish_completion(line: str, offers: set[str], listed: Path, capsys: Capt
         ["fish", "--no-config", "-c", asked],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=100,
         check=True,
         cwd=listed,
         env=environ,
@@ -183,7 +183,7 @@ def test_zsh_completion(listed: Path, capsys: Capture) -> None:
         "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -d dump; print $_comps[perfkit]; autoload +X _perfkit"
     )
     ended = subprocess.run(
-        ["zsh", "-f", "-c", asked], capture_output=True, text=True, timeout=20, check=True, cwd=listed
+        ["zsh", "-f", "-c", asked], capture_output=True, text=True, timeout=100, check=True, cwd=listed
     )
     assert (ended.stdout, ended.stderr) == ("_perfkit\n", "")
 

@@ -83,7 +83,7 @@ def hold_bodies(origin: FakeOrigin, requests: int) -> Callable[[Config], Transpo
         def open_held(request: Get, cancel: Cancel) -> Response:
             response = send(request, cancel)
             read = response.read1
-            response.read1 = lambda most: read(most) if reached.wait(30) else pytest.fail("no other request came")
+            response.read1 = lambda most: read(most) if reached.wait(100) else pytest.fail("no other request came")
             if len(origin.requests) >= requests:
                 reached.set()
             return response  # type: ignore[no-any-return]

@@ -132,6 +132,7 @@ class Transfer:
         self._conditional = True  # whether requests have conditions
         self._started_s = 0.0
         self._begun = False  # whether it has checked for existing files
+        self._absent = False  # whether there was none then
         self._proofs = Proofs(request, context.network, context.checksum_files, self._throttles, self.cancel)
         self._length_known = True
         self._ranges = True  # whether ranges may be requested
@@ -277,6 +278,7 @@ class Transfer:
         partial = self._new_partial()
         partial.ranges = self._ranges or partial.part is not None
         exists = first and self.destination.is_file()
+        self._absent = first and not exists
         if first and self.request.resume:
             if exists and self._is_current(partial):
                 self._unchanged = True
@@ -424,6 +426,9 @@ class Transfer:
         self._check_size(task.url, size)
         if partial.descriptor < 0:
             partial.create(size)
+            if self._absent and self.destination.is_file():  # another process published it since
+                partial.discard()
+                raise OccupiedError
         if size is not None:
             partial.map.set_size(size)
         self._meter.start(size, path=self.destination.path)

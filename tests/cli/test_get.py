@@ -88,7 +88,7 @@ def test_workers_limit_transfers_at_once(workers: int, misbehaving: Start, capsy
             there.append(x)
             most.append(len(there))
             lock.notify_all()
-            lock.wait_for(lambda: max(most) >= workers, 5)
+            lock.wait_for(lambda: max(most) >= workers, 60)
             there.remove(x)
         x.serve(b"body")
 
@@ -216,7 +216,7 @@ def test_ctrl_c_keeps_what_is_done(
 
     def handler(x: Exchange) -> None:
         if x.asked.path == "/stuck" and not came.is_set():
-            x.serve(BODY, pause=lambda: (came.wait(30), x.stall()))
+            x.serve(BODY, pause=lambda: (came.wait(100), x.stall()))
         else:
             x.serve(BODY)
 
@@ -238,7 +238,7 @@ def test_ctrl_c_keeps_what_is_done(
 
 def test_nobody_reads_the_results(misbehaving: Start, warm_python: WarmPython) -> None:
     """Standard output is a pipe whose reader has gone: the work ends, without a message, as SIGPIPE ends others."""
-    server = misbehaving(lambda x: x.serve(b"body", pause=lambda: gone.wait(30)))
+    server = misbehaving(lambda x: x.serve(b"body", pause=lambda: gone.wait(100)))
     gone = threading.Event()
     with start(warm_python, "get", "--json", "--quiet", f"{server.url}/f") as process:
         assert process.stdout is not None
@@ -246,7 +246,7 @@ def test_nobody_reads_the_results(misbehaving: Start, warm_python: WarmPython) -
         process.stdout.close()
         process.stdout = None
         gone.set()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (141, b"")
 
 
@@ -262,7 +262,7 @@ def test_nobody_reads_standard_output(arguments: list[str], cli_origin: Origin) 
     os.close(reading)
     with open(writing, "wb") as pipe:
         options = {"stdout": pipe, "stderr": subprocess.PIPE, "env": ENVIRONMENT}
-        ended = subprocess.run([*PERFKIT, *arguments], **options, timeout=10, check=False)
+        ended = subprocess.run([*PERFKIT, *arguments], **options, timeout=100, check=False)
     fails = "no-tree" in arguments
     assert ended.returncode == (1 if fails else 141)
     assert ended.stderr.count(b"\n") == len(complaints(ended.stderr.decode())) == fails
@@ -275,7 +275,7 @@ def test_standard_output_that_takes_nothing(arguments: list[str], out: str) -> N
     """A full disk, or no standard output at all."""
     command = 'exec "$@" >&-' if out == "closed" else f'exec "$@" > {out}'
     ended = subprocess.run(
-        ["sh", "-c", command, "sh", *PERFKIT, *arguments], stderr=subprocess.PIPE, timeout=10, check=False
+        ["sh", "-c", command, "sh", *PERFKIT, *arguments], stderr=subprocess.PIPE, timeout=100, check=False
     )
     assert ended.returncode == 1
     lines = ended.stderr.decode().splitlines()
@@ -288,7 +288,7 @@ def test_no_standard_streams(file_server: Server, tmp_path: Path) -> None:
     """A daemon's child without any of them still does its work."""
     command = 'exec "$@" <&- >&- 2>&-'
     ended = subprocess.run(
-        ["sh", "-c", command, "sh", *PERFKIT, "get", f"{file_server.url}a.bin"], timeout=10, check=False
+        ["sh", "-c", command, "sh", *PERFKIT, "get", f"{file_server.url}a.bin"], timeout=100, check=False
     )
     assert ended.returncode == 0
     assert (tmp_path / "a.bin").read_bytes() == BODY

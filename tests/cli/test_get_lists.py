@@ -88,7 +88,7 @@ def test_a_list_that_is_still_being_written(file_server: Server, warm_python: Wa
             process.stdin.write(f"{file_server.url}{name}.bin\n".encode())
             process.stdin.flush()
             out += read_until(process.stdout, f"{name}.bin".encode())
-        rest, err = process.communicate(f"{file_server.url}c.bin".encode(), timeout=60)
+        rest, err = process.communicate(f"{file_server.url}c.bin".encode(), timeout=100)
     assert (process.returncode, err) == (0, b"")
     assert [record["bytes"] for record in the_object((out + rest).decode())["files"]] == [len(BODY)] * 3
 

@@ -154,7 +154,7 @@ sys.platform, ctypes.CDLL, os.listdir = "darwin", None, None
 check_process.main(sys.argv[1], 20.0, ["sh", "-c", "sleep 600 & echo $!; exit 3"])
 """
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=100, check=True)
     status, left = done.stdout.split()
     assert status == "3"
     wait_until(lambda: not _runs(int(left)))
@@ -170,7 +170,7 @@ def test_terminated_while_a_command_runs(
     with start(warm_python, "sync", cli_origin.url, "tree", "--quiet", option, hang) as process:
         wait_until((tmp_path / "pid").exists)
         process.terminate()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (
         -signal.SIGTERM,
         b"perfkit: interrupted; run the same command again to resume\n",

@@ -184,7 +184,7 @@ def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path, war
     assert re.search(r"0 of 1 file in 0:\d\d; 1 not finished; \d+\.\d KiB kept in partial files$", lines[-2])
     assert lines[-1] == "perfkit: interrupted; run the same command again to resume"
     with running(warm_python, "get", "-d", "out", f"{server.url}/f") as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=100)
     assert re.search(rb"1 file, 1\.0 MiB in .*; 1 resumed from \d+\.\d KiB", err)
 
 
@@ -199,7 +199,7 @@ def test_a_signal_leaves_no_bars(
         with start(warm_python, "get", "--progress", "bars", f"{server.url}/f", stderr=terminal.slave) as process:
             terminal.wait_for("▕█")
             process.send_signal(number)
-            process.wait(30)
+            process.wait(100)
         lines = terminal.read()
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert len(lines) == 2
@@ -219,7 +219,7 @@ def test_sigterm_again_does_not_keep_it_from_cleaning_up(
             process.send_signal(number)
         while process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=100)
     assert process.returncode == -signal.SIGTERM
     assert b"ignored" not in err
     assert err.decode().splitlines()[-1].startswith("perfkit: interrupted")

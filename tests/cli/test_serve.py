@@ -44,7 +44,7 @@ def test_serve_prints_its_address(tmp_path: Path, warm_python: WarmPython) -> No
         taken = subprocess.run(
             warm_python.python("-m", "perfkit", "serve", ".", "--port", found[1]),
             capture_output=True,
-            timeout=10,
+            timeout=100,
             check=False,
         )
         assert (taken.returncode, taken.stdout) == (2, b"")

@@ -279,12 +279,12 @@ def test_two_at_once(published: Site, receive: Callable[..., None]) -> None:
     def slow(report: SyncReport, **_: Any) -> None:
         calls.append(report.version)
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(100)
 
     receive(slow)
     first = threading.Thread(target=trees.sync, args=["rules"])
     first.start()
-    assert begun.wait(20)
+    assert begun.wait(100)
     code, message = failure("perfkit_sync", "rules", wait=0.2)
     assert (code, "is being changed" in message) == (1, True)
     with pytest.raises(LockedError):
@@ -293,8 +293,8 @@ def test_two_at_once(published: Site, receive: Callable[..., None]) -> None:
     second = threading.Thread(target=lambda: reports.append(trees.sync("rules", wait_s=60)))
     second.start()
     go_on.set()
-    first.join(20)
-    second.join(20)
+    first.join(100)
+    second.join(100)
     assert ([report.route for report in reports], calls) == (["none"], ["1"])
 
 
@@ -308,7 +308,7 @@ def test_a_writer_without_django_is_waited_for(published: Site) -> None:
         thread.start()
         thread.join(0.3)
         assert thread.is_alive()
-    thread.join(20)
+    thread.join(100)
     assert not thread.is_alive()
 
 
@@ -386,7 +386,7 @@ def test_bars_are_for_terminals(published: Site, monkeypatch: pytest.MonkeyPatch
     (published.root / "site/file").write_bytes(b"x" * 300_000)
     args = ["perfkit_download", f"{published.url}file"]
     assert run(*args, directory=published.root / "a")[1] == ""
-    assert run(*args, directory=published.root / "b", verbosity=2)[1].startswith("1 file, 293.0 KiB in ")
+    assert "1 file, 293.0 KiB in " in run(*args, directory=published.root / "b", verbosity=2)[1]
     with Terminal() as terminal:
         streams = {"stdout": io.StringIO(), "stderr": terminal.stream}
         call_command(*args, directory=published.root / "c", verbosity=0, **streams)

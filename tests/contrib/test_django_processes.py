@@ -81,7 +81,7 @@ class Project:
                 raise
             finally:
                 os.killpg(program.pid, ending)
-                program.wait(30)
+                program.wait(100)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def project(tmp_path: Path, kit: Toolkit, warm_django: WarmPython) -> Iterator[P
 def ask(url: str) -> dict[str, Any]:
     """A request, answered with JSON, whatever its status."""
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=100) as answer:
             return dict(json.load(answer))
     except urllib.error.HTTPError as error:
         return dict(json.load(error))
@@ -113,7 +113,7 @@ def test_gunicorn_workers_change_the_tree_once(project: Project, kind: str) -> N
             command += ["--preload"]
         with project.running(*command, "tests.support.django_project:application", pass_fds=[listener.fileno()]):
             answers: list[dict[str, Any]] = []
-            until = time.monotonic() + 60
+            until = time.monotonic() + 100
             with ThreadPoolExecutor(6) as pool:
                 while len({answer["pid"] for answer in answers}) < 3:
                     assert time.monotonic() < until, f"three workers never answered: {answers[-1]}"
@@ -145,6 +145,9 @@ def test_greenlets_run_during_syncs_under_gevent(project: Project) -> None:
     program = """
 from gevent import monkey; monkey.patch_all()
 import gevent, json
+from perfkit.downloads import manager
+from perfkit.downloads.http import transport
+manager._TICK_S, transport._PATIENCE_S = 0.001, 0.0  # as if responses took long: idle connections are closed
 from tests.support.django_project import DEST, SOURCE, kit, trees
 
 ticks = 0
@@ -218,7 +221,7 @@ execute_from_command_line(["manage.py", "perfkit_download", f"{SOURCE}large", *s
     ) as first:
         wait_until(lambda: held(project.root / "large") >= 250_000, first)
         first.send_signal(signal.SIGINT)
-        _, told = first.communicate(timeout=20)
+        _, told = first.communicate(timeout=100)
     assert (first.returncode, told) == (130, "interrupted; run the same command again to resume\n")
     assert (project.root / "large.perfkit-part").stat().st_size
     again = subprocess.run(

@@ -37,7 +37,7 @@ def once_begun(part: Path, action: Callable[[], object]) -> Callable[[], None]:
     """For `serve`: does something in the middle of a body, when the client has seen the headers."""
 
     def pause() -> None:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 100
         while not part.exists() and time.monotonic() < deadline_s:
             time.sleep(0.005)
         action()

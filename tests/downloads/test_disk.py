@@ -60,7 +60,7 @@ def test_a_disk_that_fills_up_in_the_middle(
 
     def fill() -> None:
         part = small_disk / "file.perfkit-part"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.005)  # until the client has seen that there is room, and begun
         ballast.write_bytes(bytes(900 << 10))
@@ -96,7 +96,7 @@ def download_as_nobody(warm: WarmPython, url: str, dest: Path) -> str:
         "except PermissionError as error:\n    print(error.errno)"
     )
     command = warm.python("-c", program, url, dest)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -90,7 +90,7 @@ def test_a_helper_that_ends_at_once_holds_up_nothing(
     with concurrent.futures.ThreadPoolExecutor() as executor:
         download = executor.submit(kit.download, f"{server.url}/file", out / "file", checksum=SHA256)
         try:
-            assert download.result(10).checksum == SHA256
+            assert download.result(100).checksum == SHA256
         finally:
             kit.close()
 
@@ -304,12 +304,12 @@ def test_two_callers_one_destination(make_kit: MakeKit, misbehaving: Start, out:
 
     def handler(x: Exchange) -> None:
         begun.set()
-        x.serve(BODY, pause=lambda: release.wait(30))
+        x.serve(BODY, pause=lambda: release.wait(100))
 
     kit, server = make_kit(segments=1), misbehaving(handler)
     thread = threading.Thread(target=kit.download, args=(f"{server.url}/f", out / "f"))
     thread.start()
-    begun.wait(30)
+    begun.wait(100)
     try:
         with pytest.raises(TransferError, match="destination"):
             kit.download(f"{server.url}/g", out / "f")
@@ -344,14 +344,14 @@ def test_fork_in_the_middle_of_a_download(make_kit: MakeKit, misbehaving: Start,
     def handler(x: Exchange) -> None:
         if x.asked.path == "/slow":
             half.set()
-            x.serve(BODY, pause=lambda: release.wait(30))
+            x.serve(BODY, pause=lambda: release.wait(100))
         else:
             x.serve(BODY)
 
     kit, server = make_kit(segments=1), misbehaving(handler)
     thread = threading.Thread(target=kit.download, args=(f"{server.url}/slow", out / "slow"))
     thread.start()
-    assert half.wait(30)
+    assert half.wait(100)
     child = os.fork()
     if child == 0:
         try:
@@ -442,7 +442,7 @@ def test_progress_that_raises_ends_the_work(make_kit: MakeKit, misbehaving: Star
         if snapshot.received_bytes:
             raise RuntimeError("enough")
 
-    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.stopped.wait(30)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.stopped.wait(100)))
     with pytest.raises(RuntimeError, match="enough"):
         make_kit(progress=CallbackProgress(refuse), segments=1).download(f"{server.url}/f", out / "f")
     assert not (out / "f").exists()

@@ -78,7 +78,7 @@ def silent_tls() -> Iterator[tuple[str, Callable[[], bool]]]:
         thread = threading.Thread(target=accept)
         thread.start()
         try:
-            yield f"https://127.0.0.1:{listener.getsockname()[1]}/f", lambda: accepted.wait(30)
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}/f", lambda: accepted.wait(100)
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -120,7 +120,7 @@ def test_ctrl_c(tmp_path: Path, peer: str, warm_python: WarmPython) -> None:
             began = time.monotonic()
             line = process.stdout.readline()
             took = time.monotonic() - began
-            assert process.wait(30) == 0
+            assert process.wait(100) == 0
     assert line == "interrupted []\n"
     assert took < SOON_S
     assert list((tmp_path / "out").glob("*")) == []
@@ -162,7 +162,7 @@ def test_close_while_a_name_is_resolved(
         if host != "name.invalid" or "flags" in options:
             return resolve(host, *args, **options)
         asked.set()
-        answer.wait(30)
+        answer.wait(100)
         raise socket.gaierror(socket.EAI_AGAIN, "no answer")
 
     monkeypatch.setattr(socket, "getaddrinfo", stuck)
@@ -176,10 +176,10 @@ def test_close_while_a_name_is_resolved(
 
     caller = threading.Thread(target=download)
     caller.start()
-    assert asked.wait(30)
+    assert asked.wait(100)
     began = time.monotonic()
     kit.close()
-    caller.join(30)
+    caller.join(100)
     assert time.monotonic() - began < SOON_S
     assert [type(error) for error in errors] == [CancelledError]
     answer.set()
@@ -216,7 +216,7 @@ def interrupted(
         for _ in range(count):
             process.send_signal(signal.SIGINT)
             time.sleep(between_s)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=100)
         assert time.monotonic() - began_s < SOON_S + count * between_s
         return process.returncode, said
     finally:
@@ -273,7 +273,7 @@ def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int, 
         code, said = interrupted(
             warm_python,
             command,
-            lambda: origin.stalled.wait(30),
+            lambda: origin.stalled.wait(100),
             after_s=between_s / 2,
             between_s=between_s,
             count=count,
@@ -298,7 +298,7 @@ def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str, warm_python: 
         code, said = interrupted(
             warm_python,
             [*command, "--quiet"],
-            lambda asked=asked: asked.wait(30),
+            lambda asked=asked: asked.wait(100),
             after_s=after_s,
             between_s=0.002,
             count=30,
@@ -316,7 +316,7 @@ def test_an_interrupt_between_any_two_lines_leaves_nothing_locked(
     origin.publish(ONE, "1")
     kit, ended = make_kit(), 0
     waiting = threading.Event()
-    origin.before = lambda path: waiting.wait(10)
+    origin.before = lambda path: waiting.wait(100)
 
     def interrupted(line: int) -> bool:
         left, seen = line, set[int]()
@@ -352,7 +352,7 @@ def test_an_interrupt_between_any_two_lines_leaves_nothing_locked(
 
     thread = threading.Thread(target=all_lines, daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(100)
     assert not thread.is_alive(), ended
     assert ended > 10
 
@@ -395,5 +395,5 @@ signal.setitimer = setitimer
 def test_ctrl_c_where_nothing_can_be_raised(machine: str) -> None:
     """In a finaliser, such as a generator's, an exception is lost; a Ctrl-C is not, however long its report takes."""
     command = [sys.executable, "-c", machine + LOST]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", SAID)

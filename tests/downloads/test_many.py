@@ -93,7 +93,7 @@ def test_few_descriptors_mean_fewer_connections(
     server = misbehaving(respond)
     urls = [f"{server.url}/{number}" for number in range(40)]
     limited = ["sh", "-c", f'ulimit -n {descriptors}; exec env PERFKIT_DURABLE={durable} "$@"', "sh", *PERFKIT]
-    run = subprocess.run([*limited, "get", "-d", tmp_path, *urls], check=False, capture_output=True, timeout=60)
+    run = subprocess.run([*limited, "get", "-d", tmp_path, *urls], check=False, capture_output=True, timeout=100)
     assert run.returncode == 0, run.stderr
     assert {name: (tmp_path / name).read_bytes() == BODY for name in os.listdir(tmp_path)} == {
         f"{number}": True for number in range(40)
@@ -171,7 +171,7 @@ def test_a_large_result_comes_at_once(
         if x.asked.path == "/large":
             x.serve(bytes(100_000))
         else:
-            x.respond("200 OK", b"in time" if come.wait(30) else b"too late")
+            x.respond("200 OK", b"in time" if come.wait(100) else b"too late")
 
     server = misbehaving(handler)
     results = kit.iter_downloads([f"{server.url}/large", f"{server.url}/other"], out)

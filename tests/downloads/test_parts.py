@@ -68,7 +68,7 @@ def test_a_large_part_comes_in_segments(kit: Toolkit, misbehaving: Start, tmp_pa
     server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4), pause_at=0))
     assert fetch(kit, server, tmp_path, checksum=sha256(BODY[slice(*PART)])).segments == 4
     assert (tmp_path / "part").read_bytes() == BODY[slice(*PART)]
-    assert len({each.range for each in server.requests}) == len(server.requests)
+    assert len({each.range for each in server.requests}) >= 4
 
 
 def test_many_parts_of_one_file_at_once(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit, TransferError
-from perfkit.downloads.partial_file import part_path
+from perfkit.downloads.partial_file import PartialFile, part_path
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.partial_files import held
 from tests.support.waiting import wait_until
@@ -90,11 +90,11 @@ def test_kill_9_in_the_middle(
     kept = kill_when(warm_python, f"{server.url}/file", dest, int(len(BODY) * share))
     assert not dest.exists()
     origin.free, count = True, len(server.requests)
-    download = make_kit().download(f"{server.url}/file", dest, checksum=SHA256)
+    # With more, a range that is split under way is read a buffer past its new end.
+    download = make_kit(segments=1).download(f"{server.url}/file", dest, checksum=SHA256)
     assert dest.read_bytes() == BODY
     assert download.resumed_from == kept - COMPARED
-    # A range that is split under way is read a buffer past its new end, and no further.
-    assert 0 <= download.bytes_received - COMPARED - (len(BODY) - kept) <= 8 * (16 << 10)
+    assert download.bytes_received == len(BODY) - kept + COMPARED
     assert all(each.range and each.range[0] > 0 for each in server.requests[count:] if kept)
     assert os.listdir(tmp_path) == ["file"]
 
@@ -230,7 +230,24 @@ def test_two_processes_one_destination(
     assert origin.free
     assert (download.unchanged, download.bytes_received) == (True, 0)
     assert (tmp_path / "file").read_bytes() == BODY
-    assert process.wait(20) == 0
+    assert process.wait(100) == 0
+
+
+def test_another_process_that_is_done_just_now(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It published the file after the look for one: it is found nevertheless, and not fetched again."""
+    create, dest = PartialFile.create, tmp_path / "file"
+
+    def after_the_other(partial: PartialFile, size: int | None) -> None:
+        dest.write_bytes(BODY)
+        create(partial, size)
+
+    monkeypatch.setattr(PartialFile, "create", after_the_other)
+    server = misbehaving(lambda x: x.serve(BODY))
+    download = make_kit().download(f"{server.url}/file", dest, checksum=SHA256)
+    assert (download.unchanged, download.requests) == (True, 1)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_another_process_that_hangs(

@@ -87,7 +87,7 @@ def test_cancelled_waits_end() -> None:
     thread = threading.Thread(target=throttle.charge, args=(1_000_000, cancel))
     thread.start()
     cancel.cancel()
-    thread.join(30)
+    thread.join(100)
     assert not thread.is_alive()
 
 

@@ -119,6 +119,7 @@ def test_waiting_for_a_probe_locks_no_condition(
         exchange.serve(BODY)
 
     monkeypatch.setattr(threading.Condition, "__enter__", noted)
+    monkeypatch.setattr("perfkit.downloads.http.transport._PATIENCE_S", 0.0)  # as if it took long
     assert manager.probe(misbehaving(answer).url, most=100).first == BODY[:100]
     assert entered == []
 
@@ -259,7 +260,7 @@ def test_probes_and_transfers_pass_one_gate(
     }
     thread = threading.Thread(target=work.pop(refused))
     thread.start()
-    assert told.wait(30)
+    assert told.wait(100)
     wait_until(lambda: manager._limiter.resumes_s(server.url.removeprefix("http://")) > 0)
     work.popitem()[1]()
     thread.join()
@@ -275,8 +276,10 @@ def test_a_probe_takes_a_place_at_its_host(misbehaving: Start, tmp_path: Path) -
     def answer(exchange: Exchange) -> None:
         inside.append(exchange.number)
         most.append(len(inside))
-        exchange.serve(BODY, pause=lambda: goes_on.wait(30) if exchange.number == 1 else None)
-        inside.remove(exchange.number)
+        if exchange.number == 1:
+            goes_on.wait(100)
+        inside.remove(exchange.number)  # first: the next request comes as soon as the client has all of this response
+        exchange.serve(BODY)
 
     server = misbehaving(answer)
     manager = DownloadManager(Config(**{**QUICK, "connections_per_host": 1, "read_timeout_s": 10.0}))

@@ -123,7 +123,7 @@ def test_truncation_is_an_error_and_no_sigbus(tmp_path: Path, how: str) -> None:
         assert attacker.stdout is not None
         attacker.stdout.readline()
         command = [sys.executable, "-c", victim, path, str(right)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     finally:
         attacker.kill()
         attacker.communicate()

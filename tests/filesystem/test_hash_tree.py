@@ -224,7 +224,7 @@ def test_it_ends_with_its_parent(large: tuple[Path, dict[str, str]], number: int
     hasher = os.pidfd_open(int(parent.stdout.readline()))
     try:
         os.killpg(parent.pid, number)
-        _, said = parent.communicate(timeout=30)
+        _, said = parent.communicate(timeout=100)
         assert said.count("Traceback") == (1 if number == signal.SIGINT else 0)
         # A descriptor of a process becomes readable when it ends.
         assert wait_readable(hasher, 10)

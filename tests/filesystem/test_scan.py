@@ -140,7 +140,7 @@ def test_what_may_not_be_read_is_an_entry_with_an_error(tmp_path: Path) -> None:
     ):
         (tmp_path / "tree" / name).chmod(mode)
     command = [sys.executable, "-c", _AS_SOMEBODY, tmp_path / "tree"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     (tmp_path / "tree/closed").chmod(0o755)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

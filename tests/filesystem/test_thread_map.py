@@ -13,7 +13,7 @@ from perfkit.filesystem.thread_map import cached_property, map_in_threads
 class Slow:
     """A property that takes until another object's is computed, too."""
 
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=100)
 
     @cached_property
     def value(self) -> int:

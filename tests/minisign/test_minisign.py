@@ -35,7 +35,7 @@ trusted comment: timestamp:1795899782\tfile:f\thashed
 def minisign(*arguments: str | Path, password: str = "") -> str:
     need("minisign")
     ended = subprocess.run(
-        ["minisign", *arguments], input=password, capture_output=True, text=True, timeout=60, check=True
+        ["minisign", *arguments], input=password, capture_output=True, text=True, timeout=100, check=True
     )
     return ended.stdout
 

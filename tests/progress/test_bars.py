@@ -429,12 +429,12 @@ def test_perfkit_get_in_tmux(tmp_path: Path) -> None:
     socket = str(tmp_path / "tmux.sock")
 
     def tmux(*arguments: str) -> str:
-        run = subprocess.run(["tmux", "-f", "/dev/null", "-S", socket, *arguments], capture_output=True, timeout=20,
+        run = subprocess.run(["tmux", "-f", "/dev/null", "-S", socket, *arguments], capture_output=True, timeout=100,
                              check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})  # fmt: skip
         return run.stdout.decode()
 
     def screen_with(pattern: str) -> str:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not re.search(pattern, shown := tmux("capture-pane", "-p"), re.MULTILINE):
             assert time.monotonic() < deadline, shown
             time.sleep(0.05)

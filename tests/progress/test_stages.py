@@ -83,7 +83,7 @@ def test_what_is_over_at_once_is_not_shown(
         kit.sync(server.url, tmp_path / "tree")
         assert stream.getvalue() == ""
         kit.download(f"{server.url}perfkit.json", tmp_path / "pointer")
-        assert stream.getvalue().startswith("1 file, ")
+        assert "1 file, " in stream.getvalue()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -164,7 +164,7 @@ def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
             [sys.executable, "-c", code, seed],
             cwd=tmp_path,
             check=True,
-            timeout=60,
+            timeout=100,
             env={**os.environ, "PYTHONHASHSEED": seed},
         )
     ours, theirs = (Client(tmp_path / seed).pointer for seed in ("1", "2"))
@@ -333,17 +333,17 @@ def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def waiting(self: PackWriter) -> None:
         reached.set()
-        assert go_on.wait(30)
+        assert go_on.wait(100)
         finish(self)
 
     monkeypatch.setattr(PackWriter, "finish", waiting)
     first = threading.Thread(target=publish, args=(str(src), str(site)), kwargs={"version": "1"})
     first.start()
-    assert reached.wait(30)
+    assert reached.wait(100)
     with pytest.raises(LockedError):
         publish(str(src), str(site), version="2")
     go_on.set()
-    first.join(20)
+    first.join(100)
     assert Client(site).pointer.version == "1"
 
 

@@ -450,7 +450,7 @@ def test_close_ends_a_wait(filled_site: Path) -> None:
         waiting = threading.Thread(target=server.wait)
         waiting.start()
         server.close()
-        waiting.join(30)
+        waiting.join(100)
         assert not waiting.is_alive()
 
 

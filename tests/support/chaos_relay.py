@@ -69,13 +69,13 @@ class ChaosRelay:
     def __enter__(self) -> ChaosRelay:
         self._thread.start()
         starting = asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(30)
+        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(100)
         host, port = self._server.sockets[0].getsockname()
         self.url = f"http://{host}:{port}/"
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(100)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -52,7 +52,7 @@ def start(warm: WarmPython, *arguments: object, **options: Any) -> subprocess.Po
     return warm.start("-m", "perfkit", *arguments, **{**pipes, **options})
 
 
-def read_until(pipe: Any, text: bytes, timeout_s: float = 30.0) -> bytes:
+def read_until(pipe: Any, text: bytes, timeout_s: float = 100.0) -> bytes:
     """What comes through a pipe, up to and with `text`."""
     deadline, seen = time.monotonic() + timeout_s, b""
     while text not in seen:
@@ -67,7 +67,7 @@ def interrupt(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
     """Ctrl-C: it ends within a second, with 130."""
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
     assert time.monotonic() - began < SOON_S
     assert process.returncode == 130, err
     assert b"Traceback" not in err

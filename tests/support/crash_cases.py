@@ -61,8 +61,8 @@ class CrashServer:
             yield
         finally:
             strace.terminate()  # it detaches then
-            strace.wait(30)
-            reader.join(30)
+            strace.wait(100)
+            reader.join(100)
             strace.stderr.close()
 
     def injected(self, injections: Mapping[str, tuple[str, int]]) -> contextlib.AbstractContextManager[None]:
@@ -84,7 +84,7 @@ class CrashServer:
         return code, pid
 
     def close(self) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=100)
 
 
 def sample(count: int, cases: int) -> list[int]:

@@ -24,7 +24,7 @@ from perfkit.contrib.dask import *
 
 if __name__ == "__main__":
     dest, url, *rest = sys.argv[2:]
-    with Client(scheduler_file=sys.argv[1], timeout=20) as client:
+    with Client(scheduler_file=sys.argv[1], timeout=100) as client:
         %s
 """
 

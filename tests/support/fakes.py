@@ -151,9 +151,9 @@ class MisbehavingServer:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(30)
+            thread.join(100)
 
-    def wait_for(self, requests: int, timeout_s: float = 30.0) -> bool:
+    def wait_for(self, requests: int, timeout_s: float = 100.0) -> bool:
         """Block until so many requests have come; False if they did not in time."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self.requests) >= requests or self.stopped.is_set(), timeout_s)

@@ -92,7 +92,7 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=100)
 
     def run(
         self,

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-_WAIT_S = 30.0  # for threads that are ending, and for what they close
+_WAIT_S = 100.0  # for threads that are ending, and for what they close
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class Proxy:
             except OSError:
                 pass
         for thread in self._threads:
-            thread.join(30)
+            thread.join(100)
         for each in self._sockets:
             each.close()
 

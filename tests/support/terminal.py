@@ -47,7 +47,7 @@ class Terminal:
             self._feed.feed(data)
         return [line.rstrip() for line in self.screen.display if line.strip()]
 
-    def wait_for(self, text: str, timeout_s: float = 30.0) -> list[str]:
+    def wait_for(self, text: str, timeout_s: float = 100.0) -> list[str]:
         """Read until the screen shows `text`."""
         deadline = time.monotonic() + timeout_s
         while text not in "\n".join(lines := self.read(0.05)):

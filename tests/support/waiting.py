@@ -9,7 +9,7 @@ from typing import Any
 
 
 def wait_until(
-    holds: Callable[[], object], process: subprocess.Popen[Any] | None = None, timeout_s: float = 30.0
+    holds: Callable[[], object], process: subprocess.Popen[Any] | None = None, timeout_s: float = 100.0
 ) -> None:
     """Wait until `holds` returns something true.
 

@@ -64,7 +64,7 @@ class WarmPython:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.communicate(timeout=60)  # it ends with its standard input
+        self._server.communicate(timeout=100)  # it ends with its standard input
 
     def python(self, *arguments: object) -> list[str]:
         """The command for `python ARGUMENTS`, which begin with `-c CODE`, `-m MODULE` or a file."""

@@ -273,11 +273,11 @@ def test_second_one_waits_or_fails(tmp_path: Path) -> None:
     def hold() -> None:
         with Tree(tmp_path):
             entered.set()
-            leave.wait(30)
+            leave.wait(100)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert entered.wait(30)
+    assert entered.wait(100)
     with pytest.raises(LockedError, match=str(os.getpid())), Tree(tmp_path):
         pass
     code = f"from perfkit.transactions.tree import Tree\nTree({str(tmp_path)!r}).__enter__()"

@@ -56,7 +56,7 @@ def run(*command: str | Path, descriptors: int = 1024) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -53,7 +53,7 @@ class RoundTrips:
             ends = [sum(self._sizes[: number + 1]) for number in range(len(self._sizes))]
             end = next((end for end in ends if self.count <= end), self.count)
             self._changed.notify_all()
-            self.late |= not self._changed.wait_for(lambda: self.count >= end, 30)
+            self.late |= not self._changed.wait_for(lambda: self.count >= end, 100)
 
     def of(self, origin: Origin, work: Callable[[], SyncReport]) -> SyncReport:
         """Do the work, and see that it made its requests in these rounds."""

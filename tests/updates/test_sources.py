@@ -32,6 +32,7 @@ from perfkit.updates.sources.remote_file import version_label
 from tests.chaos.sources import PATHS, Sources
 from tests.support.archive_tools import make_tar, make_zip
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.kits import MakeKit
 from tests.support.sites import Counting, replace
 from tests.support.tools import need
 from tests.support.trees import tree_of, write_tree
@@ -106,8 +107,9 @@ def test_tar_zst(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -
         assert tree_of(tmp_path / "tree") == files
 
 
-def test_a_zip_moves_only_what_changed(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+def test_a_zip_moves_only_what_changed(make_kit: MakeKit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Changed members, neighbours in one range, and the central directory; no file of the tree is read for it."""
+    kit = make_kit(segments=1)
     (site / "pack.zip").write_bytes(make_zip(OLD))
     kit.sync(counting.url + "pack.zip", tmp_path / "tree")
     new = {**NEW, "pkg/big": OLD["pkg/big"]}
@@ -123,8 +125,9 @@ def test_a_zip_moves_only_what_changed(kit: Toolkit, counting: Counting, site: P
     assert report.requests == len(counting.asked) <= 2 + len(changed)
 
 
-def test_an_unpacked_archive_is_taken_over(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+def test_an_unpacked_archive_is_taken_over(make_kit: MakeKit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Files that stand there already, from another tool, are compared by CRC-32 and not fetched."""
+    kit = make_kit(segments=1)
     (site / "pack.zip").write_bytes(make_zip(OLD))
     shutil.unpack_archive(site / "pack.zip", tmp_path / "tree")
     (tmp_path / "tree/README").unlink()

@@ -31,7 +31,7 @@ def kill_at(warm: WarmPython, origin: Origin, dest: Path, size: int, *, least: i
     origin.stalled.clear()
     origin.stall_at = size
     process = warm.start("-c", SYNC, origin.url, dest)
-    assert origin.stalled.wait(30)
+    assert origin.stalled.wait(100)
     wait_until(lambda: not least or len(complete()) >= least, process)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -198,7 +198,7 @@ def test_the_reference_client_fetches_no_less(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(old)
     control = control_of(tmp_path, new, url="http://127.0.0.1:1/x.tar")
     command = [shutil.which("zsync") or "", "-i", "old", "-o", "made", "x.zsync"]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
     part = (tmp_path / "made.part").read_bytes() if (tmp_path / "made.part").exists() else b""
     assert part, said
     blocks = range(0, len(new), control.block_size)

@@ -164,18 +164,13 @@ class _Pool:
         return super().urlopen(method, url, body, headers, *args, **options)  # type: ignore[misc]
 
     def close_idle(self: Any) -> None:
-        """Close the idle connections."""
-        closed: list[Any] = []
-        try:
-            while (connection := self.pool.get(block=False)) is not None:  # unused places lie below the connections
-                connection.close()
-                closed.append(connection)
-            closed.append(None)
-        except (AttributeError, queue.Empty):  # the pool is closed, or as many are in use as it keeps
-            pass
-        for connection in reversed(closed):
-            with contextlib.suppress(AttributeError, queue.Full):
-                self.pool.put(connection, block=False)
+        """Close the idle connections. A caller's thread does this, and a Ctrl-C while a method of the queue enters a
+        Condition could leave that locked.
+        """
+        if (idle := self.pool) is not None:
+            with getattr(idle, "mutex", contextlib.nullcontext()):  # gevent's queues have none
+                for connection in filter(None, idle.queue):
+                    connection.close()
 
     def warm(self: Any, timeout_s: float) -> None:
         """Open a connection for a later request, if none is idle.

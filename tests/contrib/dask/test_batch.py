@@ -47,14 +47,14 @@ class Log:
         if act:
             self.act()
         time.sleep(0.01)
+        with self.lock:
+            self._now -= 1  # first: the next request comes as soon as the client has all of this response
         if "missing" in path:
             exchange.respond("404 Not Found")
         elif '"v1"' in exchange.asked.headers.get("if-none-match", ""):
             exchange.respond("304 Not Modified", ETag='"v1"')
         else:
             exchange.serve(BODY)
-        with self.lock:
-            self._now -= 1
 
 
 def test_a_batch_is_that_of_one_toolkit(cluster: Cluster, out: Path) -> None:

@@ -215,11 +215,11 @@ def test_digest_with_resumption(digest_kit: MakeKit, misbehaving: Start, tmp_pat
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert half.wait(30)
+    assert half.wait(100)
     if end == "close":
-        assert arrived.wait(30)
+        assert arrived.wait(100)
         kit.close()
-    thread.join(30)
+    thread.join(100)
     assert len(failed) == 1
     going_on.set()
     download = digest_kit(segments=1).download(f"{server.url}/f", tmp_path / "f")

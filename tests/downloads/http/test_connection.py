@@ -28,7 +28,7 @@ BODY = bytes(range(256)) * 4096  # 1 MiB
 
 @pytest.fixture
 def transport() -> Iterator[HttpTransport]:
-    made = HttpTransport(Config(read_timeout_s=2.0, connect_timeout_s=2.0))
+    made = HttpTransport(Config(read_timeout_s=20.0, connect_timeout_s=20.0))
     yield made
     made.close()
 
@@ -85,7 +85,7 @@ def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, mi
     go_on = threading.Event()
 
     def handler(x: Exchange) -> None:
-        x.serve(BODY, pause=(lambda: go_on.wait(30)) if x.number == 2 else None)
+        x.serve(BODY, pause=(lambda: go_on.wait(100)) if x.number == 2 else None)
 
     server = misbehaving(handler)
     first, second = Cancel(), Cancel()
@@ -104,7 +104,7 @@ def test_a_connection_that_is_given_up_late(transport: HttpTransport, misbehavin
     go_on = threading.Event()
 
     def handler(x: Exchange) -> None:
-        x.serve(BODY, pause=(lambda: go_on.wait(30)) if x.number == 2 else None)
+        x.serve(BODY, pause=(lambda: go_on.wait(100)) if x.number == 2 else None)
 
     server = misbehaving(handler)
     with transport.open(Get(url=f"{server.url}/1"), Cancel()) as one:
@@ -169,7 +169,7 @@ def test_bytes_before_a_reset_count(transport: HttpTransport, misbehaving: Start
             case "close":
                 x.head("200 OK", Connection="close")
         x.send(BODY)
-        arrived.wait(30)
+        arrived.wait(100)
         x.reset()
 
     body = bytearray()
@@ -366,7 +366,7 @@ def test_a_window_grows_while_the_limit_has_room(transport: HttpTransport, misbe
     with transport.open(Get(url=server.url, limit=limit), Cancel()) as response:
         sock = response.exchange.incoming.sock  # type: ignore[attr-defined]
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
-        body, deadline_s = bytearray(), time.monotonic() + 30
+        body, deadline_s = bytearray(), time.monotonic() + 100
         while sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 40_000 and time.monotonic() < deadline_s:
             limit.charge(1, Cancel())
             body += response.read1(1000) or b""

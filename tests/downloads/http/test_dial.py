@@ -216,13 +216,13 @@ def test_close_while_connecting(
 
     thread = threading.Thread(target=caller)
     thread.start()
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 100
     while not tried:
         assert time.monotonic() < deadline_s
         thread.join(0.01)
     began_s = time.monotonic()
     kit.close()
-    thread.join(30)
+    thread.join(100)
     assert time.monotonic() - began_s < SOON_S
     assert len(failed) == 1
 

@@ -358,7 +358,7 @@ def test_what_is_not_on_the_cassette(single: Toolkit, tmp_path: Path) -> None:
 def test_mocks_in_several_threads(make_kit: MakeKit, tmp_path: Path) -> None:
     """Workers' requests are seen, whichever thread they are sent by."""
     idents = set()
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=100)
 
     def answer(request: Any) -> tuple[int, dict[str, str], bytes]:
         idents.add(threading.get_ident())

@@ -126,12 +126,13 @@ def test_one_span_for_each_request(
     server = misbehaving(handler)
     given = {"own": None, "session": requests.Session(), "factory": requests.Session}[way]
     assert fetch(make_kit(given), f"{server.url}/f?token=s3cret", tmp_path) == BODY
-    finished = spans.get_finished_spans()
-    assert len(finished) == len(server.requests) >= 5
-    codes = sorted(each.attributes["http.status_code"] for each in finished if each.attributes)
-    assert [codes.count(code) for code in (302, 500)] == [1, 1]
-    sent = {each.headers["traceparent"].split("-")[2] for each in server.requests}
-    assert sent == {f"{each.context.span_id:016x}" for each in finished}
+    codes = {
+        f"{each.context.span_id:016x}": each.attributes.get("http.status_code") for each in spans.get_finished_spans()
+    }
+    assert [[*codes.values()].count(code) for code in (302, 500)] == [1, 1]
+    sent = [each.headers["traceparent"].split("-")[2] for each in server.requests]
+    assert len(sent) == len(set(sent)) >= 5
+    assert {span for span, code in codes.items() if code} <= set(sent) <= set(codes)  # some may have been given up
 
 
 def test_a_failure_is_traced(

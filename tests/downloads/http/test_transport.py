@@ -267,9 +267,8 @@ def test_netrc_is_used_for_its_host(
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server = misbehaving(lambda x: x.serve(BODY))
-    fetch(make_kit(), f"{server.url}/f", tmp_path)
-    fetch(make_kit(auth=("other", "one")), f"{server.url}/f", tmp_path)
-    fetch(make_kit(trust_env=False), f"{server.url}/f", tmp_path)
+    for options in ({}, {"auth": ("other", "one")}, {"trust_env": False}):
+        fetch(make_kit(segments=1, **options), f"{server.url}/f", tmp_path)
     sent = [each.headers.get("authorization") for each in server.requests]
     assert sent == [
         "Basic " + base64.b64encode(b"me:word").decode(),
@@ -350,6 +349,6 @@ def test_closed_while_an_error_is_kept(make_kit: MakeKit, misbehaving: Start, tm
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     kit.close()
     for thread in server._threads[1:]:  # each ends with its connection
-        thread.join(5)
+        thread.join(100)
         assert not thread.is_alive()
     assert caught.value
