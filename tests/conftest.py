@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from perfkit import Config, Toolkit
+from tests.chaos.seeds import LONG
 from tests.support.fakes import Handler, MisbehavingServer
 from tests.support.kits import QUICK
 from tests.support.leaks import nothing_left
@@ -30,6 +32,10 @@ _ONCE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.once\b", re.MULTILINE)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
+
+
+# Without deadlines, which busy machines miss; the same few examples each time, and at night many others.
+settings.register_profile("suite", settings.get_profile("ci"), max_examples=1000 if LONG else 30, derandomize=not LONG)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
