@@ -52,7 +52,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to wh
 
 
 # Without deadlines, which busy machines miss; the same few examples each time, and at night many others.
-settings.register_profile("suite", settings.get_profile("ci"), max_examples=1000 if LONG else 30, derandomize=not LONG)
+settings.register_profile("suite", settings.get_profile("ci"), max_examples=300 if LONG else 30, derandomize=not LONG)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
