@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import re
 import shutil
@@ -11,13 +12,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from hypothesis import settings
 
 from perfkit import Config, Toolkit
+from tests.chaos.seeds import LONG
 from tests.support.fakes import Handler, MisbehavingServer
 from tests.support.kits import QUICK
 from tests.support.leaks import nothing_left
@@ -27,8 +31,28 @@ from tests.support.warm import USED_BY_COMMANDS, WarmPython
 
 _ONCE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.once\b", re.MULTILINE)
 
+
+def fits_in_memory() -> bool:
+    """Whether /dev/shm has room for what tests write (less than 100 MB for each worker), and can do what disks can."""
+    try:
+        with tempfile.TemporaryFile(dir="/dev/shm") as file:
+            os.setxattr(file.fileno(), "user.perfkit", b"")
+            found = os.fstatvfs(file.fileno())
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize > 2 << 30 and not found.f_flag & os.ST_NOEXEC
+
+
+# Syncing and removing files on a disk takes a third of the time. Tests of file systems make their own.
+if "TMPDIR" not in os.environ and fits_in_memory():
+    os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
+
+
+# Without deadlines, which busy machines miss; the same few examples each time, and at night many others.
+settings.register_profile("suite", settings.get_profile("ci"), max_examples=300 if LONG else 30, derandomize=not LONG)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,6 +77,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("once"):
                 item.add_marker(pytest.mark.skip("doesn't depend on the interpreter: another one runs it"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The garbage collector needn't go through all that is imported: not while it is, and not again for each test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -85,11 +120,19 @@ def runs(python: str) -> bool:
     return found is not None and not subprocess.run([found, "-V"], capture_output=True, check=False).returncode
 
 
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[str]:
+    """Where `tempfile` makes the files of tests."""
+    with tempfile.TemporaryDirectory(prefix="perfkit-test-") as name:
+        os.chmod(name, 0o711)  # some tests step down to another user
+        yield name
+
+
 @pytest.fixture(autouse=True)
-def no_leak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def no_leak(scratch: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every thread, descriptor and temporary file of a test is gone when it has ended."""
     tmp_path_factory.getbasetemp()  # pytest's own, which it makes when it is first needed
-    with nothing_left():
+    with mock.patch.object(tempfile, "tempdir", scratch), nothing_left():
         yield
 
 

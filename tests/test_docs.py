@@ -80,6 +80,7 @@ def run(block: Block, where: Path, port: int, warm: WarmPython) -> str:
     environ = {**os.environ, "PATH": paths, "HOME": str(where), "PYTHONUNBUFFERED": "1"}
     environ.pop("AWS_CA_BUNDLE", None)  # rclone before 1.63 refuses to work with it
     environ["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "forkserver"  # takes half the time
+    environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
     environ["TMPDIR"] = str(where)  # a page that runs pytest does not clean up what other runs have left in /tmp
     ended = subprocess.run(
         command,

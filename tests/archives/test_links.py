@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import ConfigError, ManifestError, Toolkit, UnsafePathError
@@ -243,7 +243,6 @@ def test_copies_count_as_what_they_are() -> None:
         unpack_zip(raw_zip(entries), Selection(links="follow"))
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     links=st.dictionaries(st.from_regex(r"[ab](/[ab]){0,2}", fullmatch=True),
                           st.from_regex(r"/?(\.\.|\.|[ab])(/(\.\.|\.|[ab])){0,3}", fullmatch=True), max_size=5),

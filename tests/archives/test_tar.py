@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.archives import limits
@@ -281,7 +281,6 @@ def test_something_behind_a_compressed_stream_is_refused() -> None:
 PLAIN = make_tar({"a": b"some text", "b/c": b"more" * 200})
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.binary(min_size=1, max_size=12)), min_size=1, max_size=6),
     st.booleans(),
@@ -301,7 +300,6 @@ def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]], mend:
         pass
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=3000))
 def test_random_bytes_give_typed_errors(data: bytes) -> None:
     """Noise, alone and after each magic number, is refused."""

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.archives import limits
@@ -63,12 +63,12 @@ def test_zip64_is_read() -> None:
 
 @pytest.mark.once
 def test_more_members_than_a_plain_end_record_can_count() -> None:
-    """70,000 members need Zip64, as zipfile writes it."""
+    """65,536 members need Zip64, as zipfile writes it."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        for number in range(70_000):
+        for number in range(1 << 16):
             archive.writestr(zipfile.ZipInfo(f"{number:x}"), b"")
-    assert len(read_directory(Ranges(out.getvalue()), len(out.getvalue()))) == 70_000
+    assert len(read_directory(Ranges(out.getvalue()), len(out.getvalue()))) == 1 << 16
 
 
 def test_something_in_front_of_an_archive_moves_it() -> None:
@@ -274,7 +274,6 @@ def test_every_cut_is_seen() -> None:
 SMALL = make_zip({"a": b"some text " * 30, "b/c": bytes(range(100))})
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(SMALL) - 1), st.integers(0, 7))
 def test_a_flipped_bit_never_gives_other_content(position: int, bit: int) -> None:
     """Damage is found, or doesn't matter; what comes out under a name that was there is what went in."""
@@ -287,7 +286,6 @@ def test_a_flipped_bit_never_gives_other_content(position: int, bit: int) -> Non
     assert sorted(found.values()) == sorted(unpack(SMALL).values())
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6))
 def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]]) -> None:
     """Whatever is in an archive, only perfkit's errors are raised, and no more bytes come out than were declared."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import (
@@ -117,7 +117,6 @@ def test_what_is_no_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-@settings(max_examples=100, deadline=None)
 @given(st.text(), st.sampled_from(["", f"{SHA256}  ", "SHA256 (", f"\\{SHA256} *"]))
 def test_fuzzed_lines(text: str, start: str) -> None:
     """Any text is a line or none, in linear time."""

@@ -111,7 +111,7 @@ class Ranges(RuleBasedStateMachine):
 
 
 TestRanges = Ranges.TestCase
-TestRanges.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestRanges.settings = settings(stateful_step_count=40)
 
 
 def test_a_size_that_becomes_known_late() -> None:

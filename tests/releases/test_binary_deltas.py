@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import Toolkit
@@ -152,7 +152,6 @@ def restored(frame: bytes, decoded: int, size: int, sources: Sequence[bytes], ga
     return b"".join(restore(parts, decoded, literals, size, zip(gaps, sources, strict=True)))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     prediction=st.binary(max_size=2000),
     edits=st.lists(st.tuples(st.integers(0, 1999), st.binary(max_size=30)), max_size=20),

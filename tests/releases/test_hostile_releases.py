@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import ManifestError, UnsafePathError
@@ -116,7 +116,6 @@ def test_a_manifest_holds_what_it_was_given() -> None:
         Manifest.parse(raw)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.binary(max_size=400), magic=st.sampled_from([b"", b"perfkit manifest 1\n"]))
 def test_garbage_is_refused_as_a_manifest(data: bytes, magic: bytes) -> None:
     """Nothing but a typed error, or a true manifest."""
@@ -198,7 +197,6 @@ def test_a_damaged_index_gives_no_other_error(client: Client) -> None:
                     assert 0 <= piece.start < piece.start + piece.length <= index.content_bytes(frame)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_an_index_is_read_as_it_was_written(data: st.DataObject) -> None:
     """Files in one or several pieces, in any order; frames with none, one or several of them, which may overlap."""
@@ -378,7 +376,6 @@ def test_drafts_that_lie_are_refused() -> None:
             contents(*bad)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(head=st.binary(min_size=32, max_size=32), table=st.binary(max_size=300))
 def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
     """A table of anything, well compressed, gives a typed error."""
@@ -390,7 +387,6 @@ def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
         raise AssertionError("garbage was taken for a delta")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 99),
     edit=st.binary(max_size=50),

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit import FileChangedError, LockedError, Toolkit, UnsafePathError
@@ -495,7 +495,7 @@ CONTENTS = st.one_of(
 
 
 @pytest.mark.once
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=8)
 @given(trees=st.lists(st.dictionaries(NAMES, CONTENTS, max_size=5), min_size=2, max_size=3))
 def test_any_trees_come_back_by_every_route(tmp_path_factory: pytest.TempPathFactory, trees: list[Tree]) -> None:
     """Whatever the trees, blocks give them back, and so do deltas where they are offered."""

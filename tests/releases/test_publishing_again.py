@@ -176,13 +176,13 @@ def test_a_large_file_that_cannot_be_compared_while_it_is_hashed(
 ) -> None:
     """Another publisher may have replaced the release by then, and removed what only that one needed."""
     src, site = write_tree(tmp_path / "src", {"large": b""}), tmp_path / "site"
-    contents = [noise(1, 2 * MIB)]
+    contents = [noise(1, 5 * MIB // 4)]
     for _ in range(2):
         (src / "large").write_bytes(contents[-1])
         again()
         contents.append(contents[-1][:-1000] + noise(len(contents), 1000))
     if damage == "half new":
-        contents[-1] = contents[-1][:MIB] + noise(3, MIB)
+        contents[-1] = contents[-1][: MIB // 2] + noise(3, 3 * MIB // 4)
     (src / "large").write_bytes(contents[-1])
     compared = LastRelease.hash
 
@@ -197,7 +197,7 @@ def test_a_large_file_that_cannot_be_compared_while_it_is_hashed(
         assert (name in self.pieces) == (damage == "another release")
         if damage == "another release":
             (src / "large").rename(tmp_path / "latest")
-            (src / "large").write_bytes(noise(4, 5 * MIB))
+            (src / "large").write_bytes(noise(4, MIB // 2))
             monkeypatch.setattr(LastRelease, "hash", compared)
             again()
             (tmp_path / "latest").replace(src / "large")
@@ -235,9 +235,9 @@ def test_what_does_not_compress_is_stored_once(again: Callable[..., int], tmp_pa
 
 def test_a_site_does_not_grow_by_its_tree(again: Callable[..., int], tmp_path: Path) -> None:
     """Releases that change a little of a large file, with all that is kept for clients of the last day."""
-    content = bytearray(noise(2, 8 * MIB))
-    for number in range(12):
-        content[number * 500_000 : number * 500_000 + 10_000] = noise(number + 10, 10_000)
+    content = bytearray(noise(2, 2 * MIB))
+    for number in range(6):
+        content[number * 300_000 : number * 300_000 + 5_000] = noise(number + 10, 5_000)
         write_tree(tmp_path / "src", {"big": bytes(content)})
         again(keep_deltas=0)
     assert sum(path.stat().st_size for path in (tmp_path / "site/objects").iterdir()) < 1.6 * len(content)

@@ -49,6 +49,7 @@ class Cluster:
             **os.environ,
             "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
             "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
+            "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # it samples a hundred times a second
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 

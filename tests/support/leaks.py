@@ -10,7 +10,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from unittest import mock
 
 _WAIT_S = 100.0  # for threads that are ending, and for what they close
 
@@ -18,16 +17,14 @@ _WAIT_S = 100.0  # for threads that are ending, and for what they close
 @contextlib.contextmanager
 def nothing_left() -> Iterator[None]:
     """Every descriptor, thread and temporary file of the work inside is gone when it ends."""
-    with tempfile.TemporaryDirectory(prefix="perfkit-test-") as scratch:
-        os.chmod(scratch, 0o711)  # some tests step down to another user
-        before = _present(scratch)
-        with mock.patch.object(tempfile, "tempdir", scratch):
-            yield
-        deadline = time.monotonic() + _WAIT_S
-        while (left := _present(scratch) - before) and time.monotonic() < deadline:
-            gc.collect()  # what only cycles hold is no leak
-            time.sleep(0.02)
-        assert not left, f"left behind: {', '.join(map(_described, left))}"
+    scratch = tempfile.gettempdir()
+    before = _present(scratch)
+    yield
+    deadline = time.monotonic() + _WAIT_S
+    while (left := _present(scratch) - before) and time.monotonic() < deadline:
+        gc.collect()  # what only cycles hold is no leak
+        time.sleep(0.02)
+    assert not left, f"left behind: {', '.join(map(_described, left))}"
 
 
 def freed_at_once(make: Callable[[], object]) -> bool:

@@ -2,9 +2,9 @@
 
 This is for tests of what a program does, not of how an interpreter starts or is killed. A program has a process of its
 own, with its own directory, environment and standard streams, and ends as Python ends. The command that starts it waits
-for it, and passes signals on; if that is killed, the program is killed a moment later.
+for it, and passes signals on (`warm_client.py`); if that is killed, the program is killed a moment later.
 
-The file is also the process that is forked (`serve`), and that command (`connect`).
+The file is also the process that is forked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ DJANGO = [
     "django.test.client",
 ]
 _MOST_BYTES = 200_000  # of a request
-_PID_FD = "WARM_PYTHON_PID_FD"  # a variable: where the program's PID goes
+_CLIENT = str(Path(__file__).with_name("warm_client.py"))
+_PID_FD = "WARM_PYTHON_PID_FD"  # a variable for the client: where the program's PID goes
 
 
 class WarmPython:
@@ -50,7 +51,7 @@ class WarmPython:
         self._socket = place / "socket"
         self.bin = place / "bin"
         self.bin.mkdir()
-        command = [sys.executable, "-P", __file__, "serve", self._socket, *modules]
+        command = [sys.executable, "-P", __file__, self._socket, *modules]
         environment = {
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[2]),  # the same perfkit as in the tests
@@ -68,7 +69,7 @@ class WarmPython:
 
     def python(self, *arguments: object) -> list[str]:
         """The command for `python ARGUMENTS`, which begin with `-c CODE`, `-m MODULE` or a file."""
-        return [sys.executable, "-IS", __file__, "connect", str(self._socket), *map(str, arguments)]
+        return [sys.executable, "-IS", _CLIENT, str(self._socket), *map(str, arguments)]
 
     def start(self, *arguments: object, **options: Any) -> Program:
         """Start `python ARGUMENTS`, with options of subprocess.Popen."""
@@ -100,32 +101,9 @@ class Program(subprocess.Popen[Any]):
                 os.kill(self.program, sig)
 
 
-def connect(path: str, *arguments: str) -> int:
-    """Have a program started, and end as it ends: with its exit code, or by its signal."""
-    import json
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.connect(path)
-        pid_fd = os.environ.pop(_PID_FD, None)
-        wanted = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
-        socket.send_fds(server, [wanted], [0, 1, 2])
-        pid = int(server.recv(100))
-        if pid_fd is not None:
-            with os.fdopen(int(pid_fd), "w") as waits:
-                waits.write(str(pid))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda number, _: os.kill(pid, number))
-        code = int(server.recv(100))
-    if code < 0:
-        with suppress(OSError):  # SIGKILL
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    return code
-
-
 def serve(path: str, *modules: str) -> None:
     """Fork a process for each program, until standard input ends. In that process, it returns when the program ends."""
+    import ast  # noqa: F401  # for the programs
     import gc
     import importlib
     import select
@@ -178,7 +156,7 @@ def serve(path: str, *modules: str) -> None:
 
 def _become(wanted: bytes, streams: list[int]) -> None:
     """Be the program."""
-    import json
+    import ast
     import runpy
     import types
 
@@ -188,7 +166,8 @@ def _become(wanted: bytes, streams: list[int]) -> None:
     for fd, given in enumerate(streams):
         os.dup2(given, fd)
         os.close(given)
-    arguments, directory, environment = json.loads(wanted)
+    words, directory, environment = ast.literal_eval(wanted.decode())
+    arguments = list(words)
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
@@ -213,4 +192,4 @@ def _become(wanted: bytes, streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit({"serve": serve, "connect": connect}[sys.argv[1]](*sys.argv[2:]))
+    serve(*sys.argv[1:])

@@ -182,6 +182,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+TestMachine.settings = settings(stateful_step_count=25, suppress_health_check=list(HealthCheck))

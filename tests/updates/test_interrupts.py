@@ -35,8 +35,6 @@ def test_descriptors_after_an_interrupt(
     origin: Origin, kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """At every eleventh call of a sync and a rollback."""
-    gc.collect()
-    gc.freeze()  # the collections below need not go through all that the test run has imported
     origin.publish(FIRST, "1")
     tree, call, caller = tmp_path / "tree", getattr(os, name), threading.current_thread()
     interrupted, at = True, 1
@@ -65,4 +63,3 @@ def test_descriptors_after_an_interrupt(
     assert at > _STEP + 1
     kit.sync(origin.url, tree)
     assert tree_of(tree) == FIRST
-    gc.unfreeze()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.errors import UpdateError
@@ -204,7 +204,6 @@ trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6).m
     stored=st.frozensets(st.sampled_from([digest("1"), digest("22")])),
     policy=st.sampled_from(["keep", "overwrite"]),
 )
-@settings(max_examples=200, deadline=None)
 def test_a_plan_applied_gives_the_wanted_tree(
     before: Tree, edits: Tree, deleted: set[str], wanted: Tree, stored: frozenset[bytes], policy: str
 ) -> None:

@@ -155,9 +155,7 @@ def damaged(data: bytes, how: tuple[str, int, int]) -> bytes:
     return data[:at] if kind == "cut" else data + bytes([place % 256]) * (1 << bit)
 
 
-FUZZ = settings(
-    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FUZZ

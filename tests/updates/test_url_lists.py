@@ -10,7 +10,7 @@ import lzma
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.errors import ManifestError, PerfkitError, UnsafePathError
@@ -203,7 +203,6 @@ def test_metalinks_that_attack_are_refused(old: str, new: str, error: type[Excep
         parse_metalink(io.BytesIO(METALINK.replace(old, new, 1).encode()))
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(METALINK) - 1), st.binary(min_size=1, max_size=8)), max_size=6))
 def test_fuzzed_metalinks_give_typed_errors(edits: list[tuple[int, bytes]]) -> None:
     """Whatever a document says, nothing but our own errors comes out."""
@@ -216,7 +215,6 @@ def test_fuzzed_metalinks_give_typed_errors(edits: list[tuple[int, bytes]]) -> N
         pass
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.text())
 def test_fuzzed_lists_give_typed_errors(text: str) -> None:
     """Whatever a list says, also behind a base, nothing but our own errors comes out."""

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.errors import FileChangedError, ManifestError, PerfkitError, UnsafePathError
@@ -297,7 +297,6 @@ def test_every_cut_is_seen() -> None:
             parse_control(data[:length], bases=(URL,))
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(HEADER) + 39), st.binary(min_size=1, max_size=6)), min_size=1, max_size=5))
 def test_fuzzed_control_files_give_typed_errors(edits: list[tuple[int, bytes]]) -> None:
     """Whatever a control file says, nothing but our own errors comes out."""
