@@ -113,7 +113,7 @@ def connect(path: str, *arguments: str) -> int:
         if pid_fd is not None:
             with os.fdopen(int(pid_fd), "w") as waits:
                 waits.write(str(pid))
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: os.kill(pid, number))
         code = int(server.recv(100))
