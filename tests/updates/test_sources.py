@@ -236,9 +236,26 @@ def test_what_is_none_of_these_is_an_error(kit: Toolkit, counting: Counting, sit
     ):
         with pytest.raises(error, match=words):
             kit.sync(source, tmp_path / "tree")
+    for source, words in ((str(tmp_path / "none.txt"), "No such file"), (str(tmp_path), "Is a directory")):
+        with pytest.raises(ConfigError, match=words):
+            kit.sync(source, tmp_path / "tree", type="urls")
     with pytest.raises(ConfigError, match="unknown source type"):
         kit.sync(counting.url, tmp_path / "tree", type="rar")
     assert not (tmp_path / "tree").exists() or tree_of(tmp_path / "tree") == {}
+
+
+def test_a_list_from_a_pipe(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """It can't be read twice, so its type has to be given."""
+    (site / "a").write_bytes(b"1")
+    read_end, write_end = os.pipe()
+    source = f"/dev/fd/{read_end}"
+    with open(read_end, "rb"):
+        with open(write_end, "wb") as file:
+            file.write(f"{counting.url}a\n".encode())
+            with pytest.raises(ConfigError, match=f"^{source} is a pipe, which can be read only once; give its type"):
+                kit.sync(source, tmp_path / "tree")
+        kit.sync(source, tmp_path / "tree", type="urls")
+    assert tree_of(tmp_path / "tree") == {"a": b"1"}
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "zsync", "metalink", "urls", "release"])
