@@ -258,6 +258,21 @@ def test_a_list_from_a_pipe(kit: Toolkit, counting: Counting, site: Path, tmp_pa
     assert tree_of(tmp_path / "tree") == {"a": b"1"}
 
 
+def test_names_that_are_not_text(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """A path may have any bytes, and so may an argument; both are recorded in the tree."""
+    (site / "pack.tar").write_bytes(make_tar({"a": b"1", "b": b"2"}))
+    (site / "c").write_bytes(b"3")
+    path = tmp_path / os.fsdecode(b"urls-\xff")
+    path.write_text(f"{counting.url}c\n")
+    for _ in range(2):
+        assert kit.sync(path, tmp_path / "tree").version.startswith("urls-? ")
+    kit.sync(counting.url + "pack.tar", tmp_path / "tree", selection=Selection(exclude=("\udcff", "b")))
+    assert tree_of(tmp_path / "tree") == {"a": b"1"}
+    assert kit.rollback(tmp_path / "tree").version.startswith("urls-? ")
+    assert kit.verify(tmp_path / "tree").intact
+    assert kit.history(tmp_path / "tree")[1].label["source"] == str(path)
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar", "zsync", "metalink", "urls", "release"])
 def test_a_type_that_does_not_fit(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, kind: str) -> None:
     """The user's word is taken, and the content then fails to be that; the error names the source."""
