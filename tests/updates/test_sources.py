@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -499,6 +500,23 @@ def test_the_record_of_an_earlier_perfkit_is_read(kit: Toolkit, counting: Counti
     (tree / "sub/b").write_bytes(b"damaged")
     assert kit.verify(tree, repair=True).intact
     assert tree_of(tree)["sub/b"] == b"b" * 1000
+
+
+def test_a_record_edited_by_hand(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """JSON may spell what no text or whole number is: it is an error of ours, or the next sync fetches again."""
+    (site / "pack.tar").write_bytes(make_tar({"a": b"1"}))
+    kit.publish(write_tree(tmp_path / "src", {"a": b"1"}), site, version="1")
+    for source, key, value, error in (
+        (counting.url + "pack.tar", "selection", {"strip_components": float("inf")}, ManifestError),
+        (counting.url, "pointer", "\ud800", None),
+    ):
+        tree = tmp_path / key
+        kit.sync(source, tree)
+        release = tree / layout.RELEASE
+        record = json.loads(release.read_text())
+        release.write_text(json.dumps({**record, "state": {**record["state"], key: value}}))
+        with contextlib.nullcontext() if error is None else pytest.raises(error, match="damaged"):
+            assert kit.sync(source, tree).unchanged == 1
 
 
 def test_a_list_of_many_urls_is_synced_in_order(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
