@@ -1,4 +1,4 @@
-"""The `perfkit` process, also as `python -m perfkit`: runs the command line, and handles Ctrl-C and SIGTERM."""
+"""The `perfkit` process, also as `python -m perfkit`: runs the command line, and handles Ctrl-C, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ if TYPE_CHECKING:
 
 _REDELIVER_S = 0.001
 _GC_THRESHOLD = 60_000  # more objects than exist when a download has imported its modules
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # sent by supervisors; by the kernel when the terminal is closed
 _received: list[int] = []  # the signals that end this process
 
 
 def run() -> NoReturn:
     """Run the command line of this process, and exit with its exit code.
 
-    The first SIGINT or SIGTERM raises KeyboardInterrupt. Later ones wait for the cleanup: it takes less than a second,
-    and must not be interrupted itself; timeout(1) sends SIGTERM twice. After SIGTERM the process ends by that signal,
-    as a supervisor expects.
+    The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt. Later ones wait for the cleanup: it takes less than a
+    second, and must not be interrupted itself; timeout(1) sends SIGTERM twice. After SIGTERM or SIGHUP the process ends
+    by that signal, as a supervisor expects.
 
     The process exits without finalising the interpreter: that would do nothing useful, takes 9 ms, and a SIGINT during
     it would print a traceback. To use a profiler that prints at exit, call `perfkit.cli.main` instead.
     """
     try:
-        for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-            if signal.getsignal(number) is usual:  # else the parent made it ignore the signal
+        for number in (signal.SIGINT, *_ENDING):
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            if signal.getsignal(number) is usual:  # else the parent made it ignore the signal, as nohup(1) does
                 signal.signal(number, _interrupt)
         signal.signal(signal.SIGALRM, _interrupt_again)
         sys.unraisablehook = _redeliver_interrupt
@@ -53,10 +55,11 @@ def run() -> NoReturn:
         code = interrupted()
     if not (_flush(sys.stdout) and _flush(sys.stderr)):
         code = code or 1  # output was lost
-    if signal.SIGTERM in _received:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-        code = 128 + signal.SIGTERM  # the first process of a container survives that
+    for number in _ENDING:
+        if number in _received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            code = 128 + number  # the first process of a container survives that
     os._exit(code)
 
 
@@ -100,7 +103,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _raise_no_more() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *_ENDING):
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, _note)
 

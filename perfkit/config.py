@@ -95,7 +95,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
 
     Raises:
         ConfigError: a name is not a token (RFC 9110 section 5.6.2) or is set by perfkit itself; a value is not text, or
-            contains a line break.
+            contains a line break or a character that is not in Latin-1.
     """
     if not isinstance(headers, Mapping):
         raise ConfigError(f"headers must be a mapping of names to values; got a {type(headers).__name__}")
@@ -107,8 +107,8 @@ def check_headers(headers: Mapping[str, str]) -> None:
             )
         if name.lower() in _SET_BY_PERFKIT:
             raise ConfigError(f"the header {name!r} is set by perfkit; leave it out")
-        if not isinstance(value, str) or any(character in value for character in "\r\n\0"):
-            raise ConfigError(f"the value of the header {name!r} must be one line of text")
+        if not isinstance(value, str) or any(character in "\r\n\0" or character > "\xff" for character in value):
+            raise ConfigError(f"the value of the header {name!r} must be one line of Latin-1 text (RFC 9110, 5.5)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ class Selection:
         """
         try:
             return cls(
-                strip_components=int(record.get("strip_components", 0)),
+                strip_components=record.get("strip_components", 0),
                 include=tuple(record.get("include", ())),
                 exclude=tuple(record.get("exclude", ())),
                 links=record.get("links", "refuse"),

@@ -37,6 +37,7 @@ _KINDS = {
 }
 
 _DUMPDIR = b"D"  # of GNU tar -g: a directory whose content is a list of its entries
+_LABEL = b"V"  # of GNU tar -V: the name of the archive, in place of a member's
 
 Content = Iterator[memoryview]
 
@@ -128,6 +129,9 @@ def _headers(stream: Stream) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
                 raise ManifestError(f"the tar archive has an extension header of {header.size} bytes")
             extended.add(header.type, stream.take_exactly(header.size))
             stream.skip_to(stream.position + -header.size % _BLOCK)
+            continue
+        if header.type == _LABEL:
+            stream.skip_to(stream.position + header.size + -header.size % _BLOCK)
             continue
         if header.type == tarfile.GNUTYPE_SPARSE:
             extended.sparse, more = True, block[482]

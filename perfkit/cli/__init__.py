@@ -31,7 +31,7 @@ _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary 
     ("rollback", "tree_commands", "go back to an earlier generation of a tree"),
     ("history", "tree_commands", "list the generations of a tree"),
     ("verify", "tree_commands", "hash every file of a tree again"),
-    ("status", "tree_commands", "show how a tree stands"),
+    ("status", "tree_commands", "show what is installed in a tree, and how its syncs went"),
     ("hold", "tree_commands", "pass over a version of a tree"),
     ("pin", "tree_commands", "keep the installed version of a tree"),
     ("unhold", "tree_commands", "install new versions again"),

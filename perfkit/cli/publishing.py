@@ -156,7 +156,7 @@ def add_prune(prune: Parser) -> None:
     prune.add_argument("--keep", type=int, metavar="N", help=keep)
     prune.add_argument("--dry-run", action="store_true", help="print what would be removed, and change nothing")
     add_wait(prune)
-    about = "Remove what is not needed any more: objects of a site, old generations of a tree."
+    about = "Remove what no release of a site has needed for a day, or old generations of a tree."
     define(prune, _prune, about, _PRUNE_EXAMPLES)
 
 

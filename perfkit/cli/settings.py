@@ -22,7 +22,7 @@ _FIELDS = {  # by option: the fields of Config that it sets
 
 def add_rates(command: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the options for concurrency and bandwidth."""
-    command.add_argument("-j", "--workers", type=int, metavar="N", help="files at once (default 8), requests (16)")
+    command.add_argument("-j", "--workers", type=int, metavar="N", help="files and requests at once (default 8 and 16)")
     limit = "bytes per second for all transfers together, such as 500K or 5M"
     command.add_argument("--limit-rate", metavar="RATE", help=limit)
 
@@ -36,7 +36,7 @@ def add_credentials(command: argparse.ArgumentParser) -> None:
 
 def add_wait(command: argparse.ArgumentParser) -> None:
     """Add the option of the commands that lock a tree."""
-    what = "how long to wait while another command is at work (default 0)"
+    what = "how long to wait while another command is at work, such as 30s (default 0)"
     command.add_argument("--wait", metavar="TIME", default="0", help=what)
 
 

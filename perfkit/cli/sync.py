@@ -54,7 +54,7 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--checksums", metavar="FILE|URL", help=what)
     what = "decompress a plain file (gz, bz2, xz, zst); later syncs do so too"
     sync.add_argument("--decompress", action=argparse.BooleanOptionalAction, help=what)
-    what = "leading directories to remove from names"
+    what = "how many leading directories to remove from the names in an archive (default 0)"
     sync.add_argument("--strip-components", type=int, default=0, metavar="N", help=what)
     what = "only files of a release or archive that match, as in a .gitignore (can be repeated)"
     sync.add_argument("--include", action="append", default=[], metavar="PATTERN", help=what)
@@ -70,13 +70,17 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--check", metavar="CMD", help=what)
     sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="time limit for --check (default 10m)")
     add_public_key(sync)
-    sync.add_argument("--threshold", type=int, default=1, metavar="N", help="how many of the keys (default 1)")
+    sync.add_argument(
+        "--threshold", type=int, default=1, metavar="N", help="how many of the keys have to sign (default 1)"
+    )
     sync.add_argument("--allow-expired", action="store_true", help="accept a release whose expiry has passed")
     sync.add_argument("--on-change", metavar="CMD", help="run after a change, with the changed names on standard input")
     sync.add_argument("--null", action="store_true", help="end each name with NUL instead of a line feed")
-    interval = "do nothing if a sync succeeded less than this ago, or failed less than 1, 2, 4, ... minutes ago"
+    interval = (
+        "do nothing if a sync succeeded within this time, such as 15m, or failed less than 1, 2, 4, ... minutes ago"
+    )
     sync.add_argument("--min-interval", metavar="TIME", default="0", help=interval)
-    sync.add_argument("--splay", metavar="TIME", help="first wait up to this long; always the same for a host and tree")
+    sync.add_argument("--splay", metavar="TIME", help="first wait up to this long, such as 10m; the same on each run")
     add_credentials(sync)
     add_rates(sync)
     add_progress(sync)
@@ -88,7 +92,7 @@ def add_once(sync: argparse.ArgumentParser) -> None:
     """Add the options that are about one run, not about the tree."""
     sync.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
-    sync.add_argument("--retry-rejected", action="store_true", help="check again a version that was refused before")
+    sync.add_argument("--retry-rejected", action="store_true", help="check a version again that --check has refused")
     sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
     what = "ignore the minimum interval between syncs, and a pause that a server asked for"
     sync.add_argument("--now", action="store_true", help=what)

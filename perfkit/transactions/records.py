@@ -94,7 +94,7 @@ def with_checksum(rows: Iterable[object]) -> Iterator[bytes]:
     for row in rows:
         line = row
         if not isinstance(line, bytes):
-            line = _ENCODER.encode(row).encode() + b"\n"
+            line = _ENCODER.encode(row).encode(errors="surrogatepass") + b"\n"  # of paths that are not UTF-8
         digest.update(line)
         yield line
     yield digest.hexdigest().encode() + b"\n"
@@ -129,7 +129,7 @@ def read_line(line: bytes) -> Any:
         ValueError: it is not JSON.
     """
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode(errors="surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise ValueError("truncated or damaged") from error
 

@@ -145,7 +145,8 @@ def _sync(
             raise
         _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
     except OSError as error:
-        if error.errno != errno.ENOSPC or not _remove_staged(fetcher.directory, before, keep=source.keep_staged):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full or not _remove_staged(fetcher.directory, before, keep=source.keep_staged):
             raise
         newer = open_source(fetcher, spec, installed)
         _log.info("%s: the disk is full; starting over without what an earlier sync has fetched", tree.root)

@@ -188,7 +188,7 @@ def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path, war
     assert re.search(rb"1 file, 1\.0 MiB in .*; 1 resumed from \d+\.\d KiB", err)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_no_bars(
     number: int, misbehaving: Start, warm_python: WarmPython, monkeypatch: pytest.MonkeyPatch
 ) -> None:

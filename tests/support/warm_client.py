@@ -21,7 +21,7 @@ def main(path: str, *arguments: str) -> int:
     if pid_fd is not None:
         os.write(int(pid_fd), b"%d" % pid)
         os.close(int(pid_fd))
-    for number in (_signal.SIGINT, _signal.SIGTERM):
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
         if _signal.getsignal(number) != _signal.SIG_IGN:
             _signal.signal(number, lambda number, _: os.kill(pid, number))
     code = int(server.recv(100))

@@ -51,14 +51,31 @@ def test_copies_count(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
 
 def test_leftovers_are_freed(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
     """What a sync that failed has fetched does not keep the next one, of another version, from fitting."""
+    check_leftovers(kit, origin, small_disk / "tree", MIB)
+
+
+def test_leftovers_count_against_a_quota(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """That of btrfs, which says EDQUOT where a full disk says ENOSPC."""
+    need("btrfs")
+    with mounted_image("btrfs", tmp_path, size=320 * MIB) as disk:
+        for command in (
+            ("subvolume", "create", disk / "home"),
+            ("quota", "enable", disk),
+            ("qgroup", "limit", str(32 * MIB), disk / "home"),
+        ):
+            subprocess.run(["btrfs", "-q", *command], check=True)
+        check_leftovers(kit, origin, disk / "home/tree", 16 * MIB)
+
+
+def check_leftovers(kit: Toolkit, origin: Origin, tree: Path, unit: int) -> None:
     origin.publish({"keep": b"k" * 1000}, "1")
-    kit.sync(origin.url, small_disk / "tree")
-    fetch = small_disk / "tree/.perfkit/fetch"
+    kit.sync(origin.url, tree)
+    fetch = tree / ".perfkit/fetch"
     fetch.mkdir(exist_ok=True)
-    (fetch / ("content-" + "0" * 64)).write_bytes(b"x" * 600_000)
-    (fetch / ("1" * 64)).write_bytes(b"x" * 600_000)
-    origin.publish({"keep": b"k" * 1000, "new": os.urandom(700_000)}, "2")
-    kit.sync(origin.url, small_disk / "tree")
+    for name in ("content-" + "0" * 64, "1" * 64):
+        (fetch / name).write_bytes(b"x" * (unit * 6 // 10))
+    origin.publish({"keep": b"k" * 1000, "new": os.urandom(unit * 7 // 10)}, "2")
+    kit.sync(origin.url, tree)
     assert set(os.listdir(fetch)) <= {"perfkit.json"}
 
 

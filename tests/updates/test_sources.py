@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -239,9 +240,41 @@ def test_what_is_none_of_these_is_an_error(kit: Toolkit, counting: Counting, sit
     ):
         with pytest.raises(error, match=words):
             kit.sync(source, tmp_path / "tree")
+    for source, words in ((str(tmp_path / "none.txt"), "No such file"), (str(tmp_path), "Is a directory")):
+        with pytest.raises(ConfigError, match=words):
+            kit.sync(source, tmp_path / "tree", type="urls")
     with pytest.raises(ConfigError, match="unknown source type"):
         kit.sync(counting.url, tmp_path / "tree", type="rar")
     assert not (tmp_path / "tree").exists() or tree_of(tmp_path / "tree") == {}
+
+
+def test_a_list_from_a_pipe(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """It can't be read twice, so its type has to be given."""
+    (site / "a").write_bytes(b"1")
+    read_end, write_end = os.pipe()
+    source = f"/dev/fd/{read_end}"
+    with open(read_end, "rb"):
+        with open(write_end, "wb") as file:
+            file.write(f"{counting.url}a\n".encode())
+            with pytest.raises(ConfigError, match=f"^{source} is a pipe, which can be read only once; give its type"):
+                kit.sync(source, tmp_path / "tree")
+        kit.sync(source, tmp_path / "tree", type="urls")
+    assert tree_of(tmp_path / "tree") == {"a": b"1"}
+
+
+def test_names_that_are_not_text(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """A path may have any bytes, and so may an argument; both are recorded in the tree."""
+    (site / "pack.tar").write_bytes(make_tar({"a": b"1", "b": b"2"}))
+    (site / "c").write_bytes(b"3")
+    path = tmp_path / os.fsdecode(b"urls-\xff")
+    path.write_text(f"{counting.url}c\n")
+    for _ in range(2):
+        assert kit.sync(path, tmp_path / "tree").version.startswith("urls-? ")
+    kit.sync(counting.url + "pack.tar", tmp_path / "tree", selection=Selection(exclude=("\udcff", "b")))
+    assert tree_of(tmp_path / "tree") == {"a": b"1"}
+    assert kit.rollback(tmp_path / "tree").version.startswith("urls-? ")
+    assert kit.verify(tmp_path / "tree").intact
+    assert kit.history(tmp_path / "tree")[1].label["source"] == str(path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "zsync", "metalink", "urls", "release"])
@@ -470,6 +503,23 @@ def test_the_record_of_an_earlier_perfkit_is_read(kit: Toolkit, counting: Counti
     (tree / "sub/b").write_bytes(b"damaged")
     assert kit.verify(tree, repair=True).intact
     assert tree_of(tree)["sub/b"] == b"b" * 1000
+
+
+def test_a_record_edited_by_hand(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """JSON may spell what no text or whole number is: it is an error of ours, or the next sync fetches again."""
+    (site / "pack.tar").write_bytes(make_tar({"a": b"1"}))
+    kit.publish(write_tree(tmp_path / "src", {"a": b"1"}), site, version="1")
+    for source, key, value, error in (
+        (counting.url + "pack.tar", "selection", {"strip_components": float("inf")}, ManifestError),
+        (counting.url, "pointer", "\ud800", None),
+    ):
+        tree = tmp_path / key
+        kit.sync(source, tree)
+        release = tree / layout.RELEASE
+        record = json.loads(release.read_text())
+        release.write_text(json.dumps({**record, "state": {**record["state"], key: value}}))
+        with contextlib.nullcontext() if error is None else pytest.raises(error, match="damaged"):
+            assert kit.sync(source, tree).unchanged == 1
 
 
 def test_a_list_of_many_urls_is_synced_in_order(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def encodable(auth: Any) -> Any:
             for each in auth:
                 each.encode("latin-1")
         except UnicodeEncodeError:
-            return tuple(each.encode() for each in auth)
+            return tuple(each.encode(errors="surrogateescape") for each in auth)
     return auth
 
 

@@ -50,10 +50,10 @@ def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Instal
         (found,) = fetcher.get([Request(source, _NAME, max_bytes=LIST_BYTES)], phase="reading the list")
         path = found.path
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        opened = open(path, "rb")  # noqa: SIM115
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise ConfigError(f"{source}: {error.strerror}; a source is an http or https URL, or a list of URLs") from error
-    with open(descriptor, "rb") as file:
+    with opened as file:
         if os.fstat(file.fileno()).st_size > LIST_BYTES:
             raise ManifestError(f"{source}: the list is larger than {LIST_BYTES} bytes")
         if type is SourceType.METALINK:

@@ -6,6 +6,8 @@ The modules for each type, and for detection, are imported only when needed: a s
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -163,13 +165,18 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
     """The type of a local list."""
     from perfkit.updates.sources.detect import FIRST_BYTES, detect_type
 
+    found = type
     try:
-        with open(path, "rb") as file:
-            found = type or detect_type(path, file.read(FIRST_BYTES))
+        pipe = stat.S_ISFIFO(os.stat(path).st_mode)
+        if type is None and not pipe:
+            with open(path, "rb") as file:
+                found = detect_type(path, file.read(FIRST_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         shown = path if path.startswith(("/", ".")) else masked(path)  # it may be a mistyped URL with a password
         hint = "a source is a list of URLs, or an http or https URL, such as `perfkit serve` gives to a local directory"
         raise ConfigError(f"{shown}: {error.strerror}; {hint}") from error
+    if found is None and pipe:
+        raise ConfigError(f"{path} is a pipe, which can be read only once; give its type, urls or metalink")
     if found is None or found not in _LISTS:
         what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"of type {found}, not a list"
         raise ConfigError(f"{path} is {what}; give sources other than lists by their URL")

@@ -148,7 +148,7 @@ def _recorded(installed: Installed, site: SiteClient) -> _Offered | None:
     try:
         data, origin = installed.state["pointer"].encode(), installed.state["origin"]
         return _Offered(data, Pointer.parse(data), Version(origin["etag"], origin["last_modified"]))
-    except (KeyError, TypeError, AttributeError, ManifestError):
+    except (KeyError, TypeError, AttributeError, ValueError, ManifestError):
         return None
 
 

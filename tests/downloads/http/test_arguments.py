@@ -138,7 +138,9 @@ def test_a_refused_url_is_shown_without_its_secrets(url: str, tmp_path: Path, ca
     assert not [each for each in shown if "s3" in each or "cr@" in each]
 
 
-@pytest.mark.parametrize("headers", [{"Authorization: Bearer s3cret": "x"}, {"s3cret\n": "x"}, {"X": "s3cret\r\n"}])
+@pytest.mark.parametrize(
+    "headers", [{"Authorization: Bearer s3cret": "x"}, {"s3cret\n": "x"}, {"X": "s3cret\r\n"}, {"X": "s3cret€"}]
+)
 def test_a_refused_header_is_not_shown(headers: Any) -> None:
     for use in (lambda: Config(headers=headers), lambda: Request(URL, headers=headers)):
         with pytest.raises(ConfigError) as caught:

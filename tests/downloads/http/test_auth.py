@@ -46,11 +46,14 @@ def test_basic_auth_from_anywhere_is_sent(
 
 @pytest.mark.parametrize("with_session", [False, True])
 def test_not_latin_1(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, with_session: bool) -> None:
-    """Goes as UTF-8 (RFC 7617), which requests alone cannot send."""
+    """Goes as UTF-8 (RFC 7617), which requests alone cannot send; a byte of a command line that is not, as it is."""
     server = misbehaving(lambda x: x.serve(BODY))
     session = requests.Session() if with_session else None
-    make_kit(session, auth=("łucja", "ß"), segments=1).download(f"{server.url}/f", tmp_path / "f")
-    assert server.requests[0].headers["authorization"] == "Basic xYJ1Y2phOsOf"
+    for password in ("ß", "\udcff"):
+        kit = make_kit(session, auth=("łucja", password), segments=1)
+        kit.download(f"{server.url}/f", tmp_path / "f", resume=False)
+    sent = [each.headers["authorization"] for each in server.requests]
+    assert sent == ["Basic xYJ1Y2phOsOf", "Basic xYJ1Y2phOv8="]
 
 
 @pytest.mark.parametrize("with_session", [False, True])
