@@ -1,4 +1,4 @@
-"""A directory to download to, and a limit of time."""
+"""Limits of time."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def bounded_time() -> Iterator[None]:
     began = time.monotonic()
     yield
     assert time.monotonic() - began < 15
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, a response may take two seconds. Idle connections are closed then, and tests count them."""
+    monkeypatch.setattr("perfkit.downloads.http.transport._PATIENCE_S", 60.0)
