@@ -18,7 +18,7 @@ from perfkit.downloads.transfer import Task, Transfer
 _QUEUED_PER_WORKER = 8
 _LOOK_AHEAD = 32  # queued files examined for one whose host has a free place
 _IDLE_WAIT_S = 0.2
-_BRIEF_S = 0.02  # how long a task counts as having just begun
+_BRIEF_S = 0.01  # how long a task counts as having just begun
 _LONG_S = 1.0  # a file that takes longer is not a small one
 _HELPERS = 2  # threads beyond the workers, which hash behind them
 
@@ -202,7 +202,7 @@ class Scheduler:
     def _may_begin(self, now: float) -> bool:
         """Whether another file may begin. Only tasks that have just begun count against the number of streams, so that
         no file waits for a slow one: more files cost little where each takes long, for whatever reason. As many as are
-        already waiting may begin at once, which doubles their number every 20 ms.
+        already waiting may begin at once, which doubles their number every 10 ms.
         """
         if not self._running:
             return True

@@ -10,9 +10,11 @@ from unittest import mock
 
 import pytest
 
-from perfkit import Toolkit
-from perfkit.downloads.concurrency import AdaptiveController
+from perfkit import Config, Toolkit
+from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
+from perfkit.downloads.scheduler import Scheduler
 from perfkit.downloads.segments import Runner, SegmentMap
+from perfkit.downloads.transfer import Task
 from tests.support.fakes import Exchange, MisbehavingServer
 
 MakeKit = Callable[..., Toolkit]
@@ -48,6 +50,15 @@ def test_small_files_do_not_wait_for_large_ones(
     assert passed == [True, True]
     assert all((out / name).read_bytes() == (BODY if "large" in name else b"small") for name in names)
     assert [result.requests for result in results] == [1] * 22
+
+
+def test_files_begin_while_others_wait_for_a_round_trip_of_20_ms() -> None:
+    """With as many streams as the controller wants, evenly spread over the round trip, which none outlasts."""
+    scheduler = Scheduler(Config(), HostLimiter(16), AdaptiveController(8, adaptive=False))
+    began = {Task(0, "", None): (mock.Mock(), n * 0.02 / 8) for n in range(8)}
+    with mock.patch.object(scheduler, "_running", began):
+        assert scheduler._may_begin(0.019)
+        assert not scheduler._may_begin(0.0)  # those that begin together wait for the processor
 
 
 @pytest.mark.parametrize("limit", [None, 16 << 20])
