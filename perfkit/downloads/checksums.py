@@ -92,10 +92,10 @@ class RunningDigest:
 
     def catch_up(self, descriptor: int, end: int, cancel: Cancel) -> None:
         """Continue hashing from the file, up to `end`, or until cancelled."""
-        buffer = memoryview(bytearray(_READ_BYTES))
         with self._lock:
+            buffer = memoryview(bytearray(max(0, min(_READ_BYTES, end - self.position))))
             while self.position < end and not cancel.cancelled:
-                count = preadv(descriptor, [buffer[: min(_READ_BYTES, end - self.position)]], self.position)
+                count = preadv(descriptor, [buffer[: end - self.position]], self.position)
                 if count == 0:
                     return  # the file is shorter than it should be: the digest will not match
                 self._take(buffer[:count])

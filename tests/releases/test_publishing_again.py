@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -13,9 +14,12 @@ import pytest
 
 from perfkit import ManifestError
 from perfkit.progress.stage import Stage
+from perfkit.releases.format.draft import draft_bytes
+from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress, stored_content, zstd
 from perfkit.releases.publish import delta_encoder, publisher
 from perfkit.releases.publish.large_files import LastRelease
+from perfkit.releases.publish.manifest_patch import manifest_slices
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.similarity import SimilarityIndex
 from perfkit.releases.publish.site import Site
@@ -243,3 +247,21 @@ def test_a_site_does_not_grow_by_its_tree(again: Callable[..., int], tmp_path: P
     assert sum(path.stat().st_size for path in (tmp_path / "site/objects").iterdir()) < 1.6 * len(content)
     client = Client(tmp_path / "site")
     assert client.install(client.pointer.solid) == client.install(client.pointer.fine) == {"big": bytes(content)}
+
+
+def test_a_delta_does_not_hold_the_list_of_files_several_times() -> None:
+    """Not while it is drafted, and not while parts of it wait for a thread."""
+    count, digests = 50_000, noise(1, 32 * 50_000)
+    names = [f"{number:05}" for number in range(count)]
+    columns = [1] * count, [False] * count, (digests[at : at + 32] for at in range(0, len(digests), 32))
+    manifest = Manifest.of_columns(names, *columns)
+    tracemalloc.start()
+    try:
+        draft = draft_bytes(manifest, range(0, count, 100))
+        assert tracemalloc.get_traced_memory()[1] < 1.7 * len(draft)
+        held = tracemalloc.get_traced_memory()[0]
+        waiting = list(manifest_slices(manifest.raw, draft))
+        assert tracemalloc.get_traced_memory()[0] - held < 64 << 10
+    finally:
+        tracemalloc.stop()
+    assert sum(make().length for make in waiting) == len(draft)

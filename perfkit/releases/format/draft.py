@@ -7,6 +7,7 @@ first, counted from 1. The digest of the completed manifest proves that every co
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import BytesIO
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import Keep
@@ -19,13 +20,15 @@ _UNKNOWN = bytes(28)
 def draft_bytes(manifest: Manifest, made: Iterable[int]) -> bytes:
     """A manifest's bytes without the digests of these entries, whose contents all differ."""
     first = {manifest.digest(entry): entry for entry in made}
-    return b"".join(
+    draft = BytesIO()
+    draft.writelines(  # a join would hold all parts first
         manifest.with_digests(
             (entry, bytes(DIGEST_BYTES) if entry == maker else _reference(maker))
             for entry, maker in enumerate(map(first.get, manifest.digests()))
             if maker is not None
         )
     )
+    return draft.getvalue()
 
 
 def parse_draft(parts: Iterable[bytes], keep: Keep) -> Manifest:

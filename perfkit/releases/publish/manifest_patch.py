@@ -33,16 +33,16 @@ def manifest_slices(old: bytes, new: bytes, *, quick: bool = False) -> Iterator[
     Args:
         quick: do not look for a smaller form of a part that has changed much.
     """
-    for start in range(0, len(new), _SLICE_BYTES):
-        part = new[start : start + _SLICE_BYTES]
-        first, size = start, len(part)
-        if not old.startswith(part, start):
-            middle, size = start * len(old) // len(new), MAX_GROUP_BYTES
-            first = max(0, min(middle - _SLICE_BYTES, len(old) - size))
-        yield functools.partial(_slice, part, first, old[first : first + size], quick)
+    return (functools.partial(_slice, old, new, start, quick) for start in range(0, len(new), _SLICE_BYTES))
 
 
-def _slice(part: bytes, first: int, prefix: bytes, quick: bool) -> Slice:
+def _slice(old: bytes, new: bytes, start: int, quick: bool) -> Slice:
+    part = new[start : start + _SLICE_BYTES]
+    first, size = start, len(part)
+    if not old.startswith(part, start):
+        middle, size = start * len(old) // len(new), MAX_GROUP_BYTES
+        first = max(0, min(middle - _SLICE_BYTES, len(old) - size))
+    prefix = old[first : first + size]
     frame = zstd.compress(part, options=_QUICK, zstd_dict=prefix_dictionary(prefix))
     if len(frame) > len(part) // _FEW and not quick:
         frame = compress(part, prefix=prefix)

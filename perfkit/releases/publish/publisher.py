@@ -19,6 +19,7 @@ from itertools import islice, repeat
 from typing import Any, BinaryIO
 
 from perfkit.errors import ConfigError, ManifestError
+from perfkit.libc import mmap_large_allocations
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format import MAX_AHEAD_MS
@@ -96,6 +97,7 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     """Publish the tree `src` on `site`, with these `PublishOptions`. See `Toolkit.publish`."""
     chosen = PublishOptions(**options)
     check_places(src, site)
+    mmap_large_allocations()
     tree = SourceTree(src, tuple(chosen.exclude), links=chosen.links)
     began_s = time.monotonic()
     clock_ns = _clock_ns(src, site)
