@@ -11,8 +11,9 @@ from struct import Struct
 from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.compact import DigestIndex, DigestSet, FileRows, Lookup, Names, pack_numbers, sort_numbers
+from perfkit.filesystem.compact import DigestIndex, DigestSet, Lookup, Names, pack_numbers, sort_numbers
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.spilled import FileRows
 from perfkit.transactions.records import Change, Content, signature
 
 _WRITE, _DELETE, _RECORD, _OMIT = 1, 2, 4, 8

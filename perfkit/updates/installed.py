@@ -13,9 +13,9 @@ from perfkit.config import Config
 from perfkit.downloads.file_origin import digest_of
 from perfkit.downloads.http.urls import unsigned
 from perfkit.errors import UpdateError
-from perfkit.filesystem.compact import file_bytes
 from perfkit.filesystem.own_files import open_own, read_record, write_record
 from perfkit.filesystem.paths import is_url
+from perfkit.filesystem.spilled import file_bytes
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout

@@ -17,10 +17,11 @@ from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Download, Request
-from perfkit.filesystem.compact import Bytes, DigestSet, keep_bytes
+from perfkit.filesystem.compact import DigestSet
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.filesystem.own_files import create_unnamed, open_own
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.spilled import Bytes, keep_bytes
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.draft import DIGEST_BYTES, made_for

@@ -23,7 +23,7 @@ from perfkit.errors import (
     StaleSourceError,
     TransferError,
 )
-from perfkit.filesystem.compact import chunks
+from perfkit.filesystem.spilled import chunks
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage

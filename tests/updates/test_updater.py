@@ -28,8 +28,8 @@ SECOND = edited(FIRST, 1)
 def manifests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Manifests are kept in memory, or in files as those of very many files are."""
     if request.param == "in files":
-        monkeypatch.setattr("perfkit.filesystem.compact._IN_MEMORY", 1)
-        monkeypatch.setattr("perfkit.filesystem.compact._CHUNK_BYTES", 50)
+        monkeypatch.setattr("perfkit.filesystem.spilled._IN_MEMORY", 1)
+        monkeypatch.setattr("perfkit.filesystem.spilled._CHUNK_BYTES", 50)
 
 
 @pytest.mark.usefixtures("manifests")

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import Bytes
+from perfkit.filesystem.spilled import Bytes
 
 _CODES = {1: "B", 4: "I", 8: "Q"}
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import BinaryIO, NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import Keep
+from perfkit.filesystem.spilled import Keep
 from perfkit.releases.format import most_compressed, most_content
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.differences import restore

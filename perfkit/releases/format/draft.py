@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from io import BytesIO
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import Keep
+from perfkit.filesystem.spilled import Keep
 from perfkit.releases.format.manifest import Manifest
 
 DIGEST_BYTES = 32

@@ -16,7 +16,8 @@ from itertools import accumulate, chain, compress, pairwise, repeat
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import Bytes, pack_numbers
+from perfkit.filesystem.compact import pack_numbers
+from perfkit.filesystem.spilled import Bytes
 from perfkit.releases.format import most_compressed
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.manifest import Manifest

@@ -18,8 +18,9 @@ from struct import Struct
 from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError, UnsafePathError
-from perfkit.filesystem.compact import Bytes, chunks, sort_numbers
+from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name, most_directories
+from perfkit.filesystem.spilled import Bytes, chunks
 from perfkit.releases.format.columns import Reader, pack_column
 
 MAX_ENTRIES = 1_000_000

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import BinaryIO
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.compact import Keep
+from perfkit.filesystem.spilled import Keep
 from perfkit.libc import trim_heap
 from perfkit.releases.format.delta import Delta, Span
 from perfkit.releases.format.draft import DIGEST_BYTES, complete

@@ -21,8 +21,9 @@ from perfkit.errors import (
     TransferError,
     UpdateError,
 )
-from perfkit.filesystem.compact import DigestSet, file_bytes, pack_numbers
+from perfkit.filesystem.compact import DigestSet, pack_numbers
 from perfkit.filesystem.own_files import open_own
+from perfkit.filesystem.spilled import file_bytes
 from perfkit.libc import mmap_large_allocations
 from perfkit.progress.text import printable
 from perfkit.redact import redacted

@@ -14,7 +14,7 @@ from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.http.urls import origin_of
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, HTTPStatusError
-from perfkit.filesystem.compact import Bytes
+from perfkit.filesystem.spilled import Bytes
 from perfkit.minisign.public_keys import MAX_FILE_BYTES
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME, channel_name
