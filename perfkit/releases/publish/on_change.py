@@ -9,6 +9,7 @@ from typing import Any
 
 from perfkit.errors import PerfkitError
 from perfkit.filesystem.watch import ALL, DirtySet
+from perfkit.libc import mmap_large_allocations
 from perfkit.releases.publish.options import PublishOptions
 from perfkit.releases.publish.publisher import Release, check_places, publish_manifest
 from perfkit.releases.publish.source_tree import SourceTree
@@ -35,6 +36,7 @@ def publish_on_change(
     """
     chosen = PublishOptions(**options)
     check_places(src, site)
+    mmap_large_allocations()
     tree = SourceTree(src, chosen.exclude, links=chosen.links, closed_only=True)
     renew_s = None if chosen.expires_s is None else chosen.expires_s / 2
 
