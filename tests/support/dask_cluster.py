@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.support.waiting import wait_until
+from tests.support.warm import USED_BY_COMMANDS, WarmPython
 
-DASK = ["dask.__main__", "distributed.cli.dask_scheduler", "distributed.cli.dask_worker", "perfkit.contrib.dask"]
+_DASK = ["dask.__main__", "distributed.cli.dask_scheduler", "distributed.cli.dask_worker", "perfkit.contrib.dask"]
 
 _PROGRAM = """
 import json, os, sys
@@ -29,8 +31,19 @@ if __name__ == "__main__":
 """
 
 
-def start_python(*arguments: object, **options: Any) -> subprocess.Popen[Any]:
-    return subprocess.Popen([sys.executable, *map(str, arguments)], **options)
+@contextlib.contextmanager
+def warm_dask(place: Path) -> Iterator[WarmPython]:
+    """A process from which those of clusters are forked. It has imported Dask, which reads its settings then."""
+    settings = {
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
+        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # it samples a hundred times a second
+        "DASK_TEMPORARY_DIRECTORY": str(place),
+    }
+    with mock.patch.dict(os.environ, settings):
+        warm = WarmPython(place, *_DASK, *USED_BY_COMMANDS)
+    with warm:
+        yield warm
 
 
 class Cluster:
@@ -38,24 +51,18 @@ class Cluster:
 
     Args:
         place: a directory for the processes' files.
-        start: starts `python ARGUMENTS`, with options of subprocess.Popen; perhaps where Dask is imported already.
+        warm: starts the processes.
     """
 
-    def __init__(self, place: Path, start: Callable[..., subprocess.Popen[Any]] = start_python) -> None:
+    def __init__(self, place: Path, warm: WarmPython) -> None:
         self._place = place
-        self._start_python = start
+        self._warm = warm
         self._file = place / "scheduler.json"
-        self._environment = {
-            **os.environ,
-            "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
-            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
-            "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # it samples a hundred times a second
-        }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Cluster:
         self._start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-        wait_until(self._file.exists, timeout_s=60)
+        wait_until(self._file.exists, timeout_s=100)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,15 +72,13 @@ class Cluster:
     def _start(self, name: str, role: str, *options: str) -> None:
         command = ["-m", "dask", role, "--scheduler-file", self._file, *options]
         with open(self._place / f"{name}.log", "wb") as log:
-            self._processes[name] = self._start_python(
-                *command, stdout=log, stderr=log, cwd=self._place, env=self._environment
-            )
+            self._processes[name] = self._warm.start(*command, stdout=log, stderr=log, cwd=self._place)
 
     def add_worker(self, name: str, *options: str) -> None:
         """A worker with one thread and without a nanny, which would start another if it is killed."""
         self._start(
             name, "worker", "--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1",
-            "--local-directory", str(self._place), *options,
+            *options,
         )  # fmt: skip
 
     def log(self, name: str) -> str:
@@ -93,7 +98,7 @@ class Cluster:
         program = _PROGRAM % body.strip().replace("\n", "\n        ")
         command = ["-c", program, self._file, dest, url, *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return self._start_python(*command, **pipes, env=self._environment, text=True)
+        return self._warm.start(*command, **pipes, text=True)
 
     def run(self, body: str, dest: Path, url: str = "", *arguments: str) -> Any:
         """What such a program printed, as JSON."""

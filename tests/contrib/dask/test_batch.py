@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
 def test_a_killed_worker_loses_its_shard(tmp_path: Path, out: Path, warm_dask: WarmPython) -> None:
     """The other one does it again, and keeps what is complete; one that joins gets the rest of the work."""
     log = Log()
-    with Cluster(tmp_path, warm_dask.start) as cluster, MisbehavingServer(log) as server:
+    with Cluster(tmp_path, warm_dask) as cluster, MisbehavingServer(log) as server:
         cluster.add_worker("lost")
         cluster.add_worker("kept")
 
@@ -197,7 +197,7 @@ def test_a_killed_client_and_a_killed_scheduler_resume(tmp_path: Path, out: Path
             (place := tmp_path / victim).mkdir()
             reached = threading.Event()
             log.act, log.act_at = reached.set, 12 * (number + 1)
-            with Cluster(place, warm_dask.start) as cluster:
+            with Cluster(place, warm_dask) as cluster:
                 cluster.add_worker("one")
                 with cluster.start(RESUMED, tmp_path / "out", f"{server.url}/", str(done), "1") as client:
                     assert reached.wait(60)
@@ -212,7 +212,7 @@ def test_a_killed_client_and_a_killed_scheduler_resume(tmp_path: Path, out: Path
         assert kept >= 2
         (place := tmp_path / "third").mkdir()
         before = log.bodies.total()
-        with Cluster(place, warm_dask.start) as cluster:
+        with Cluster(place, warm_dask) as cluster:
             cluster.add_worker("one")
             assert cluster.run(RESUMED, out, f"{server.url}/", str(done), "1") == [len(BODY)] * FILES
     assert log.bodies.total() - before <= FILES - 4 * kept

@@ -62,7 +62,7 @@ def test_a_lost_worker_is_a_failed_host(tmp_path: Path, origin: Origin, out: Pat
     """Its wave goes back, as far as it can be reached."""
     origin.publish({"a": b"good"}, "1")
     (tmp_path / "cluster").mkdir()
-    with Cluster(tmp_path / "cluster", warm_dask.start) as cluster:
+    with Cluster(tmp_path / "cluster", warm_dask) as cluster:
         for name in ("kept", "lost"):
             cluster.add_worker(name, "--resources", "canary=1")
         told, known, _ = cluster.run(SYNC, out, origin.url, "2", "lost", "lose")
