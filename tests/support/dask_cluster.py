@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,8 +29,7 @@ if __name__ == "__main__":
 """
 
 
-@contextlib.contextmanager
-def warm_dask(place: Path) -> Iterator[WarmPython]:
+def start_warm(place: Path) -> WarmPython:
     """A process from which those of clusters are forked. It has imported Dask, which reads its settings then."""
     settings = {
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
@@ -41,9 +38,7 @@ def warm_dask(place: Path) -> Iterator[WarmPython]:
         "DASK_TEMPORARY_DIRECTORY": str(place),
     }
     with mock.patch.dict(os.environ, settings):
-        warm = WarmPython(place, *_DASK, *USED_BY_COMMANDS)
-    with warm:
-        yield warm
+        return WarmPython(place, *_DASK, *USED_BY_COMMANDS)
 
 
 class Cluster:

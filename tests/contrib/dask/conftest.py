@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.dask_cluster import Cluster, warm_dask
+from tests.support.dask_cluster import Cluster, start_warm
 from tests.support.warm import WarmPython
 
 
-@pytest.fixture(scope="session", name="warm_dask")
-def warm_dask_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
-    with warm_dask(tmp_path_factory.mktemp("warm-dask")) as warm:
+@pytest.fixture(scope="session")
+def warm_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
+    with start_warm(tmp_path_factory.mktemp("warm-dask")) as warm:
         yield warm
 
 
