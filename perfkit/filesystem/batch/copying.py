@@ -18,7 +18,8 @@ from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches, totals
 from perfkit.libc import link
 from perfkit.progress.meter import Progress
 
-_BATCH_FILES, _BATCH_BYTES = 64, 8 << 20
+_LARGE_BYTES = 256 << 10  # copied in threads; with small files they would only wait for the interpreter lock
+_BATCH_BYTES = 8 << 20
 _NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -59,7 +60,7 @@ def copy_tree(
         if progress is not None:
             run.expect(*totals(source))
         copier = _Copier(source, place, link=link, replace=not fresh)
-        run.execute(copier.batch, copier.batches(run))
+        run.execute(copier.copy, copier.batches(run))
         if not (run.failed and on_error == "stop"):
             copier.finish(run)
             _set_metadata(place, top.st_mode, top.st_mtime_ns)
@@ -86,7 +87,9 @@ class _Copier:
         self.made = 0
 
     def batches(self, run: BatchRun) -> Iterator[list[ScanEntry]]:
-        """The files, in batches; directories are created on the way, before their contents."""
+        """The large files, in batches. On the way, directories are created, before their contents, and the other files
+        copied.
+        """
         batch: list[ScanEntry] = []
         weight = 0
         failed: set[str] = set()  # directories that could not be created
@@ -100,10 +103,12 @@ class _Copier:
                 except OSError as error:
                     failed.add(f"{entry.name}/")
                     run.add(BatchResult(entry.name, error=error))
+            elif self._link or entry.size < _LARGE_BYTES:
+                run.add(self._one(entry))
             else:
                 batch.append(entry)
-                weight += 0 if self._link else entry.size
-                if weight >= _BATCH_BYTES or len(batch) >= _BATCH_FILES:
+                weight += entry.size
+                if weight >= _BATCH_BYTES:
                     yield batch
                     batch, weight = [], 0
             if run.stopped:
@@ -130,7 +135,7 @@ class _Copier:
             except OSError as error:
                 run.add(BatchResult(entry.name, error=error))
 
-    def batch(self, entries: list[ScanEntry]) -> list[BatchResult]:
+    def copy(self, entries: list[ScanEntry]) -> list[BatchResult]:
         return [self._one(entry) for entry in entries]
 
     def _one(self, entry: ScanEntry) -> BatchResult:
