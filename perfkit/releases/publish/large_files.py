@@ -23,12 +23,13 @@ from perfkit.releases.publish.site import Site
 from perfkit.releases.publish.source_tree import CHANGED
 
 READ_BYTES = 1 << 20
+_HANDED_OVER_BYTES = 64 << 10  # less is hashed in less time than it takes to wake a thread
 _LARGE_BYTES = 1 << 20  # smaller files are hashed again when they are packed
 _NEW_SHARE = 1 / 16  # of a file: if more is new, it is cut into pieces when they are packed, while threads compress
 
 
 class BackgroundHash:
-    """The SHA-256 of what is added, computed by another thread while the caller works on it.
+    """The SHA-256 of what is added, computed by another thread while the caller works on it if it is large.
 
     Args:
         thread: hashes in the order of calls, so it must be a single thread.
@@ -43,7 +44,11 @@ class BackgroundHash:
         """Hash further bytes, soon."""
         if self._added is not None:
             self._added.result()
-        self._added = self._thread.submit(self._sha256.update, data)
+            self._added = None
+        if len(data) < _HANDED_OVER_BYTES:
+            self._sha256.update(data)
+        else:
+            self._added = self._thread.submit(self._sha256.update, data)
 
     def digest(self) -> bytes:
         """The digest of all that was added."""

@@ -14,6 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import BinaryIO
 
 from perfkit.errors import FileChangedError
@@ -42,6 +43,7 @@ FINE_LEVEL = 12
 SOLID_BYTES = 16 << 20  # of a frame's content: twice the window; larger frames save little, and are reused less
 _PACK_BYTES = 256 << 20  # approximate maximum of an object
 _BATCH_BYTES = 1 << 20  # small frames are compressed in batches
+_THREADED_BYTES = 1 << 10  # per content, on average; below this, compressing takes less time than waking a thread
 _DICTIONARY_BYTES = 32 << 10
 _SAMPLES = 2000
 _SAMPLE_BYTES = 8 << 10
@@ -345,7 +347,12 @@ class PackWriter:
 
     def _submit(self) -> None:
         contents, sizes = self._batch, list(map(len, self._batch))
-        work = self._threads.submit(compress_many, contents, level=self._level, shared=self._dictionary)
+        compress = partial(compress_many, contents, level=self._level, shared=self._dictionary)
+        if self._batch_bytes < _THREADED_BYTES * len(contents):
+            work: Future[list[bytes]] = Future()
+            work.set_result(compress())
+        else:
+            work = self._threads.submit(compress)
         self._pending.append((work, sizes))
         self._batch, self._batch_bytes = [], 0
         while len(self._pending) > 3:
