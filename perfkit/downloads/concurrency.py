@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import inf
 
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.network_path import Path, queued
+from perfkit.downloads.http.network_path import NetworkPath, queued
 from perfkit.downloads.http.urls import origin_of
 
 _CHECK_S = 0.01  # how often a full host is checked for a free place
@@ -230,7 +230,7 @@ class AdaptiveController:
         busy: int,
         cpu_s: float,
         throttled: bool,
-        path: Path | None = None,
+        path: NetworkPath | None = None,
     ) -> bool:
         """Evaluate the running totals; may be called at any rate. Returns whether `target` changed.
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from perfkit.downloads.shared_limits import LeaseKeeper, LimitStore
 
 Item = str | tuple[str, str] | Request
+_Placed = tuple[Request, str, bool]  # and its path, and whether the caller chose its name
 
 _LARGE_BYTES = 64 << 10  # the caller gets a result of this size at once, smaller ones with the next tick
 _TICK_S = 0.1  # how often the calling thread shows progress and adjusts the workers
@@ -257,8 +258,8 @@ class DownloadManager:
 
     # -- the calling thread -----------------------------------------------------------------------------------------
 
-    def _place(self, item: Item, directory: str) -> tuple[Request, str, bool] | tuple[str, Exception]:
-        """The request and path of an item, or what is wrong with it."""
+    def _place(self, item: Item, directory: str) -> _Placed | Download:
+        """The request and path of an item, or a result that says what is wrong with it."""
         try:
             if isinstance(item, str):
                 request = Request(item)
@@ -271,11 +272,11 @@ class DownloadManager:
         except (PerfkitError, TypeError, ValueError) as error:
             if not isinstance(error, PerfkitError):
                 error = ConfigError(f"a {type(item).__name__} is neither a URL, nor a (URL, name) pair, nor a Request")
-            return (item if isinstance(item, str) else getattr(item, "url", "")), error
+            return Download(url=item if isinstance(item, str) else getattr(item, "url", ""), path="", error=error)
 
     def _run(
         self,
-        placed: Iterable[tuple[Request, str, bool] | tuple[str, Exception] | None],
+        placed: Iterable[_Placed | Download | None],
         total: int | None = 1,
         *,
         phase: str = "download",
@@ -318,7 +319,7 @@ class DownloadManager:
                         self._abandon(batch)
                         if batch.open:
                             batch.wait()
-                    self._part(batch)
+                    self._leave(batch)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -359,8 +360,8 @@ class DownloadManager:
                     self._leases.start()
             return self._network
 
-    def _part(self, batch: _Batch) -> None:
-        self._scheduler.part(batch.queue)
+    def _leave(self, batch: _Batch) -> None:
+        self._scheduler.leave(batch.queue)
         del batch.context  # which refers to the batch: its paths would stay until the garbage collector comes
         with self._lock:
             self._batches.remove(batch)
@@ -369,7 +370,7 @@ class DownloadManager:
             with self._tick_lock:
                 self._progress.finish(self._meter.snapshot())
 
-    def _feed(self, batch: _Batch, source: Iterator[object], *, counted: bool) -> bool:
+    def _feed(self, batch: _Batch, source: Iterator[_Placed | Download | None], *, counted: bool) -> bool:
         """Keep a few files queued for each worker; returns True when there are no more."""
         room = self._scheduler.room(batch.queue)
         fresh = []
@@ -382,19 +383,17 @@ class DownloadManager:
                 batch.taken += 1
                 if not counted:
                     self._meter.expect(1)
-                match placed:
-                    case (Request() as request, str() as path, bool() as named):
-                        transfer = self._admit(batch, index, request, path, named=named)
-                        if transfer is not None:
-                            fresh.append(transfer)
-                    case (str() as url, Exception() as error):
-                        batch.finished.append((index, Download(url=url, path="", error=error)))
-                        self._meter.file(url).failed(reason_of(error))
+                if isinstance(placed, Download):
+                    assert placed.error is not None
+                    batch.finished.append((index, placed))
+                    self._meter.file(placed.url).failed(reason_of(placed.error))
+                elif (transfer := self._admit(batch, index, *placed)) is not None:
+                    fresh.append(transfer)
         finally:  # the caller's source may raise: what it gave before is queued anyway, and ended there
             self._scheduler.add(batch.queue, fresh)
         return batch.taken - first < room
 
-    def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
+    def _admit(self, batch: _Batch, index: int, request: Request, path: str, named: bool) -> Transfer | None:
         """A transfer with a path of its own, in an existing directory; None if it has already failed."""
         directory, name = os.path.split(path)
         size = request.expected_bytes

@@ -103,7 +103,7 @@ class Scheduler:
             queue.waiting.clear()
             self._changed.notify_all()
 
-    def part(self, queue: Queue) -> None:
+    def leave(self, queue: Queue) -> None:
         """Stop working on a queue."""
         with self._lock:
             self._queues.remove(queue)

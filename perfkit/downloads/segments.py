@@ -29,10 +29,11 @@ _LEAST_BYTES = 32 << 10  # less than this is not split, however slow it is
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """A range under way. Bytes before `position` are on disk; `end` shrinks when another worker takes the rest."""
+    """A missing range. Bytes before `position` are on disk; `end` shrinks when another worker takes the rest."""
 
     position: int
     end: int | None  # None while the size of the file is unknown
+    not_before_s: float = 0.0  # when the first runner may begin
     runners: list[Runner] = field(default_factory=list)
     tries: int = 0  # runners that it has had
     keeps_cut: bool = False  # its end no longer grows back
@@ -96,15 +97,6 @@ class Runner:
         return None if end is None else max(0, end - self.position)
 
 
-@dataclass(slots=True)
-class _Gap:
-    """A range without a runner, and when it may be tried."""
-
-    start: int
-    end: int | None
-    not_before_s: float
-
-
 class SegmentMap:
     """The ranges of one version of one file."""
 
@@ -114,13 +106,14 @@ class SegmentMap:
         self._lock = threading.Lock()
         self._clock = clock
         self._size = size
-        self._active: list[Segment] = []
+        missing: Iterable[tuple[int, int | None]] = [(0, None)] if size is None else _complement(done, size)
+        self._gaps = [Segment(*each) for each in missing]  # without runners
+        self._active: list[Segment] = []  # with one or more
         self._ended_bytes = 0  # what runners that left have fetched, and how long they took
         self._ended_s = 0.0
         self._idle: list[float] = []  # speeds of connections that have read their responses, the latest last
         self._behind = _BEHIND
         self._far_s = 0.0  # the round trip to the server; 0 if slow start is over at once, or it is unknown
-        self._gaps = [_Gap(0, None, 0.0)] if size is None else [_Gap(*gap, 0.0) for gap in _complement(done, size)]
 
     @property
     def size(self) -> int | None:
@@ -140,45 +133,39 @@ class SegmentMap:
     def frontier(self) -> int:
         """Every byte before this one is on disk."""
         with self._lock:
-            starts = [gap.start for gap in self._gaps] + [segment.position for segment in self._active]
-            return min(starts) if starts else self._size or 0
+            return min((each.position for each in self._segments()), default=self._size or 0)
 
     def done(self) -> list[Range]:
         """The ranges on disk, sorted; while the size is unknown, up to the last byte written."""
         with self._lock:
             if self._size is None:
                 return [(0, segment.position) for segment in self._active if segment.position]
-            missing = [(gap.start, gap.end or self._size) for gap in self._gaps]
-            missing += [(segment.position, segment.end or self._size) for segment in self._active]
-            return _complement(missing, self._size)
+            return _complement(((each.position, each.end or self._size) for each in self._segments()), self._size)
 
     def set_size(self, size: int) -> None:
         """Set the size once it is known, at the latest where a stream ended; open-ended ranges end there."""
         with self._lock:
             self._size = size
-            for gap in self._gaps:
-                gap.end = size if gap.end is None else gap.end
-            for segment in self._active:
-                segment.end = size if segment.end is None else segment.end
-            self._gaps = [gap for gap in self._gaps if gap.start < (gap.end or 0)]
-            self._active = [segment for segment in self._active if segment.position < (segment.end or 0)]
+            for each in self._segments():
+                each.end = size if each.end is None else each.end
+            self._gaps = [each for each in self._gaps if _left(each) > 0]
+            self._active = [each for each in self._active if _left(each) > 0]
 
     def claim(self, cancel: Cancel | None = None) -> Runner | None:
         """Claim a missing range that is due, for a runner that `cancel` ends, or a `Cancel` of its own."""
         now = self._clock()
         with self._lock:
-            for index, gap in enumerate(self._gaps):
-                if gap.not_before_s <= now:
-                    del self._gaps[index]
-                    segment = Segment(gap.start, gap.end)
-                    self._active.append(segment)
-                    return self._run(segment, gap.start, cancel)
-        return None
+            segment = next((each for each in self._gaps if each.not_before_s <= now), None)
+            if segment is None:
+                return None
+            self._gaps.remove(segment)
+            self._active.append(segment)
+            return self._run(segment, segment.position, cancel)
 
     def next_claim_s(self) -> float | None:
         """The clock's time at which a missing range may be claimed; None if none is missing."""
         with self._lock:
-            return min((gap.not_before_s for gap in self._gaps), default=None)
+            return min((each.not_before_s for each in self._gaps), default=None)
 
     @property
     def missing_bytes(self) -> int:
@@ -187,7 +174,10 @@ class SegmentMap:
             return self._missing()
 
     def _missing(self) -> int:
-        return sum(map(_left, self._active)) + sum((gap.end or 0) - gap.start for gap in self._gaps)
+        return sum(map(_left, self._segments()))
+
+    def _segments(self) -> list[Segment]:
+        return self._gaps + self._active
 
     def split(self, minimum: int, round_trip_s: float = 0.0, *, congested: bool = True) -> Runner | None:
         """Split off the end of the range that would take longest, so that both parts end together. The part is no more
@@ -307,7 +297,7 @@ class SegmentMap:
             if segment.position != runner.start or len(segment.runners) > 1:
                 return False
             for before in self._active:
-                if before is not segment and before.end == segment.position and before.runners and not before.keeps_cut:
+                if before is not segment and before.end == segment.position and not before.keeps_cut:
                     before.end = segment.end
                     self._active.remove(segment)
                     return True
@@ -335,7 +325,7 @@ class SegmentMap:
                 self._idle.append(runner.speed(self._clock()))
             if segment in self._active and not segment.runners:
                 self._active.remove(segment)
-                self._gaps.append(_Gap(segment.position, segment.end, not_before_s))
+                self._gaps.append(Segment(segment.position, segment.end, not_before_s))
 
     def cancel_others(self, but: Runner | None) -> None:
         """Cancel all other runners."""

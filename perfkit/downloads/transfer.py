@@ -16,7 +16,7 @@ from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.checksums import Checksum, matches
 from perfkit.downloads.destination import Destination, PathClaims
 from perfkit.downloads.file_origin import read_origin
-from perfkit.downloads.http.network_path import Path, queued
+from perfkit.downloads.http.network_path import NetworkPath, queued
 from perfkit.downloads.http.semantics import (
     NO_VERSION,
     Answer,
@@ -342,7 +342,7 @@ class Transfer:
                     response.end_after(0)  # a new connection starts with a wider window
                     task.runner.replaced = True
 
-    def _lost_by_chance(self, path: Path | None) -> bool:
+    def _lost_by_chance(self, path: NetworkPath | None) -> bool:
         """Whether packets were lost at random, and not in a full queue."""
         if path is None or not path.out_of_order or queued(path.round_trip_s, path.least_s):
             return False

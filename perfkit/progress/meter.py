@@ -203,7 +203,7 @@ class FileMeter:
         if self._began_s is not None:
             elapsed_s = (self._ended_s or now) - self._began_s
             self._pace = self._pace or Pace(self._began_s)
-            speed = self._pace.see(now, self.transferred_bytes)
+            speed = self._pace.record(now, self.transferred_bytes)
             left = None if self.total_bytes is None else max(0, self.total_bytes - self.received_bytes)
             eta_s = self._pace.eta_s(left)
             share = self._pace.share(self.received_bytes, self.total_bytes, ended=self.state is State.DONE)
@@ -342,7 +342,7 @@ class Meter:
         """The current numbers; with `files`, also those of files that are active, or ended since the last snapshot."""
         with self.lock:
             now = self.clock()
-            speed = self._pace.see(now, self._transferred)
+            speed = self._pace.record(now, self._transferred)
             expected = None if self._open_lists else self._expected
             ended = self._totals.files_done + self._totals.files_failed + self._totals.files_cancelled
             total = self._total_bytes(expected)

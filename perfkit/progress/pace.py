@@ -30,7 +30,7 @@ class Pace:
         self._seen_s = self._grown_s = now
         self._share = 0.0
 
-    def see(self, now: float, total: int) -> float:
+    def record(self, now: float, total: int) -> float:
         """Record a total, which never decreases, at this moment; returns the speed over the last five seconds."""
         if total > self._total:
             interval_s = now - (self._grown_s if self._total else self._seen_s)  # without the wait for the first bytes

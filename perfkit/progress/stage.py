@@ -64,7 +64,7 @@ class Stage:
         done, total = self._bytes_done, self._total_bytes
         if not total:  # by the number of files
             done, total = self._files_done + self._failed, self._files
-        speed = self._pace.see(now, done)
+        speed = self._pace.record(now, done)
         total_bytes = None if self._total_bytes is None else max(self._total_bytes, self._bytes_done)
         return Snapshot(
             phase=self._phase,

@@ -57,19 +57,17 @@ class Lock:
             self._rootdir.close_cached()
             self._rootdir.mkdir(os.path.dirname(self._lock_name))
             return self._try_acquire()
-        try:
-            try_lock(fd)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, fd)
+            try:
+                try_lock(fd)
+            except BlockingIOError:
+                return False
             found = self._rootdir.lstat(self._lock_name)
             if found is None or found.st_ino != os.fstat(fd).st_ino or _is_alive(self._owner()):
-                os.close(fd)
                 return False
             self._write_owner()
-        except BlockingIOError:
-            os.close(fd)
-            return False
-        except BaseException:
-            os.close(fd)
-            raise
+            stack.pop_all()
         self._fd = fd
         return True
 

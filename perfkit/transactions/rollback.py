@@ -56,13 +56,14 @@ def rollback(committer: Committer, *, to: int | None, edits: LocalChanges, unche
 
 def _compare(
     committer: Committer, change_set: ChangeSet, unchecked: Mapping[str, str]
-) -> tuple[Sequence[int], _Inodes]:
+) -> tuple[Sequence[int], Sequence[int]]:
     """Compare the tree with what is wanted, and keep what is going to be replaced.
 
     Names that are already as wanted are dropped from the change set. Returns the rows whose file has neither the
-    content of the current generation nor the wanted one, and the inodes of the files that are replaced or removed.
+    content of the current generation nor the wanted one, and the sorted inodes of the files that are replaced or
+    removed, an inode once for each.
     """
-    edited, replaced = array("I"), _Inodes()
+    edited, replaced = array("I"), array("Q")
     renamed = set()  # where case is ignored: names that get another spelling
     if committer.rootdir.folds_case:
         rows = change_set.rows()
@@ -77,34 +78,15 @@ def _compare(
             sha256 = unchecked.get(name)
             seen = Seen(sha256, found.st_ino, found.st_size, found.st_mtime_ns) if sha256 else None
             before = committer.store.keep(name, seen)
-            replaced.add(found.st_ino)
+            replaced.append(found.st_ino)
         if before == wanted or (not committer.holds_modes and before and _same_data(before, wanted)):
             del change_set[name]
             continue
         if before is not None and not _same_data(before, change_set.recorded(row)) and not _same_data(before, wanted):
             edited.append(row)
         change_set.set_before(row, before, before, found)
-    return edited, replaced
-
-
-class _Inodes:
-    """Counts inodes, in a few bytes each."""
-
-    def __init__(self) -> None:
-        self._inodes = array("Q")
-        self._sorted = True
-
-    def add(self, inode: int) -> None:
-        self._inodes.append(inode)
-        self._sorted = False
-
-    def count(self, inode: int) -> int:
-        """How often this inode was added."""
-        if not self._sorted:
-            added = self._inodes
-            self._inodes = array("Q", map(added.__getitem__, sort_numbers(range(len(added)), added.__getitem__)))
-            self._sorted = True
-        return bisect_right(self._inodes, inode) - bisect_left(self._inodes, inode)
+    inode = replaced.__getitem__
+    return edited, array("Q", map(inode, sort_numbers(range(len(replaced)), inode)))
 
 
 def _same_data(found: Content, content: Content | None) -> bool:
@@ -132,7 +114,7 @@ def _save_edited(committer: Committer, change_set: ChangeSet, edited: Iterable[i
 class _Restorer:
     """Stages stored objects, each verified first, except for those of `unchecked` names."""
 
-    def __init__(self, committer: Committer, replaced: _Inodes, unchecked: Collection[str]) -> None:
+    def __init__(self, committer: Committer, replaced: Sequence[int], unchecked: Collection[str]) -> None:
         self._committer = committer
         self._rootdir = committer.rootdir
         self._replaced = replaced
@@ -178,7 +160,8 @@ class _Restorer:
                 raise _LostError("its stored copy was modified through a hard link")
             found = os.fstat(fd)
             mode_fits = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
-            only = found.st_nlink == 1 or found.st_nlink - 1 <= self._replaced.count(found.st_ino)  # no other stays
+            gone = bisect_right(self._replaced, found.st_ino) - bisect_left(self._replaced, found.st_ino)
+            only = found.st_nlink == 1 or found.st_nlink - 1 <= gone  # no other name of it stays
             if mode_fits and only and self._linked.add(bytes.fromhex(content.sha256)):
                 set_mode(fd, content.mode)
                 return self._committer.stage_link(stored, fd)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
-from perfkit.downloads.http.network_path import Path
+from perfkit.downloads.http.network_path import NetworkPath
 
 pytestmark = pytest.mark.once
 
@@ -99,7 +99,7 @@ class Bench:
         cpu: float = 0.1,
         throttled: bool = False,
         busy: Callable[[int], int] = lambda target: target,
-        path: Callable[[int], Path | None] = lambda target: None,
+        path: Callable[[int], NetworkPath | None] = lambda target: None,
     ) -> None:
         self.clock = Clock()
         self.controller = AdaptiveController(ceiling, clock=self.clock)
@@ -191,17 +191,17 @@ def test_over_a_distance_it_starts_with_eight() -> None:
 
 def test_streams_are_added_while_packets_do_not_queue() -> None:
     """Whatever they gain at first: they pay where each is limited, by losses or by the server."""
-    bench = Bench(lambda streams: 1e6, ceiling=32, path=lambda streams: Path(0.085, 0.08, 3))
+    bench = Bench(lambda streams: 1e6, ceiling=32, path=lambda streams: NetworkPath(0.085, 0.08, 3))
     bench.controller.answered(0.08)
     assert bench.run(0.5) == [8, 16, 32]
 
 
 def test_streams_are_not_added_while_packets_queue() -> None:
     """What more streams gain then, others lose. The least round trip is that of an empty queue, seen once."""
-    bench = Bench(lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: Path(0.13, 0.08, 3))
+    bench = Bench(lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: NetworkPath(0.13, 0.08, 3))
     bench.controller.answered(0.08)
     assert bench.run(10) == [8]
-    bench.path = lambda streams: Path(0.13, 0.12, 3)  # all connections have been made while there was a queue
+    bench.path = lambda streams: NetworkPath(0.13, 0.12, 3)  # all connections have been made while there was a queue
     assert bench.run(10) == [8]
 
 
@@ -211,11 +211,14 @@ def test_a_queue_is_remembered_for_a_while(busy: int) -> None:
     streams as wanted, which a server may not allow.
     """
     bench = Bench(
-        lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: Path(0.13, 0.08, 3), busy=lambda target: busy
+        lambda streams: 1e6 * streams,
+        ceiling=16,
+        path=lambda streams: NetworkPath(0.13, 0.08, 3),
+        busy=lambda target: busy,
     )
     bench.controller.answered(0.08)
     bench.run(5)
-    bench.path = lambda streams: Path(0.081, 0.08, 3)
+    bench.path = lambda streams: NetworkPath(0.081, 0.08, 3)
     bench.run(1)
     assert bench.controller.congested
     bench.run(2)
@@ -225,18 +228,18 @@ def test_a_queue_is_remembered_for_a_while(busy: int) -> None:
 @pytest.mark.parametrize(("trip_s", "remembered"), [(0.02, False), (0.08, True), (0.01, True)])
 def test_a_queue_is_remembered_for_some_round_trips(trip_s: float, remembered: bool) -> None:
     """Losses that slow a connection soon after would have to be those of a queue for as long as that; from 20 ms on."""
-    full = Path(2 * trip_s, trip_s, 3)
+    full = NetworkPath(2 * trip_s, trip_s, 3)
     bench = Bench(lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: full)
     bench.controller.answered(trip_s)
     bench.run(5)
-    bench.path = lambda streams: Path(trip_s, trip_s, 3)
+    bench.path = lambda streams: NetworkPath(trip_s, trip_s, 3)
     bench.run(1)
     assert bench.controller.congested is remembered
 
 
 def test_goodput_decides_where_there_is_no_distance() -> None:
     """On loopback and in a local network, the kernel's round trips say nothing of queues."""
-    bench = Bench(lambda streams: 1e6 * min(streams, 2), path=lambda streams: Path(0.0005, 0.0001, 0))
+    bench = Bench(lambda streams: 1e6 * min(streams, 2), path=lambda streams: NetworkPath(0.0005, 0.0001, 0))
     assert bench.run(2) == [1, 2, 4, 2]
 
 
@@ -268,7 +271,7 @@ def test_over_a_distance_it_keeps_its_streams_while_the_processor_limits() -> No
     """Small files take a round trip each, and have as many requests under way as wait for one: fewer streams would be
     without effect until the processor is idle, and then too few.
     """
-    bench = Bench(lambda streams: 1e6, ceiling=64, path=lambda streams: Path(0.02, 0.02, 0), cpu=0.1)
+    bench = Bench(lambda streams: 1e6, ceiling=64, path=lambda streams: NetworkPath(0.02, 0.02, 0), cpu=0.1)
     bench.controller.answered(0.02)
     assert bench.run(0.3) == [8, 16]
     bench.cpu = 1.0

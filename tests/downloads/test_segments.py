@@ -92,7 +92,7 @@ class Ranges(RuleBasedStateMachine):
         if not hasattr(self, "map"):
             return
         under_way = [byte for each in self.map._active for byte in range(each.position, each.end or 0)]
-        missing = [byte for each in self.map._gaps for byte in range(each.start, each.end or 0)]
+        missing = [byte for each in self.map._gaps for byte in range(each.position, each.end or 0)]
         assert sorted(under_way + missing) == [byte for byte in range(self.size) if byte not in self.written]
         assert all(each.runners for each in self.map._active)
 

@@ -269,7 +269,7 @@ def test_a_silence_does_not_change_the_time_left(silence_s: float) -> None:
     for step in range(400):
         now += 0.1 if step != 200 else silence_s
         total += 1000
-        pace.see(now, total)
+        pace.record(now, total)
         assert pace.eta_s(500_000) == pytest.approx(50.0, rel=0.2)
 
 
@@ -277,9 +277,9 @@ def test_the_wait_for_the_first_bytes_does_not_count() -> None:
     """Name look-up, connection and answer take two seconds; what then comes has its own speed."""
     pace = Pace(0.0)
     for step in range(20):
-        pace.see(step / 10, 0)
+        pace.record(step / 10, 0)
     for step in range(20, 40):
-        pace.see(step / 10, (step - 19) * 1000)
+        pace.record(step / 10, (step - 19) * 1000)
         assert pace.eta_s(100_000) == pytest.approx(10.0, rel=0.01)
 
 
@@ -287,7 +287,7 @@ def test_bytes_that_come_in_bursts() -> None:
     """A slow server that answers with a small file every 1.5 s: the pauses belong to the speed."""
     pace = Pace(0.0)
     for tick in range(1, 300):
-        pace.see(tick / 10, tick // 15 * 15_000)
+        pace.record(tick / 10, tick // 15 * 15_000)
     assert pace.eta_s(100_000) == pytest.approx(10.0, rel=0.15)
 
 
@@ -322,7 +322,7 @@ def test_samples_are_few() -> None:
     """A window that is asked a million times a second keeps a sample for each tenth of a second."""
     pace = Pace(0.0)
     for step in range(100_000):
-        pace.see(step / 10_000, step)
+        pace.record(step / 10_000, step)
     assert len(pace._recent) < 60
     assert len(pace._flow) < 110
 

@@ -77,7 +77,7 @@ class ClusterProgress:
         received = sum(each.bytes for each in counts) + sum(each.received_bytes for each in active)
         self._most = max(received, self._most)  # what a lost worker had is received again
         total = self._known_bytes if self._all_known else round(received / files * self._files) if files else None
-        speed = self._pace.see(now, self._most - self._resumed)
+        speed = self._pace.record(now, self._most - self._resumed)
         return Snapshot(
             phase="download",
             files_total=self._files,

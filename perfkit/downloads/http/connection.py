@@ -24,7 +24,7 @@ from perfkit.downloads.http.dial import dial
 from perfkit.downloads.http.exchange import AbortHandle, exchange_here
 from perfkit.downloads.http.framing import StrictResponse
 from perfkit.downloads.http.network_path import BUFFER, round_trip_s, set_window
-from perfkit.downloads.http.uninterruptible import call_abortable
+from perfkit.downloads.http.uninterruptible import HelperThread
 from perfkit.downloads.http.urls import is_loopback
 from perfkit.downloads.throttle import receive_buffer
 
@@ -229,7 +229,7 @@ def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
             """Make PySocks's uninterruptible connect abortable, and tell failures of the proxy from the server's."""
             make = super(_Abortable, self)._new_conn  # type: ignore[misc]
             try:
-                return call_abortable(make, aborted, discard=lambda sock: sock.close())
+                return HelperThread().call(make, aborted, discard=lambda sock: sock.close())
             except (NewConnectionError, ConnectTimeoutError) as error:
                 reason: Any = error.__context__
                 if isinstance(reason, of_the_proxy) and not isinstance(reason.socket_err, of_the_server):

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from typing import Any
 
 from perfkit.config import Config
-from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread, call_abortable, discard_result, result_of
+from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread, discard_result, result_of
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 
@@ -112,7 +112,9 @@ def _resolve(host: str, port: int, aborted: Callable[[], bool]) -> Sequence[Addr
     with contextlib.suppress(socket.gaierror, UnicodeError):
         name = host.encode("ascii")  # text would load the codec of internationalized names
         return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    return call_abortable(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), aborted)
+    return HelperThread().call(
+        lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), aborted, discard=lambda addresses: None
+    )
 
 
 def _in_order(addresses: Sequence[Address], answered: object) -> list[Address]:

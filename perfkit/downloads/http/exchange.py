@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.network_path import BUFFER, Path, end_after, measured, round_trip_s, set_window
+from perfkit.downloads.http.network_path import BUFFER, NetworkPath, end_after, measured, round_trip_s, set_window
 from perfkit.downloads.http.uninterruptible import HelperThread
 from perfkit.downloads.throttle import Throttle, receive_buffer
 
@@ -162,7 +162,7 @@ class Incoming:
     def makefile(self, mode: str) -> Incoming:
         return self
 
-    def path(self) -> Path | None:
+    def path(self) -> NetworkPath | None:
         return measured(self.sock)
 
     def end_after(self, count: int) -> None:

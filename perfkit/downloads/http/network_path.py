@@ -16,7 +16,7 @@ BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF)
 _UNKNOWN_ROUND_TRIP_S = 0.05
 
 
-class Path(NamedTuple):
+class NetworkPath(NamedTuple):
     """The network path to a server and back."""
 
     round_trip_s: float  # the current round-trip time
@@ -30,7 +30,7 @@ def queued(round_trip_s: float, least_s: float) -> bool:
     return round_trip_s > max(_QUEUED * least_s, least_s + _RESOLUTION_S)
 
 
-def measured(sock: Any) -> Path | None:
+def measured(sock: Any) -> NetworkPath | None:
     """The path that a connection's packets take; `round_trip_s` is infinite while too few have come. None if the kernel
     doesn't say.
     """
@@ -40,7 +40,7 @@ def measured(sock: Any) -> Path | None:
         (unread,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4))
     except (OSError, AttributeError, TypeError, ValueError, struct.error):  # closed, another system, an old one
         return None
-    return Path(now_us / 1e6 or math.inf, least_us / 1e6, late, unread)
+    return NetworkPath(now_us / 1e6 or math.inf, least_us / 1e6, late, unread)
 
 
 def end_after(sock: Any, count: int) -> None:

@@ -19,7 +19,7 @@ from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.dial import connect_early
-from perfkit.downloads.http.network_path import Path
+from perfkit.downloads.http.network_path import NetworkPath
 from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_have_secrets, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent
@@ -90,7 +90,7 @@ class Response(Protocol):
             CancelledError: the transfer was cancelled.
         """
 
-    def path(self) -> Path | None:
+    def path(self) -> NetworkPath | None:
         """The network path that it takes; None if unknown."""
 
     def end_after(self, count: int) -> None:
@@ -120,7 +120,7 @@ class Transport(Protocol):
     def expire(self) -> None:
         """End requests whose response is overdue. Called a few times a second while work is under way."""
 
-    def path(self) -> Path | None:
+    def path(self) -> NetworkPath | None:
         """The shortest path of the responses being read; None if unknown."""
 
     def close(self) -> None: ...
@@ -162,13 +162,13 @@ class HttpTransport:
                 exchange.pool.close_idle()
         self._outage.look([each.incoming for each in exchanges if each.incoming])
 
-    def path(self) -> Path | None:
+    def path(self) -> NetworkPath | None:
         read = (each.incoming for each in tuple(self._exchanges) if not each.waiting)
         known = [path for incoming in read if incoming and (path := incoming.path())]
         if not known:
             return None
         least_s, late = min(each.least_s for each in known), sum(each.out_of_order for each in known)
-        return Path(min(each.round_trip_s for each in known), least_s, late)
+        return NetworkPath(min(each.round_trip_s for each in known), least_s, late)
 
     def close(self) -> None:
         with self._lock:
@@ -297,7 +297,7 @@ class _HttpResponse:
             raise CancelledError(self._asked, "cancelled")
         return data
 
-    def path(self) -> Path | None:
+    def path(self) -> NetworkPath | None:
         return self.exchange.incoming.path() if self.exchange.incoming is not None else None
 
     def end_after(self, count: int) -> None:

@@ -88,10 +88,3 @@ def result_of(made: Future[T], aborted: Callable[[], bool], discard: Callable[[T
 def discard_result(made: Future[T], discard: Callable[[T], object]) -> None:
     """Give the result of a call to `discard` as soon as there is one."""
     made.add_done_callback(lambda made: made.exception() or discard(made.result()))
-
-
-def call_abortable(
-    function: Callable[[], T], aborted: Callable[[], bool], discard: Callable[[T], object] = lambda _: None
-) -> T:
-    """As `HelperThread.call`, in a thread of its own."""
-    return HelperThread().call(function, aborted, discard)
