@@ -4,11 +4,13 @@
     python benchmarks/scale.py --files 25000 --only sync    # one size, and rows whose names begin like that
     python benchmarks/scale.py --files 10000 100000 --only sync peer    # ours beside `cp -r` and `tar -x`
     python benchmarks/scale.py --publisher                  # further releases of a site, without clients
+    mount -t tmpfs -o size=20g,nr_inodes=8m none /mnt; python benchmarks/scale.py --files 1000000 --directory /mnt
 
-Trees of files of some ten bytes in directories of a hundred, in memory. The second release changes every file, which is
-the most that an update and a rollback can have to do. The last columns are the growth exponents between the least and
-the greatest size: 1 is linear. Processor time, since wall time depends on what else the machine does. The rows of peers
-show how the system's own part of it grows, since `cp -r` and `tar -x` of the same tree do little else.
+Trees of files of some ten bytes in directories of a hundred, in memory. The second release changes one file in a
+hundred, the third one every file, which is the most that an update and a rollback can have to do. The last columns are
+the growth exponents between the least and the greatest size: 1 is linear. Processor time, since wall time depends on
+what else the machine does. The rows of peers show how the system's own part of it grows, since `cp -r` and `tar -x` of
+the same tree do little else.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from pathlib import Path
 from measure import MB, Bench, Contestant, Run, note
 
 _PER_DIRECTORY = 100
+_TIMEOUT_S = 3600.0  # of a command
 _PYTHON = {
     "scan": "sum(1 for _ in kit.scan(tree))",
     "hash_tree": "sum(1 for _ in kit.hash_tree(tree))",
@@ -54,36 +57,34 @@ class Commands:
 
     def rows(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Name and command line; the work that prepares a row is done just before it is yielded."""
-        first, second, copy = (self._root / name for name in ("tree-1", "tree-2", "copy"))
-        write_tree(first, self._count, 1)
+        tree, copy = self._root / "tree", self._root / "copy"
+        write_tree(tree, self._count, 1)
         for name, code in _PYTHON.items():
-            yield name, self._python(code, tree=str(first), copy=str(copy))
-        yield from self._peers(first)
-        yield "publish", self._perfkit("publish", first, self._site, "--version", "1")
+            yield name, self._python(code, tree=str(tree), copy=str(copy))
+        yield from self._peers(tree)
+        yield "publish", self._perfkit("publish", tree, self._site, "--version", "1")
         yield "sync, install", self._sync()
         yield "sync, nothing to do", self._sync()
         yield "sync --check-contents", self._sync("--check-contents")
-        write_tree(second, self._count, 2)
-        yield "publish, all changed", self._perfkit("publish", second, self._site, "--version", "2", "--keep-deltas=0")
-        shutil.rmtree(first)
+        write_tree(tree, self._count, 2, step=100)
+        yield "publish, 1 % changed", self._perfkit("publish", tree, self._site, "--version", "2")
+        yield "sync, 1 % changed", self._sync()
+        write_tree(tree, self._count, 3)
+        yield "publish, all changed", self._perfkit("publish", tree, self._site, "--version", "3", "--keep-deltas=0")
         yield "sync --dry-run", self._sync("--dry-run")
         yield "sync, all changed", self._sync()
         for command in ("verify", "history", "status", "rollback", "verify --repair", "pin", "unhold"):
             yield command, self._perfkit(*command.split(), self._dest)
         yield "sync, after rollback", self._sync()
         yield "rollback --to 0", self._perfkit("rollback", self._dest, "--to", "0")
-        yield "sync --release", self._sync("--release", "1")
-        yield "sync --release, newer", self._sync("--release", "2")
-        write_tree(second, self._count, 3, step=100)
-        # without a delta from the first release, all of whose files have changed
-        yield "publish, 1 % changed", self._perfkit("publish", second, self._site, "--version", "3", "--keep-deltas=1")
-        yield "sync, 1 % changed", self._sync()
+        yield "sync --release", self._sync("--release", "2")
+        yield "sync --release, newer", self._sync("--release", "3")
         for options in ("--dry-run", ""):
             yield f"prune {options}".strip(), self._perfkit("prune", self._dest, "--keep", "0", *options.split())
         for command, place in (("releases", f"{self._url}/site"), ("check", self._site), ("prune", self._site)):
             yield f"{command} of a site", self._perfkit(command, place)
         if self._with_lists:
-            yield from self._lists(second)
+            yield from self._lists(tree)
 
     def _peers(self, tree: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
         copy, archive = self._root / "peer", self._root / "peer.tar"
@@ -101,7 +102,7 @@ class Commands:
         listed.write_text("".join(f"{self._url}/{tree.name}/{name}\t{name}\n" for name in names))
         for name, directory in (("get", "got"), ("download_many", "many")):
             command = self._perfkit("get", "-i", listed, "-d", self._root / directory)
-            many = "kit.download_many([tuple(line.rstrip().split('\\t')) for line in open(listed)], dest)"
+            many = "kit.download_many((tuple(line.rstrip().split('\\t')) for line in open(listed)), dest)"
             code = self._python(many, listed=str(listed), dest=str(self._root / directory))
             yield f"{name} of URLs", command if name == "get" else code
             shutil.rmtree(self._root / directory)
@@ -154,22 +155,23 @@ def serve(root: str) -> Iterator[str]:
         server.wait()
 
 
-def measure(count: int, wanted: Callable[[str], bool], *, lists: bool, publisher: bool) -> dict[str, Run]:
+def measure(place: str, count: int, wanted: Callable[[str], bool], *, lists: bool, publisher: bool) -> dict[str, Run]:
     """Every row with so many files. Those that are not wanted run too, since later ones need what they leave.
 
     Args:
+        place: the directory for the files.
         publisher: whether to run `publisher_rows` instead.
     """
     found = {}
     with (
-        tempfile.TemporaryDirectory(dir="/dev/shm") as directory,
-        Bench(Path(directory)) as bench,
+        tempfile.TemporaryDirectory(dir=place) as directory,
+        Bench(Path(directory), timeout_s=_TIMEOUT_S) as bench,
         serve(directory) as url,
     ):
-        for place, files in (("warm-up", 10), ("measured", count)):  # compiling modules takes 6 MB, the first time
-            root = Path(directory) / place
+        for part, files in (("warm-up", 10), ("measured", count)):  # compiling modules takes 6 MB, the first time
+            root = Path(directory) / part
             root.mkdir()
-            commands = Commands(root, files, f"{url}/{place}", lists=lists)
+            commands = Commands(root, files, f"{url}/{part}", lists=lists)
             for name, command in commands.publisher_rows() if publisher else commands.rows():
                 run = bench.run(Contestant(name=name, command=command, env={"PERFKIT_MAX_FILES": "1000000"}))
                 if wanted(name) and files == count:
@@ -202,12 +204,18 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[10_000, 25_000, 100_000, 400_000])
     parser.add_argument("--only", nargs="*", default=[""], help="rows whose names begin with one of these")
     parser.add_argument("--lists", type=int, default=50_000, metavar="N", help="lists of URLs up to so many files")
+    where = "on a file system in memory, with five inodes for each file"
+    parser.add_argument("--directory", default="/dev/shm", help=where)
     parser.add_argument("--publisher", action="store_true", help="only what a publisher runs")
     options = parser.parse_args()
     only = tuple(options.only)
     results = {
         count: measure(
-            count, lambda name: name.startswith(only), lists=count <= options.lists, publisher=options.publisher
+            options.directory,
+            count,
+            lambda name: name.startswith(only),
+            lists=count <= options.lists,
+            publisher=options.publisher,
         )
         for count in options.files
     }

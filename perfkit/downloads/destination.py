@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Iterable
 
 from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.partial_file import PartialFile, check_replaceable
 from perfkit.downloads.request import Request
 from perfkit.errors import TransferError
+from perfkit.filesystem.compact import Lookup
 from perfkit.filesystem.paths import check_name, fold_name, ignores_case, is_reserved, safe_basename
 
 _DEFAULT_NAME = "download"
@@ -30,7 +32,15 @@ class BatchPaths:
     """The paths of a batch's files, those done included: no two files of a batch get the same one."""
 
     def __init__(self) -> None:
-        self._taken: set[int] = set()  # hashes; among a million, two collide in 1 of 10^7 batches
+        self._hashes = hashes = array("q")  # among a million, two collide in 1 of 10^7 batches
+        self._rows = Lookup(hashes.__getitem__)  # a set of numbers would take five times the memory
+
+    def _has(self, key: int) -> bool:
+        return self._rows.find(key, lambda row: self._hashes[row] == key) is not None
+
+    def _add(self, key: int) -> None:
+        self._hashes.append(key)
+        self._rows.add(len(self._hashes) - 1, key)
 
     def take(self, url: str, path: str) -> None:
         """Take a path for a URL.
@@ -39,18 +49,18 @@ class BatchPaths:
             TransferError: another file of this batch has it, or its name in other letters on a disk that ignores case.
         """
         folded = fold_name(path)
-        if hash(path) in self._taken:
+        if self._has(hash(path)):
             raise TransferError(url, f"{path} is the destination of another file of this batch too")
-        similar = hash((folded,)) in self._taken or (folded != path and hash(folded) in self._taken)
+        similar = self._has(hash((folded,))) or (folded != path and self._has(hash(folded)))
         if similar and ignores_case(os.path.dirname(path)):
             raise TransferError(
                 url,
                 f"{path} differs only in case from the destination of another file of this batch, "
                 "and this disk ignores case; give each its own name",
             )
-        self._taken.add(hash(path))
+        self._add(hash(path))
         if folded != path:
-            self._taken.add(hash((folded,)))
+            self._add(hash((folded,)))
 
 
 class PathClaims:

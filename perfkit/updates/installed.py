@@ -183,8 +183,8 @@ def _serials(record: dict[str, Any]) -> dict[str, int]:
     return {_key(source): int(serial) for source, serial in record.items()}
 
 
-def encode_record(source: Source, manifest: Manifest) -> bytes:
-    """The bytes of the file RELEASE, as `read_installed` reads them."""
+def encode_record(source: Source, manifest: Manifest) -> Iterator[bytes]:
+    """The bytes of the file RELEASE, as `read_installed` reads them, in parts: those of a long list take megabytes."""
     record = {
         "kind": source.type,
         "source": as_recorded(source.url),
@@ -194,4 +194,4 @@ def encode_record(source: Source, manifest: Manifest) -> bytes:
         "files": len(manifest),
         "state": source.record(),
     }
-    return json.dumps(record).encode()
+    return map(str.encode, json.JSONEncoder().iterencode(record))

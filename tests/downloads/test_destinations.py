@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from perfkit import Request, Toolkit, TransferError
+from perfkit.downloads.destination import BatchPaths
 from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.filesystem.paths import is_reserved
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.hostile import bounded
 
 pytestmark = pytest.mark.once
 
@@ -77,6 +79,15 @@ def test_names_that_anyone_may_give(name: str) -> None:
 
 
 # -- a name of the server's --------------------------------------------------------------------------------------------
+
+
+def test_the_paths_of_a_batch_take_little_memory() -> None:
+    paths = BatchPaths()
+    with bounded(1):
+        for number in range(20_000):
+            paths.take("", f"/{number}")
+    with pytest.raises(TransferError, match="another file of this batch"):
+        paths.take("", "/19999")
 
 
 def test_a_file_that_appears_while_the_body_comes(kit: Toolkit, misbehaving: Start, out: Path) -> None:

@@ -537,6 +537,28 @@ def test_a_list_of_many_urls_is_synced_in_order(kit: Toolkit, counting: Counting
     assert (again.requests, again.bytes_received, again.changed) == (150, 3, 1)
 
 
+def test_a_list_whose_first_file_comes_last(
+    make_kit: MakeKit, misbehaving: Callable[..., MisbehavingServer], tmp_path: Path
+) -> None:
+    """Each file has its own content, and its own validator the next time."""
+    names = [f"/{number}" for number in range(100)]
+
+    def answer(exchange: Exchange) -> None:
+        path = exchange.asked.path
+        if path == "/0":
+            server.wait_for(len(names))
+        if exchange.asked.headers.get("if-none-match") == f'"{path}"':
+            exchange.respond("304 Not Modified")
+        else:
+            exchange.serve(path.encode(), etag=f'"{path}"')
+
+    server, kit, listed = misbehaving(answer), make_kit(adaptive=False), tmp_path / "urls.txt"
+    listed.write_text("".join(f"{server.url}{name}\n" for name in names))
+    kit.sync(listed, tmp_path / "tree")
+    assert tree_of(tmp_path / "tree") == {name[1:]: name.encode() for name in names}
+    assert kit.sync(listed, tmp_path / "tree").bytes_received == 0
+
+
 def test_a_list_from_a_url(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """It is requested conditionally too, and URLs in it may be relative once its type is known."""
     (site / "a").write_bytes(b"a" * 1000)

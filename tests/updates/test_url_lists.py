@@ -159,6 +159,11 @@ def test_endless_metalinks(first: str, then: str, reason: str) -> None:
         parse_metalink(document, most=2000)  # type: ignore[arg-type]
 
 
+def test_names_that_do_not_collide_take_little_memory() -> None:
+    with bounded(4):
+        parse_urls(f"https://h/{number:05}\td{number // 100}/{number:05}.txt" for number in range(20_000))
+
+
 def test_endless_lists() -> None:
     """No more lines are read than files are allowed, and of a line no more than a URL may have."""
     with bounded(8), pytest.raises(ManifestError, match="longer than 65536 characters"):

@@ -14,12 +14,12 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from struct import Struct
 from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError, UnsafePathError
-from perfkit.filesystem.compact import sort_numbers
-from perfkit.filesystem.paths import check_name, check_names, fold_name, most_directories
+from perfkit.filesystem.paths import FoldedNames, check_name, check_names, fold_name, most_directories
 from perfkit.filesystem.spilled import Bytes, chunks
 from perfkit.releases.format.columns import Reader, pack_column
 
@@ -235,9 +235,7 @@ class Manifest:
 
     def _check_names(self) -> None:
         """Check that names are sorted, safe, and differ in more than case or normalisation; in little memory."""
-        files = array("q")  # hashes of folded names: where two are equal, the names are compared
-        directories: set[int] = set()
-        last = b""
+        seen, most, last = FoldedNames(), most_directories(len(self)), b""
         for start in range(0, len(self), _BATCH):
             stop = min(start + _BATCH, len(self))
             block = self.data[self._name_ends[start] : self._name_ends[stop]]
@@ -247,18 +245,10 @@ class Manifest:
             last = lines[-1]
             if max(map(len, lines)) > MAX_NAME_BYTES:
                 raise ManifestError(f"manifest: a name longer than {MAX_NAME_BYTES} bytes")
-            folded = self._folded(block)
-            files.extend(map(hash, folded))
-            for parent in {name.rpartition("/")[0] for name in folded}:
-                while parent and hash(parent) not in directories:
-                    directories.add(hash(parent))
-                    parent = parent.rpartition("/")[0]
-                if len(directories) > most_directories(len(self)):
-                    raise ManifestError(f"manifest: more than {most_directories(len(self))} directories")
-        ordered = map(files.__getitem__, sort_numbers(range(len(files)), files.__getitem__))
-        same = any(one == other for one, other in itertools.pairwise(ordered))
-        if same or any(each in directories for each in files):
-            check_names(map(self.name, range(len(self))))
+            if not seen.add(self._folded(block), most=most):
+                raise ManifestError(f"manifest: more than {most} directories")
+        if seen.may_collide():
+            check_names(LazySequence(self.name, range(len(self))))
 
     @staticmethod
     def _folded(block: bytes) -> list[str]:
@@ -355,13 +345,17 @@ class LazySequence(Sequence[T]):
 
 
 def _encode(names: Sequence[str], sizes: Iterable[int], executable: Iterable[bool], digests: Iterable[bytes]) -> bytes:
-    stored, listed = bytearray(), bytearray()
-    for digest in digests:  # a join would hold all at once as objects, and one of names, too
-        stored += digest
-    for name in names:
-        listed += name.encode() + b"\n"
-    counts = len(names).to_bytes(4, "little") + len(listed).to_bytes(4, "little")
-    return b"".join((_MAGIC, counts, pack_column(8, sizes), bytes(executable), stored, listed))
+    raw = BytesIO()  # a join would hold everything twice
+    raw.write(_MAGIC + bytes(8))
+    raw.write(pack_column(8, sizes))
+    raw.write(bytes(executable))
+    raw.writelines(digests)
+    names_at = raw.tell()
+    raw.writelines(name.encode() + b"\n" for name in names)
+    name_bytes = raw.tell() - names_at
+    raw.seek(len(_MAGIC))
+    raw.write(len(names).to_bytes(4, "little") + name_bytes.to_bytes(4, "little"))
+    return raw.getvalue()
 
 
 def _line_ends(data: Bytes, start: int) -> Iterator[int]:

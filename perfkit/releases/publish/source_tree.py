@@ -9,8 +9,8 @@ import operator
 import os
 import stat
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import compress, repeat
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from struct import Struct
 from typing import BinaryIO, Literal
 
 from perfkit.errors import FileChangedError, UnsafePathError
@@ -27,6 +27,7 @@ HashFile = Callable[[str, BinaryIO, Stage], tuple[int, bytes] | None]  # as `Las
 _Identity = tuple[int, int]  # device and inode
 _Item = tuple[str, os.stat_result, tuple[_Identity, ...]]
 _READ_BYTES = 1 << 20
+_DIGEST = Struct("32s")
 _SHOWN = 20  # names in an error
 CHANGED = "it changed while it was being published; publish again"
 
@@ -101,26 +102,34 @@ class SourceTree:
                 modes.append(stat.S_IMODE(status.st_mode))
         except FileNotFoundError as missing:
             raise FileChangedError(str(missing.filename), CHANGED) from missing
-        before = list(rows.manifest.names())
-        self._check(names, before, errors)
-        known = _known(rows, before, names, (sizes, *self.columns))
-        executable = [bool(mode & 0o111) for mode in modes]
-        digests = [b"" if entry < 0 else rows.manifest.digest(entry) for entry in known]
-        unknown = [at for at, entry in enumerate(known) if entry < 0]
+        places = array("q", _places(names, rows.manifest.names()))
+        same = len(names) == len(rows.manifest) and all(map(operator.eq, places, range(len(names))))
+        if errors or not same:  # the names of the last release are known to be valid
+            errors += name_errors(names)
+        self._check(errors)
+        known = _known(rows, places, (sizes, *self.columns))
+        executable = bytearray(bool(mode & 0o111) for mode in modes)
+        digests = bytearray(_DIGEST.size * len(names))
+        left_out = []  # being written, and new
+        for at, entry in enumerate(known):
+            if entry >= 0:
+                _DIGEST.pack_into(digests, _DIGEST.size * at, rows.manifest.digest(entry))
+        unknown = array("I", (at for at, entry in enumerate(known) if entry < 0))
         total = sum(map(sizes.__getitem__, unknown))
         with Stage(progress, "checking files", files=len(unknown), total_bytes=total) as shown:
             for at in unknown:
-                if (found := self._entry(names[at], modes[at], shown, hash_file)) is not None:
-                    _, sizes[at], digests[at], executable[at] = found
-        if not all(digests):  # some are being written, and are new
-            names, sizes = list(compress(names, digests)), array("q", compress(sizes, digests))
-            executable = list(compress(executable, digests))
-        self.manifest = Manifest.of_columns(names, sizes, executable, filter(None, digests))
+                if (found := self._entry(names[at], modes[at], shown, hash_file)) is None:
+                    left_out.append(at)
+                else:
+                    _, sizes[at], digest, executable[at] = found
+                    _DIGEST.pack_into(digests, _DIGEST.size * at, digest)
+        for at in reversed(left_out):
+            del names[at], sizes[at], executable[at], digests[_DIGEST.size * at : _DIGEST.size * (at + 1)]
+        listed = (digest for (digest,) in _DIGEST.iter_unpack(digests))
+        self.manifest = Manifest.of_columns(names, sizes, map(bool, executable), listed)
 
-    def _check(self, names: list[str], before: list[str], errors: list[UnsafePathError]) -> None:
-        """Check names, unless the last release had exactly these; raise this and other errors."""
-        if errors or names != before:
-            errors += name_errors(names)
+    def _check(self, errors: list[UnsafePathError]) -> None:
+        """Raise these errors, if any, as one."""
         if len(errors) == 1:
             raise errors[0]
         if errors:
@@ -242,20 +251,29 @@ def _hash(file: BinaryIO, shown: Stage) -> tuple[int, bytes]:
     return size, digest.digest()
 
 
-def _known(rows: StatCache, before: list[str], names: list[str], columns: Sequence[array[int]]) -> list[int]:
+def _places(names: Iterable[str], before: Iterable[str]) -> Iterator[int]:
+    """The place of each name among those before, which are in order, too; -1: it is not there."""
+    listed = enumerate(before)
+    at, known = next(listed, (-1, None))
+    for name in names:
+        while known is not None and known < name:
+            at, known = next(listed, (-1, None))
+        yield at if known == name else -1
+
+
+def _known(rows: StatCache, places: array[int], columns: Sequence[array[int]]) -> array[int]:
     """For each file, the entry of the last release that it matches, by its row; -1: it has to be read.
 
     Args:
-        before: the names of the last release.
+        places: of the names in the last release.
         columns: the sizes, and columns as in `StatCache`.
     """
-    old: Sequence[Sequence[int]] = (rows.manifest.sizes, *rows.columns())
-    places: Sequence[int] = range(len(names))
-    if names != before:
-        places = list(map(dict(zip(before, range(len(before)), strict=True)).get, names, repeat(-1)))
-        old = [[0 if at < 0 else column[at] for at in places] for column in old]
+    if not len(rows.manifest):
+        return places
+    old = [map(column.__getitem__, places) for column in (rows.manifest.sizes, *rows.columns())]
     matched = map(operator.eq, zip(*old, strict=True), zip(*columns, strict=True))
-    return [at if same and ctime else -1 for at, same, ctime in zip(places, matched, old[2], strict=True)]
+    ctimes = map(rows.columns()[1].__getitem__, places)
+    return array("q", (at if same and ctime else -1 for at, same, ctime in zip(places, matched, ctimes, strict=True)))
 
 
 def _type_error(name: str, mode: int, links: Links) -> UnsafePathError | None:

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
-from perfkit.filesystem.compact import Digests, Lookup, Names, Texts, sort_numbers, unpack_texts
+from perfkit.filesystem.compact import Digests, Lookup, Texts, sort_numbers, unpack_texts
 from perfkit.filesystem.paths import is_url
-from perfkit.libc import trim_heap
+from perfkit.libc import mmap_large_allocations, trim_heap
 from perfkit.releases.format.manifest import LazySequence, Manifest
 from perfkit.updates.installed import Installed, as_recorded
 from perfkit.updates.local_tree import LocalTree
@@ -147,6 +147,7 @@ class ListSource:
         return self._record
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        mmap_large_allocations()
         listed = self._listed
         known = _Known(self._installed, self.type, local)
         wanted = array("I", (at for at, each in enumerate(listed) if not _is_as_listed(each, local)))
@@ -197,18 +198,20 @@ class ListSource:
         Raises:
             TransferError, OSError: the first failure in the order of the list, after all others have ended.
         """
-        ended, rows = Names(), array("I", bytes(4 * len(wanted)))
+        ended = Texts()
+        early: dict[int, str] = {}  # those that ended before others that are listed before them
         failed: tuple[int, Exception] | None = None
         requests = (self._request(each, known(each)) for each in map(self._listed.__getitem__, wanted))
         for index, found in self._fetcher.stream(requests, [*map(self._listed.size, wanted)]):
-            rows[index] = len(ended)
             same = found.unchanged and not os.path.exists(found.path)
-            ended.append("" if same else json.dumps((found.version.etag, found.version.last_modified)))
+            early[index] = "" if same else json.dumps((found.version.etag, found.version.last_modified))
+            while len(ended) in early:
+                ended.append(early.pop(len(ended)))
             if found.error is not None and (failed is None or index < failed[0]):
                 failed = index, found.error
         if failed is not None:
             raise failed[1]
-        return map(ended.__getitem__, rows)
+        return map(ended.__getitem__, range(len(ended)))
 
     def _request(self, each: ListedFile, known: Version) -> Request:
         size, label = each.request.size, each.name

@@ -15,6 +15,7 @@ from perfkit.downloads.request import Request, split_line
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.filesystem.compact import Names, Texts
 from perfkit.filesystem.paths import check_names, is_url, safe_basename
+from perfkit.releases.format.manifest import LazySequence
 from perfkit.updates.sources.detect import METALINK_NAMESPACE
 from perfkit.updates.sources.pieces import Pieces
 
@@ -107,7 +108,7 @@ def _checked(listed: Iterable[ListedFile], most: int) -> Listed:
         )
     if not found:
         raise ManifestError("the list is empty")
-    check_names(map(found.names.__getitem__, range(len(found))))
+    check_names(LazySequence(found.names.__getitem__, range(len(found))))
     return found
 
 
