@@ -35,7 +35,7 @@ from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.replaceable import check_replaceable
 from perfkit.transactions.tree import Tree
-from perfkit.updates.apply import Applied, PlanApplier, installed_content
+from perfkit.updates.apply import Applied, PlanApplier, installed_content, warn_of_logs
 from perfkit.updates.digest_index import BlobSet
 from perfkit.updates.hold import HoldReason, add_hold, hold_on, is_held, keep_holds, read_holds
 from perfkit.updates.installed import (
@@ -241,6 +241,7 @@ class Sync:
                 self._installed.record_serial(self._source.url, self._source.serial)
         else:
             applied, routes = self.change(tree, local, manifest, plan, staging)
+            warn_of_logs(self._root, applied.commit.changes, lambda: manifest)
         report = self._report(tree, plan, applied, routes)
         del plan, staging  # frees megabytes if there are many files
         self._save_statcache(local, manifest, applied, report)
