@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import FunctionType
+from types import FunctionType, UnionType
 from typing import Any, Literal, TypeVar, get_args
 
 from perfkit.errors import ConfigError
@@ -220,6 +220,7 @@ class Config:
             ConfigError: the value of a variable is invalid; the message has the variable's name. A variable that
                 matches no field is only logged as a warning: Kubernetes names variables after services.
         """
+        check_type("environ", environ, "Mapping[str, str] | None", secret=True)
         fields = {f"PERFKIT_{item.name.upper()}": item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for variable, text in (os.environ if environ is None else environ).items():
@@ -350,6 +351,15 @@ def _is_path_pair(value: object) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_path, value))
 
 
+def _is_mapping(value: object, of: type | UnionType) -> bool:
+    """Whether it maps text to values of this type."""
+    return (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(each, of) for each in value.values())
+    )
+
+
 def _is_pair(value: object) -> bool:
     return _is_texts(value) and len(value) == 2  # type: ignore[arg-type]
 
@@ -369,10 +379,10 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
         lambda value: isinstance(value, bool) or (isinstance(value, str) and value != ""),
         "True, False or the path of a CA bundle",
     ),
-    "Mapping[str, str]": (
-        lambda value: isinstance(value, Mapping) and all(isinstance(each, str) for each in (*value, *value.values())),
-        "a mapping of text to text",
-    ),
+    "Mapping[str, str]": (lambda value: _is_mapping(value, str), "a mapping of text to text"),
+    "Mapping[str, bytes | str]": (lambda value: _is_mapping(value, bytes | str), "a mapping of text to bytes or text"),
+    "Mapping[str, int]": (lambda value: _is_mapping(value, int), "a mapping of text to whole numbers"),
+    "Mapping[str, float]": (lambda value: _is_mapping(value, int | float), "a mapping of text to numbers"),
     "Auth": (lambda value: _is_pair(value) or callable(value), "a (user, password) pair or a requests.auth.AuthBase"),
     "str | tuple[str, str]": (lambda value: isinstance(value, str) or _is_pair(value), "a path or a pair of paths"),
     "tuple[int, int]": (_is_range, "a start and a later end, in bytes"),
@@ -403,6 +413,7 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
         "a requests.Session, or a callable that makes one",
     ),
     "Callable[[Config], Transport]": (callable, "a callable that makes a Transport"),
+    "Use": (lambda value: hasattr(value, "connections"), "a Use"),
     "LimitStore": (lambda value: hasattr(value, "lease") and hasattr(value, "release"), "a LimitStore"),
 }
 

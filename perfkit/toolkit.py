@@ -539,15 +539,25 @@ class Toolkit:
 
         return check_site(local_path(site), self._progress)
 
-    def prune(self, path: Path, *, keep: int | None = None, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+    def prune(
+        self,
+        path: Path,
+        *,
+        keep: int | None = None,
+        grace_s: float | None = None,
+        dry_run: bool = False,
+        wait_s: float = 0.0,
+    ) -> Pruned:
         """Free space: delete old generations of a tree, or objects of a site that no release has needed for a day.
 
         Args:
             keep: how many generations before the current one a tree keeps, for `rollback`; by default 1.
+            grace_s: how long a site keeps objects that no release needs, as for `publish`; by default a day.
             dry_run: change nothing, and return what would be removed.
 
         Raises:
-            ConfigError: `keep` is given for a site, where `publish` decides how many releases are kept.
+            ConfigError: `keep` is given for a site, where `publish` decides how many releases are kept; or `grace_s`
+                for a tree.
             ManifestError: the site is damaged.
             UpdateError: the directory is neither a tree nor a site, or `keep` is negative.
             LockedError, RecoveryError, OSError: as `sync`.
@@ -560,8 +570,11 @@ class Toolkit:
                 raise ConfigError(
                     f"{place} is a site, not a tree: publish says how many releases it keeps (--keep-releases)"
                 )
-            return prune_site(place, dry_run=dry_run, wait_s=wait_s)
+            return prune_site(place, dry_run=dry_run, wait_s=wait_s, grace_s=grace_s)
         from perfkit.updates.restore import prune
+
+        if grace_s is not None:
+            raise ConfigError(f"{place} is not a site, and only sites keep what is not needed for a time (--grace)")
 
         return prune(self.config, place, 1 if keep is None else keep, dry_run=dry_run, wait_s=wait_s)
 

@@ -25,7 +25,7 @@ OPTIONS = {
     "releases": ("URL",),
     "promote": ("SITE", "--channel", "--version", "--sign-key", "--expires", "--wait"),
     "check": ("SITE", "--progress"),
-    "prune": ("DIR", "--keep", "--dry-run", "--wait"),
+    "prune": ("DIR", "--keep", "--grace", "--dry-run", "--wait"),
     "sync": ("SOURCE DEST", "--all", "--config", "--dry-run", "--check", "--public-key", "--threshold",
              "--allow-expired", "--on-change", "-j", "--limit-rate", "--progress", "--verbose"),
     "rollback": ("DEST", "--to", "--no-hold", "--wait"),
@@ -142,13 +142,15 @@ def listed(tmp_path: Path) -> Path:
     ("perfkit sync --lim", {"--limit-rate"}),
     ("perfkit get --checksum x --no", {"--no-resume"}),
     ("perfkit verify ", {"rules"}),
-    ("perfkit sync http://host ", {"rules"}),
+    ("perfkit sync ", {"rules", "urls.txt"}),
+    ("perfkit sync --public-key ", {"rules", "urls.txt"}),
+    ("perfkit get --checksums ", {"rules", "urls.txt"}),
     ("perfkit get -d ", {"rules"}),
     ("perfkit get -i ", {"rules", "urls.txt"}),
     ("perfkit completion ", {"bash", "zsh", "fish"}),
 ])  # fmt: skip
 def test_bash_completion(line: str, offers: set[str], listed: Path, capsys: Capture) -> None:
-    """Commands, the options of the command at hand, directories where it takes one."""
+    """Commands, the options of the command at hand, files and directories where it takes one."""
     need("bash")
     assert bash_offers(script_for("bash", capsys), line, listed) == offers
 

@@ -78,8 +78,8 @@ class Selection:
             raise ManifestError(f"the record of which files are selected is damaged: {error}") from error
 
     def record(self) -> dict[str, object]:
-        """The selection as a JSON object."""
-        return asdict(self)
+        """The selection as a JSON object, which has lists."""
+        return {**asdict(self), "include": [*self.include], "exclude": [*self.exclude]}
 
     def __str__(self) -> str:
         words = [f"strip {self.strip_components}"] if self.strip_components else []

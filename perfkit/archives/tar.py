@@ -139,6 +139,8 @@ def _headers(stream: Stream) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
                 more = stream.take_exactly(_BLOCK)[504]
         yield header, extended
         extended = _Extended()
+    if stream.position == _BLOCK:  # a file of zeros, as a crash leaves one, would empty the tree
+        raise ManifestError("the tar archive is empty, or all zeros")
 
 
 def _parse(block: bytes) -> tarfile.TarInfo:

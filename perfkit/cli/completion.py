@@ -14,7 +14,8 @@ _EXAMPLES = """\
   perfkit completion fish > ~/.config/fish/completions/perfkit.fish
 """
 _SHELLS = ("bash", "zsh", "fish")
-_DIRECTORIES = {"DIR", "DEST", "SOURCE DEST | NAME", "SRC", "SITE"}  # metavars of options that take one
+_DIRECTORIES = {"DIR", "DEST", "SRC", "SITE"}  # metavars of options that take one
+_FILES = {"FILE", "FILE|URL", "KEY", "SOURCE DEST | NAME"}  # of those that take a file, too
 
 
 def add_completion(completion: Parser) -> None:
@@ -33,7 +34,7 @@ def _completion(arguments: argparse.Namespace) -> int:
     parser: Parser = arguments.parser
     for command in parser.commands().values():
         for action in command.filled().options():
-            if action.metavar == "FILE":
+            if action.metavar in _FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             elif action.metavar in _DIRECTORIES:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]

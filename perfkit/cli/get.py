@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
 
 _EXAMPLES = """\
-  perfkit get https://example.org/a.iso          into the current directory
-  perfkit get -o b.iso --checksum sha256:... URL under another name, verified
+  perfkit get https://example.org/a.iso             into the current directory
+  perfkit get -o b.iso --checksum sha256:... URL    under another name, verified
   perfkit get --checksums https://example.org/SHA256SUMS https://example.org/a.iso
   perfkit get -i SHA256SUMS --base https://example.org/
   perfkit get -d out -j 4 --limit-rate 5M URL URL
-  producer | perfkit get -i - -d out --json      a list that is still being written
+  producer | perfkit get -i - -d out --json         a list that is still being written
 """
 
 

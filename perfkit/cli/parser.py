@@ -90,4 +90,4 @@ def add_progress(command: Parser) -> None:
     """Add the options of commands that take long."""
     what = "how progress is shown on standard error: auto (bars on a terminal, else lines), bars, lines, json or none"
     command.add_argument("--progress", choices=_MODES, default="auto", metavar="HOW", help=what)
-    command.add_argument("-v", "--verbose", action="store_true", help="print each request, retry and route too")
+    command.add_argument("-v", "--verbose", action="store_true", help="also print each request, retry and route")

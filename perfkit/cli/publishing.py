@@ -28,6 +28,7 @@ to upload it, the pointer last:
   rsync -a --exclude 'perfkit*.json' --exclude '.*' site/ web:/srv/rules/
   rsync -a site/perfkit*.json web:/srv/rules/
 """
+_GRACE = "how long a site keeps objects that no release needs, for syncs under way, such as 6h (default 1d)"
 _PROMOTE_EXAMPLES = """\
   perfkit promote site --channel canary --version 2026.12
   perfkit promote site --channel stable --version 2026.11 --sign-key release.key
@@ -49,8 +50,7 @@ def add_publish(publish: Parser) -> None:
     publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help=what)
     what = "how many releases can be installed (default 16)"
     publish.add_argument("--keep-releases", type=int, default=16, metavar="N", help=what)
-    what = "how long to keep objects that no release needs, for syncs under way, such as 6h (default 1d)"
-    publish.add_argument("--grace", default="1d", metavar="TIME", help=what)
+    publish.add_argument("--grace", default="1d", metavar="TIME", help=_GRACE)
     what = "compression level for first installs, from 1 (fast) to 22 (small; default 19)"
     publish.add_argument("--level", type=int, default=19, metavar="N", help=what)
     what = "names to leave out (can be repeated)"
@@ -99,7 +99,7 @@ def _published(arguments: argparse.Namespace, release: Release) -> Outcome:
 
 
 def add_releases(releases: Parser) -> None:
-    releases.add_argument("url", metavar="URL", help="of the site")
+    releases.add_argument("url", metavar="URL", help="the URL of the site")
     add_credentials(releases)
     about = "List the releases of a site that sync --release can install; a star marks the current one."
     define(releases, _releases, about, "  perfkit releases https://example.org/rules")
@@ -154,6 +154,7 @@ def add_prune(prune: Parser) -> None:
     prune.add_argument("path", metavar="DIR", help="the site, or the tree")
     keep = "generations before the current one that a tree keeps (default 1)"
     prune.add_argument("--keep", type=int, metavar="N", help=keep)
+    prune.add_argument("--grace", metavar="TIME", help=_GRACE)
     prune.add_argument("--dry-run", action="store_true", help="print what would be removed, and change nothing")
     add_wait(prune)
     about = "Remove what no release of a site has needed for a day, or old generations of a tree."
@@ -162,7 +163,8 @@ def add_prune(prune: Parser) -> None:
 
 def _prune(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     wait_s = parse_seconds(arguments.wait)
-    pruned = kit.prune(arguments.path, keep=arguments.keep, dry_run=arguments.dry_run, wait_s=wait_s)
+    grace_s = None if arguments.grace is None else parse_seconds(arguments.grace)
+    pruned = kit.prune(arguments.path, keep=arguments.keep, grace_s=grace_s, dry_run=arguments.dry_run, wait_s=wait_s)
     generations = f"{counted(pruned.generations, 'generation')}, " if pruned.generations else ""
     removed = "would be removed" if arguments.dry_run else "removed"
     note = f"{generations}{counted(pruned.objects, 'object')} with {amount(pruned.bytes)} {removed}"

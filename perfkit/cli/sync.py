@@ -43,7 +43,7 @@ _EXAMPLES = """\
 
 
 def add_sync(sync: Parser) -> None:
-    where = "the URL of a site or a file, or the path of a list of URLs, and the tree; or names of trees"
+    where = "the URL of a site or file, or the path of a list of URLs; and the tree. Or names of trees in perfkit.toml"
     sync.add_argument("places", nargs="*", metavar="SOURCE DEST | NAME", help=where)
     add_all(sync)
     types = "release, zip, tar, zsync, file, urls or metalink (default: detected)"

@@ -210,7 +210,7 @@ def _pin(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 def add_unhold(unhold: Parser) -> None:
     add_tree(unhold)
     add_wait(unhold)
-    about = "Have syncs install new versions again, after a rollback, a failed check or pin."
+    about = "Have syncs install new versions again, after a rollback, a failed check or a pin."
     define(unhold, _unhold, about, "  perfkit unhold rules")
 
 

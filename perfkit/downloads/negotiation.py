@@ -158,7 +158,7 @@ def next_step(
     if wanted.only.proves and wanted.checksum is None and not wanted.only.is_proven_by(headers):
         raise ChangedError("nothing in the response proves that it is the requested version")
     if not ranged:
-        same = wanted.known and wanted.known == version_of(headers) and not partial.settled
+        same = wanted.known and wanted.known.is_same_as(version_of(headers)) and not partial.settled
         return Step.UNCHANGED if same and not wanted.only.proves else Step.READ
     differs = partial.version.differs(headers)
     if partial.settled and differs:

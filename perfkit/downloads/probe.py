@@ -70,8 +70,9 @@ def probe(
         try:
             found = _ask(network, url, question, most, trusted=trusted, cancel=cancel)
             if isinstance(found, Probe):
-                same = found.unchanged or found.version == known  # some servers ignore conditions beside a range
-                return found._replace(unchanged=same, requests=requests)
+                if known is not None and known.is_same_as(found.version):  # some ignore conditions beside a range
+                    found = found._replace(unchanged=True, version=known)
+                return found._replace(requests=requests)
             question = found
             continue
         except TransferError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from perfkit.config import check_type
+from perfkit.config import checks_arguments
 from perfkit.downloads.concurrency import HostLimiter
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import ConfigError
@@ -29,6 +29,7 @@ _MOST_FASTER, _MOST_SLOWER = 0.03, 0.1  # of the rate, while bytes are made up f
 _MOST_MISSED_S, _MOST_AHEAD_S = 0.25, 1.0  # no more than these seconds of the rate are made up for
 
 
+@checks_arguments
 @dataclass(frozen=True, slots=True)
 class Use:
     """What a Toolkit has used since its last lease, and what it wants.
@@ -87,6 +88,7 @@ class _Holder:
     wanted: Mapping[str, int] = field(default_factory=dict)
 
 
+@checks_arguments
 class SharedLimits:
     """A `LimitStore` in memory. The leases together never exceed the limits.
 
@@ -99,8 +101,6 @@ class SharedLimits:
     """
 
     def __init__(self, rate: int | None, connections: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        check_type("rate", rate, "int | None", secret=False)
-        check_type("connections", connections, "int", secret=False)
         if connections < 1 or (rate is not None and rate < 1):
             raise ConfigError(f"rate and connections must be at least 1; got {rate} and {connections}")
         self._rate = rate

@@ -30,7 +30,7 @@ class RootDir:
     process may open: only the 16 most recently used descriptors are kept, and fewer when there are no more.
 
     Every method raises UnsafePathError where a component is a symbolic link or not a plain name (empty, `.`, `..`, or
-    with a NUL), and OSError as the system call does.
+    with a NUL), and OSError as the system call does, with the whole path of the file.
 
     Args:
         follow_symlinks: whether a component may be a symbolic link.
@@ -100,7 +100,7 @@ class RootDir:
                     self._missing = f"{at}/"
                 elif error.errno != errno.ENOENT and _is_symlink(leaf, fd):
                     raise UnsafePathError(at, "it is a symbolic link where a directory is needed") from error
-                error.filename = at
+                self._name_in(error, at)
                 raise
             self._cached[at] = fd
             self._close_oldest()
@@ -170,7 +170,7 @@ class RootDir:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except PermissionError as error:
-            error.filename = name  # not its last component alone
+            self._name_in(error, name)
             raise
 
     def open(self, name: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
@@ -180,7 +180,7 @@ class RootDir:
             flags_here = flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             descriptor = self._retried(os.open, leaf, flags_here, mode, dir_fd=fd)
         except OSError as error:
-            error.filename = name
+            self._name_in(error, name)
             raise
         if flags & os.O_CREAT:
             self.hand_over(descriptor)
@@ -217,6 +217,9 @@ class RootDir:
             except FileNotFoundError:  # another process has removed it in the meantime
                 return self.mkdir(name, mode)
             return False
+        except OSError as error:
+            self._name_in(error, name)
+            raise
         if self.owner is not None:
             self.hand_over(self.directory(name))
         return True
@@ -231,17 +234,23 @@ class RootDir:
             os.rmdir(leaf, dir_fd=fd)
         except OSError as error:
             if error.errno not in _NOT_REMOVABLE and not self.listdir(name):  # FUSE may say EPERM if it is not empty
+                self._name_in(error, name)
                 raise
             return False
         return True
 
     def rename(self, source: str, target: str) -> None:
-        (source_fd, source_leaf), (target_fd, target_leaf) = self._parents(source, target)
-        os.rename(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        self._call_with_both(os.rename, source, target)
 
     def link(self, source: str, target: str) -> None:
+        self._call_with_both(link, source, target)
+
+    def _call_with_both(self, call: Callable[..., None], source: str, target: str) -> None:
         (source_fd, source_leaf), (target_fd, target_leaf) = self._parents(source, target)
-        link(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        try:
+            call(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.path.join(self.root, target)) from None
 
     def unlink(self, name: str) -> bool:
         """Remove a file; returns False if it does not exist."""
@@ -250,7 +259,14 @@ class RootDir:
             os.unlink(leaf, dir_fd=fd)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            self._name_in(error, name)
+            raise
         return True
+
+    def _name_in(self, error: OSError, name: str) -> None:
+        """Name a file in an error by its whole path, instead of by its last component alone."""
+        error.filename = os.path.join(self.root, name)
 
     def free_space(self) -> int:
         """How many bytes are free."""
@@ -266,6 +282,17 @@ class RootDir:
             free = self.free_space()
         if size > free:
             raise OSError(errno.ENOSPC, f"No space left on device: {size} bytes are needed, {free} are free", self.root)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Name the file in errors of write(2) and fsync(2), which do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror:
+            error.filename = error.filename or path
+        raise
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _SLICE_BYTES = 1 << 20
 _SLICES_PER_S = 20  # on a rate-limited connection
+_BODY_BYTES = 1 << 20  # of a request, at most, to keep its connection
 
 
 @checks_arguments
@@ -65,7 +66,7 @@ class Server:
     def url(self) -> str:
         """The URL of the root, ending in a slash."""
         host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}/"
+        return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
 
     def __enter__(self) -> Server:
         self._thread.start()
@@ -99,6 +100,7 @@ class _ThreadingServer(socketserver.ThreadingTCPServer):
     def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
         self._connections: set[socket.socket] = set()
         self._connections_lock = threading.Lock()
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
 
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
@@ -129,12 +131,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _ThreadingServer
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        _log.debug("%s %s: %s", self.command, redacted(self.path), code)
+        _log.debug("%s %s: %s", self.command, redacted(getattr(self, "path", "")), code)  # an invalid one has no path
 
     def log_message(self, format: str, *args: object) -> None:
         _log.debug(redacted_text(format % args))
 
     def do_GET(self) -> None:
+        self._discard_body()
         path = self._path()
         if path is None:
             self._send_text(404, "no such file\n")
@@ -160,6 +163,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             os.close(descriptor)
 
     do_HEAD = do_GET  # bodies are sent for GET only
+
+    def _discard_body(self) -> None:
+        """Read the body of a request, which is ignored (RFC 9110 section 9.3.1), or close the connection afterwards:
+        what is left would be taken for a request.
+        """
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" not in self.headers and length.isdecimal() and int(length) <= _BODY_BYTES:
+            self.rfile.read(int(length))
+        else:
+            self.close_connection = True
 
     def _path(self) -> str | None:
         """The real path of the requested file, if it is inside the root."""

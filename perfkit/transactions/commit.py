@@ -341,5 +341,4 @@ def _explained(op: JournalOp, error: OSError | UnsafePathError | FileChangedErro
         )
         failure.__cause__ = error
         return failure
-    error.filename, error.filename2 = op.name, None
     return error

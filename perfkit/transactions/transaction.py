@@ -13,7 +13,7 @@ from types import TracebackType
 from perfkit.config import check_type
 from perfkit.errors import ConfigError, FileChangedError, UpdateError
 from perfkit.filesystem.paths import check_name, local_path
-from perfkit.filesystem.rootdir import closing_fd
+from perfkit.filesystem.rootdir import closing_fd, naming
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
@@ -77,7 +77,8 @@ class Transaction:
         if kind is not None:
             self._committer.discard_staged()
         else:
-            self.result = self._commit()
+            with naming(self._rootdir.root):
+                self.result = self._commit()
 
     def _commit(self) -> Commit:
         committer, change_set = self._committer, self._change_set
@@ -119,7 +120,8 @@ class Transaction:
             for chunk in chunks:
                 if not isinstance(chunk, _BYTES):
                     raise ConfigError(f"{name}: the content must be bytes; got a {type(chunk).__name__}")
-                write_all(fd, chunk)
+                with naming(self._path(name)):
+                    write_all(fd, chunk)
             return self._set_staged(name, source, fd, mode)
 
     @contextlib.contextmanager
@@ -158,7 +160,8 @@ class Transaction:
             self._rootdir.check_free_space(before.st_size)
             mode = stat.S_IMODE(before.st_mode) if mode is None else mode
             with self._staged_file(mode) as (source, fd):
-                digest = copy_into(other, fd)
+                with naming(self._path(name)):
+                    digest = copy_into(other, fd)
                 after = os.fstat(other)
                 if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                     raise FileChangedError(path, "the file was modified while it was copied; retry")
@@ -204,7 +207,7 @@ class Transaction:
         if name in self._change_set:
             file = self._change_set[name]
             if file is None:
-                raise _not_found(name)
+                raise self._not_found(name)
         else:
             file = self._link(name)
         if name != to:
@@ -254,7 +257,7 @@ class Transaction:
         self._check_open()
         on_disk = self._rootdir.lstat(name) is not None
         if (self._change_set[name] is None) if name in self._change_set else not on_disk:
-            raise _not_found(name)
+            raise self._not_found(name)
         if on_disk:
             self._change_set[name] = None
         else:
@@ -264,6 +267,8 @@ class Transaction:
         if self._ended:
             raise UpdateError("this transaction has ended; begin another one")
 
+    def _not_found(self, name: str) -> FileNotFoundError:
+        return FileNotFoundError(errno.ENOENT, "no such file in the tree", self._path(name))
 
-def _not_found(name: str) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "no such file in the tree", name)
+    def _path(self, name: str) -> str:
+        return os.path.join(self._rootdir.root, name)

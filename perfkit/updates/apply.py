@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from array import array
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from perfkit.errors import FileChangedError, UpdateError
+from perfkit.errors import FileChangedError, ManifestError, UpdateError
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.statcache import StatCache, record_changes
 from perfkit.transactions import layout
-from perfkit.transactions.records import Content
+from perfkit.transactions.records import Change, Content
 from perfkit.transactions.transaction import Commit, Transaction
 from perfkit.updates.planner import LocalCopy, Plan
 from perfkit.updates.staging import StagingArea
 
 _EARLY_FILES = 1 << 14
+_DATABASE_BYTES = 512  # the size of a SQLite database is a multiple of this (sqlite.org/fileformat.html, section 1.3.2)
+
+_log = logging.getLogger(__name__)
 
 
 def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
@@ -160,6 +165,27 @@ class PlanApplier:
         self.bytes_written += size
         if self._shown is not None:
             self._shown.count(files=1, count_bytes=size)
+
+
+def warn_of_logs(root: str, changes: Iterable[Change], manifest: Callable[[], Manifest]) -> None:
+    """Warn of databases that were replaced while the write-ahead log of the old one lies beside them: SQLite would
+    apply it to the new one.
+
+    Args:
+        manifest: returns that of the tree as it is now.
+    """
+    for name, before, after in ((each.name, each.before, each.after) for each in changes):
+        if before is None or after is None or after.size % _DATABASE_BYTES or before.sha256 == after.sha256:
+            continue
+        with contextlib.suppress(OSError, ManifestError):
+            path = os.path.join(root, name)
+            if os.path.getsize(f"{path}-wal") and manifest().find(f"{name}-wal") is None:
+                _log.warning(
+                    "%s was replaced, and the log beside it belongs to the old file: close the programs that have it "
+                    "open, and remove %s-wal before anything opens the new one",
+                    path,
+                    path,
+                )
 
 
 def _mode(entry: Entry) -> int:

@@ -15,6 +15,7 @@ from perfkit.downloads.http.urls import unsigned
 from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import open_own, read_record, write_record
 from perfkit.filesystem.paths import is_url
+from perfkit.filesystem.rootdir import naming
 from perfkit.filesystem.spilled import file_bytes
 from perfkit.filesystem.thread_map import cached_property
 from perfkit.releases.format.manifest import Manifest
@@ -139,13 +140,8 @@ def managed_tree(config: Config, dest: str, *, wait_s: float = 0.0, create: bool
         keep_generations=config.keep_generations,
         trust_other_owners=config.trust_other_owners,
     )
-    try:
-        with tree:
-            yield tree
-    except OSError as error:  # its file name may be relative to the tree, or missing
-        if error.strerror:
-            error.filename = os.path.join(tree.root, error.filename) if error.filename else tree.root
-        raise
+    with naming(tree.root), tree:
+        yield tree
 
 
 def read_installed(root: str) -> Installed:

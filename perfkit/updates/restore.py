@@ -18,6 +18,7 @@ from perfkit.transactions import layout
 from perfkit.transactions.history import Generation, History, Pruned, read_current
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.transaction import Commit
+from perfkit.updates.apply import warn_of_logs
 from perfkit.updates.hold import Hold, HoldReason, hold_on, read_holds, with_hold, write_holds
 from perfkit.updates.installed import Installed, managed_tree, read_installed, require_managed
 from perfkit.updates.report import SyncReport
@@ -53,6 +54,7 @@ def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wa
                 certain_ns=lambda name: began_ns,
                 clock=clock,
             )
+        warn_of_logs(tree.root, commit.changes, lambda: after.manifest)
         _hold(tree.root, before, after, left=hold and commit.generation < left)
         report = _rollback_report(commit, before, after)
         return replace(report, seconds=time.monotonic() - began_s)

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.replaceable import check_replaceable
 from perfkit.transactions.tree import Tree
-from perfkit.updates.apply import Applied, PlanApplier, installed_content
+from perfkit.updates.apply import Applied, PlanApplier, installed_content, warn_of_logs
 from perfkit.updates.digest_index import BlobSet
 from perfkit.updates.hold import HoldReason, add_hold, hold_on, is_held, keep_holds, read_holds
 from perfkit.updates.installed import (
@@ -241,6 +241,7 @@ class Sync:
                 self._installed.record_serial(self._source.url, self._source.serial)
         else:
             applied, routes = self.change(tree, local, manifest, plan, staging)
+            warn_of_logs(self._root, applied.commit.changes, lambda: manifest)
         report = self._report(tree, plan, applied, routes)
         del plan, staging  # frees megabytes if there are many files
         self._save_statcache(local, manifest, applied, report)
@@ -454,15 +455,19 @@ class Sync:
 
     def _record_differs(self, manifest: Manifest) -> bool:
         """Whether the tree's record of what is installed changes, even if no file does."""
-        source, installed = self._source, self._installed
-        offered = (source.type, as_recorded(source.url), source.version, manifest.sha256.hex())
-        same = offered == (installed.type, installed.source, installed.version, installed.manifest_sha256)
-        record = source.record()
+        source, installed, record = self._source, self._installed, self._source.record()
+        origin = record.get("origin")
+        # What has no lasting validator is named after the time of the response, if at all.
+        lasts = not isinstance(origin, Mapping) or any(origin.values())
+        offered = (source.type, as_recorded(source.url), manifest.sha256.hex())
+        same = offered == (installed.type, installed.source, installed.manifest_sha256)
+        same = same and (source.version == installed.version or not lasts)
         return not same or any(record.get(name) != installed.state.get(name) for name in ("selection", "signers"))
 
     def _report(self, tree: Tree, plan: Plan, applied: Applied | None, routes: tuple[str, ...]) -> SyncReport:
+        version = self._source.version if applied is not None else self._installed.version or ""
         report = SyncReport(
-            version=self._source.version,
+            version=version,
             generation=tree.generation if applied is None else applied.commit.generation,
             previous_version=self._installed.version,
             selection=self._selection(),

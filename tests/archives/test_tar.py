@@ -235,6 +235,13 @@ def test_padding_without_end_is_refused() -> None:
         unpack(gzip.compress(make_tar() + bytes(65 << 20)))
 
 
+@pytest.mark.parametrize("size", [1024, 10_240, 1 << 20])
+def test_an_archive_of_zeros_is_refused(size: int) -> None:
+    """As a server's crash may leave one: a sync would remove every file."""
+    with pytest.raises(ManifestError, match="all zeros"):
+        unpack(bytes(size))
+
+
 def test_headers_too_large_to_hold_are_refused() -> None:
     """A long name or PAX header of gigabytes is not read into memory."""
     for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):

@@ -360,6 +360,21 @@ def test_the_download_command_fetches_once(published: Site, monkeypatch: pytest.
     assert "file  unchanged" in run("perfkit_download", f"{published.url}file")[0]
 
 
+def test_one_download_of_two_fails(published: Site, tmp_path: Path) -> None:
+    """The other one is reported, in JSON as in text."""
+    (published.root / "site/file").write_bytes(b"x" * 1000)
+    urls = [f"{published.url}missing", f"{published.url}file"]
+    for option in ("--json", "--no-color"):
+        shown = io.StringIO()
+        with pytest.raises(CommandError, match=r"1 of 2 failed:\n.*missing: HTTP status 404"):
+            call_command("perfkit_download", *urls, "-d", str(tmp_path / option), option, stdout=shown)
+        if option == "--json":
+            files = json.loads(shown.getvalue())["files"]
+            assert [("error" in each, each["bytes"]) for each in files] == [(True, 0), (False, 1000)]
+        else:
+            assert shown.getvalue().endswith("file  1000 bytes\n")
+
+
 def test_download_with_checksums(published: Site, tmp_path: Path) -> None:
     """One on the command line, or those of a file or a URL, as with `perfkit get`."""
     body = b"x" * 1000

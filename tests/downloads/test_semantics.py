@@ -13,6 +13,7 @@ from perfkit.downloads.http.semantics import (
     Answer,
     ContentRange,
     Verdict,
+    Version,
     content_disposition_names,
     judge,
     judge_part,
@@ -266,3 +267,23 @@ def test_whether_a_cache_may_be_storing_an_answer(headers: dict[str, str], plain
     """RFC 9111 section 3, RFC 9211, and what caches add of their own."""
     assert may_be_filling_a_cache(headers, encrypted=False) == plain
     assert may_be_filling_a_cache(headers, encrypted=True) == encrypted
+
+
+@pytest.mark.parametrize(
+    ("etag", "found", "modified", "same"),
+    [
+        ('W/"1"', 'W/"1"', NOON, True),  # as Apache sends a file that is dated in the future
+        ('W/"1"', 'W/"2"', NOON, False),
+        ('"1"', '"1"', NOON, False),  # some servers keep an ETag for the life of their process
+        ('W/"1"', 'W/"1"', "Thu, 01 Jan 2026 11:59:58 GMT", False),
+        ('W/"1"', None, NOON, False),
+        (None, None, NOON, False),
+    ],
+)
+def test_a_date_that_is_that_of_the_response(etag: str | None, found: str | None, modified: str, same: bool) -> None:
+    """Says nothing of the file beside equal weak ETags, and is no proof of its bytes."""
+    known = Version(etag, "Thu, 01 Jan 2026 11:00:00 GMT")
+    headers = {"last-modified": modified, "date": NOON, **({"etag": found} if found else {})}
+    assert known.is_same_as(version_of(headers)) == same
+    assert known.differs(headers) != same
+    assert not known.is_proven_by(headers)

@@ -9,7 +9,6 @@ import pytest
 from perfkit import ManifestError, Toolkit
 from perfkit.cli import main
 from perfkit.errors import ConfigError, SignatureError, StaleSourceError, UpdateError
-from perfkit.releases.publish import upkeep
 from perfkit.releases.publish.upkeep import promote
 from tests.support.signing import NEW, OLD, public, publish_signed
 from tests.support.sites import Origin
@@ -41,14 +40,13 @@ def test_a_channel_is_followed_until_it_moves(kit: Toolkit, origin: Origin, out:
     assert kit.sync(origin.url, out, channel="stable").held == "3"
 
 
-def test_a_release_of_a_channel_stays(kit: Toolkit, origin: Origin, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_of_a_channel_stays(kit: Toolkit, origin: Origin, out: Path) -> None:
     """Those that no channel offers leave the history, and their objects the site."""
-    monkeypatch.setattr(upkeep, "GRACE_S", -5.0)
     for version in "12345":
         origin.publish({"a": version.encode() * 1000}, version, keep_deltas=0, keep_releases=2, grace_s=0)
         if version == "1":
             kit.promote(origin.site, channel="stable", version="1")
-    kit.prune(origin.site)
+    kit.prune(origin.site, grace_s=0)
     assert [each.version for each in kit.releases(origin.url)] == ["5", "4", "1"]
     assert kit.check_site(origin.site).intact
     assert kit.sync(origin.url, out, channel="stable").version == "1"

@@ -176,6 +176,20 @@ def test_prune_a_site(kit: Toolkit, site: Path) -> None:
     assert kit.check_site(site).intact
 
 
+def test_the_grace_of_prune(kit: Toolkit, site: Path, tmp_path: Path) -> None:
+    """As that of publish; trees have none."""
+    stray = site / "objects" / ("0" * 64)
+    stray.write_bytes(b"x")
+    os.utime(stray, (time.time() - 7200,) * 2)
+    assert [kit.prune(site, grace_s=grace_s).objects for grace_s in (3 * 3600, 3600)] == [0, 1]
+    with pytest.raises(ConfigError, match="grace_s must be 0 or more"):
+        kit.prune(site, grace_s=-1)
+    with kit.transaction(tmp_path / "tree") as tx:
+        tx.write("a", b"a")
+    with pytest.raises(ConfigError, match="tree is not a site"):
+        kit.prune(tmp_path / "tree", grace_s=3600)
+
+
 def test_prune_a_signed_site(kit: Toolkit, tmp_path: Path) -> None:
     """The signature of the current pointer stays, however old it is; those of earlier ones go after a day."""
     publish_signed(site := tmp_path / "site", ONE, "1", OLD)

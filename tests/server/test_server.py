@@ -353,6 +353,28 @@ def test_invalid_requests(raw: bytes, server: Server) -> None:
     assert ask(server).status == 200
 
 
+def test_a_line_that_is_too_long(server: Server) -> None:
+    with Client(server) as client:
+        client.send(b"GET /".ljust(65_537, b"x"))
+        assert client.head().status == 414
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_body_of_a_request_is_not_the_next_one(server: Server, chunked: bool) -> None:
+    """It is ignored (RFC 9110 section 9.3.1); the connection ends where its length is not known."""
+    body = b"GET /empty HTTP/1.1\r\n\r\n"
+    field = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    with Client(server) as client:
+        client.send(b"GET /f HTTP/1.1\r\n%s\r\n\r\n" % field)
+        client.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
+        assert client.answer().body == BODY
+        if chunked:
+            with contextlib.suppress(ConnectionError):  # since the body was not read
+                assert client.rest() == b""
+        else:
+            assert client.ask(Range="bytes=0-9").body == BODY[:10]
+
+
 # -- connections ------------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +474,14 @@ def test_close_ends_a_wait(filled_site: Path) -> None:
         server.close()
         waiting.join(100)
         assert not waiting.is_alive()
+
+
+def test_an_ipv6_address(filled_site: Path) -> None:
+    with Server(filled_site, host="::1") as server:
+        assert server.url.startswith("http://[::1]:")
+        with socket.create_connection(("::1", port_of(server)), 10) as connection:
+            connection.sendall(b"GET /f HTTP/1.0\r\n\r\n")
+            assert connection.makefile("rb").read().endswith(BODY)
 
 
 def test_never_started(filled_site: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from perfkit.errors import ConfigError, FileChangedError, UpdateError
-from perfkit.transactions import transaction
+from perfkit.transactions import commit, transaction
 from perfkit.transactions.tree import Tree
 from tests.support.faults import Crash, watched
 from tests.support.files import free_descriptors
@@ -55,6 +55,35 @@ def test_a_file_that_was_removed_before(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             tx.move("a", "b")
     assert tree_of(tmp_path) == {}
+
+
+def test_errors_have_the_whole_path(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the disk; errors of the caller's own code, and the paths that it gives, stay as they are."""
+    root = small_disk / "tree"
+    monkeypatch.chdir(tmp_path)
+    with Tree(root) as tree, tree.transaction() as tx:
+        tx.write("sub/a", b"a")
+        for change in (lambda: tx.remove("sub/gone"), lambda: tx.move("gone", "b")):
+            with pytest.raises(FileNotFoundError) as caught:
+                change()
+            assert caught.value.filename in (f"{root}/sub/gone", f"{root}/gone")
+        with pytest.raises(OSError, match="No space left") as full:
+            tx.write("sub/large", bytes(64 << 20))
+        assert full.value.filename == f"{root}/sub/large"
+        with pytest.raises(FileNotFoundError) as given:
+            tx.replace("sub/b", "gone")
+        assert given.value.filename == "gone"
+        with pytest.raises(OSError) as own:
+            tx.write("sub/c", (os.read(-1, 1) for _ in range(1)))
+        assert (own.value.errno, own.value.filename) == (errno.EBADF, None)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(commit, "sync_directory", fail)
+    with pytest.raises(OSError, match="Input/output error") as failed, Tree(root) as tree, tree.transaction() as tx:
+        tx.write("sub/a", b"b")
+    assert failed.value.filename == str(root)
 
 
 class _Edit:

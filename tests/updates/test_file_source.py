@@ -13,8 +13,8 @@ import pytest
 
 from perfkit import CheckFailedError, ConfigError, IntegrityError, ManifestError, StagedTree, Toolkit, UpdateError
 from perfkit.releases.format.zstd import compress
-from tests.support.archive_tools import make_tar
-from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.archive_tools import make_tar, make_zip
+from tests.support.fakes import Exchange, MisbehavingServer, Start, http_date
 from tests.support.sites import Counting, Origin, replace
 from tests.support.trees import ONE, noise, tree_of
 
@@ -49,6 +49,35 @@ def test_a_repair_needs_the_same_version(kit: Toolkit, counting: Counting, site:
     replace(site / "model.onnx", NEW)
     with pytest.raises(UpdateError, match="has changed since it was installed; run sync"):
         kit.verify(tmp_path / "tree", repair=True)
+
+
+@pytest.mark.parametrize("etag", ['W/"1"', None])
+@pytest.mark.parametrize("name", ["model.onnx", "model.zip", "model.tar"])
+def test_a_date_that_moves_on(kit: Toolkit, misbehaving: Start, tmp_path: Path, name: str, etag: str | None) -> None:
+    """As that of a file of the future: no sync adds a generation, and with an ETag none fetches the file again."""
+    archive = {"model.zip": make_zip({"a": OLD}), "model.tar": make_tar({"a": OLD})}
+    body = [archive.get(name, OLD)]
+
+    def answer(exchange: Exchange) -> None:
+        now = http_date(exchange.number)
+        exchange.serve(body[0], etag=etag, Last_Modified=now, Date=now)
+
+    url, tree = f"{misbehaving(answer).url}/{name}", tmp_path / "tree"
+    first = kit.sync(url, tree)
+    for _ in range(2):
+        again = kit.sync(url, tree)
+        assert (again.generation, again.version, again.route) == (1, first.version, "none")
+        assert not again.generation_is_new
+        if etag:
+            assert again.requests == 1
+    assert [each.number for each in kit.history(tree)] == [0, 1]
+    if etag:
+        next(path for path in tree.iterdir() if path.name != ".perfkit").unlink()
+        assert kit.verify(tree, repair=True).intact
+    archive = {"model.zip": make_zip({"a": NEW}), "model.tar": make_tar({"a": NEW})}
+    etag, body[0] = etag and 'W/"2"', archive.get(name, NEW)
+    assert kit.sync(url, tree).changed == 1
+    assert list(tree_of(tree).values()) == [NEW]
 
 
 def test_a_check_sees_the_file_first(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:

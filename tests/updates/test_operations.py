@@ -121,3 +121,23 @@ def test_the_history_counts_files(kit_after_two: Toolkit, tmp_path: Path) -> Non
         (each.label.get("version"), each.added, each.changed, each.removed) for each in kit_after_two.history(tmp_path)
     ]
     assert told == [(None, 0, 0, 0), ("1", 30, 0, 0), ("2", 0, 1, 0)]
+
+
+def test_the_log_of_a_database_that_was_replaced(
+    perfkit_origin: FakeOrigin, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite would apply it to the new file, after a sync or a rollback: a warning says so."""
+    databases = ("prices.db", "closed.db", "shipped.db", "text")
+    with Toolkit() as kit:
+        for version in "12":
+            files = {name: version * (4096 if name != "text" else 4095) for name in databases}
+            perfkit_origin.publish(URL, {**files, "shipped.db-wal": version}, version=version)
+            kit.sync(URL, tmp_path)
+            if version == "1":
+                assert not caplog.records
+                for name, size in (("prices.db", 32), ("closed.db", 0), ("text", 32)):
+                    (tmp_path / f"{name}-wal").write_bytes(bytes(size))
+        kit.rollback(tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    assert [each.split()[0] for each in said] == [str(tmp_path / "prices.db")] * 2
+    assert all(f"remove {tmp_path}/prices.db-wal" in each for each in said)

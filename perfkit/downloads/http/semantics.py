@@ -121,9 +121,21 @@ class Version:
         some servers keep an ETag for the life of their process. An absent field shows nothing.
         """
         etag, date = self.etag, self.last_modified
-        return (etag is not None and headers.get("etag", etag) != etag) or (
-            date is not None and headers.get("last-modified", date) != date
-        )
+        if etag is not None and headers.get("etag", etag) != etag:
+            return True
+        differs = date is not None and headers.get("last-modified", date) != date
+        return differs and not self._is_redated_as(version_of(headers))
+
+    def is_same_as(self, found: Version) -> bool:
+        """Whether a later response is of this version, as far as both tell."""
+        return self == found or self._is_redated_as(found)
+
+    def _is_redated_as(self, found: Version) -> bool:
+        """Whether the other version's date only says when the response was made, as a server has to do with a file that
+        is dated in the future (RFC 9110 section 8.8.2.1). Apache marks the ETag of such a file as weak.
+        """
+        etag = self.etag or ""
+        return etag.startswith("W/") and etag == found.etag and found.last_modified is not None and not found.date_lasts
 
     def is_meant_by(self, headers: Headers) -> bool:
         """Whether a 304 with these headers means this version. One that names none, in response to a date, may mean a
@@ -136,8 +148,9 @@ class Version:
         fields with a range than with the whole file.
         """
         etag, date = self.proof
-        shown = (etag is not None and "etag" in headers) or (date is not None and "last-modified" in headers)
-        return shown and not self.differs(headers)
+        same_etag = etag is not None and headers.get("etag") == etag
+        same_date = date is not None and headers.get("last-modified") == date
+        return (same_etag or same_date) and not self.differs(headers)
 
 
 NO_VERSION = Version()

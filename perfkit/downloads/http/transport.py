@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from perfkit._version import __version__
-from perfkit.config import Auth, Config
+from perfkit.config import Auth, Config, check_type
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.dial import connect_early
 from perfkit.downloads.http.network_path import NetworkPath
@@ -134,6 +134,7 @@ class HttpTransport:
     """
 
     def __init__(self, config: Config, session: SessionSource | None = None) -> None:
+        check_type("config", config, "Config", secret=True)
         self._config = config
         self._given = session
         self._lock = threading.Lock()  # guards the making of the sessions

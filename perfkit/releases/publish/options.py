@@ -48,13 +48,22 @@ class PublishOptions:
             raise ConfigError(f"level must be from 1 to {_MAX_LEVEL}; got {self.level}")
         if not 1 <= self.keep_releases <= _MAX_RELEASES:
             raise ConfigError(f"keep_releases must be from 1 to {_MAX_RELEASES}; got {self.keep_releases}")
-        if not 0 <= self.grace_s < _LONGEST_S:
-            raise ConfigError(f"grace_s must be 0 or more seconds, and less than 100 years; got {self.grace_s}")
+        check_grace(self.grace_s)
         if self.links not in get_args(Links):
             raise ConfigError(f"links must be one of {', '.join(get_args(Links))}; got {self.links!r}")
         if self.serial is not None and not 1 <= self.serial <= MAX_SERIAL:
             raise ConfigError(f"serial must be from 1 to {MAX_SERIAL}; got {self.serial}")
         expiry(self.expires_s)
+
+
+def check_grace(grace_s: float) -> None:
+    """Check how long unused objects are kept.
+
+    Raises:
+        ConfigError: it is negative, or a century.
+    """
+    if not 0 <= grace_s < _LONGEST_S:
+        raise ConfigError(f"grace_s must be 0 or more seconds, and less than 100 years; got {grace_s}")
 
 
 def expiry(expires_s: float | None) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.own_files import create_own, open_own
-from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.rootdir import RootDir, naming
 from perfkit.libc import set_mode, sync_directory_at, sync_file
 from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.text import printable
@@ -43,16 +43,6 @@ def _new_file(directory: str) -> tuple[int, str]:
     return descriptor, path
 
 
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Name the file in errors of write(2) and fsync(2), which do not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
-
-
 class ObjectWriter:
     """Writes a new object, which joins the site with `finish`."""
 
@@ -66,14 +56,14 @@ class ObjectWriter:
     def write(self, data: bytes) -> None:
         """Append bytes."""
         self._digest.update(data)
-        with _named(self._directory):
+        with naming(self._directory):
             self._file.write(data)
         self.bytes += len(data)
 
     def finish(self) -> ObjectRef:
         """Rename the object to its digest. Durable."""
         ref = ObjectRef(self._digest.hexdigest(), self.bytes)
-        with _named(self._directory), self._file:
+        with naming(self._directory), self._file:
             self._file.flush()
             sync_file(self._file.fileno())
         os.replace(self._path, os.path.join(self._directory, ref.sha256))
@@ -188,7 +178,7 @@ class Site:
         directory = os.path.dirname(path)
         descriptor, fresh = _new_file(directory)
         try:
-            with _named(path), os.fdopen(descriptor, "wb") as file:
+            with naming(path), os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 _date_after(file.fileno(), path)

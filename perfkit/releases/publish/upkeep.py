@@ -15,7 +15,7 @@ from perfkit.progress.stage import Stage
 from perfkit.progress.text import printable
 from perfkit.releases.format import channel_name
 from perfkit.releases.format.pointer import ObjectRef, Pointer
-from perfkit.releases.publish.options import GRACE_S, expiry
+from perfkit.releases.publish.options import GRACE_S, check_grace, expiry
 from perfkit.releases.publish.site import Site, referenced
 from perfkit.transactions.history import Pruned
 
@@ -79,15 +79,17 @@ def check_site(path: str, progress: Progress | None = None) -> SiteReport:
     )
 
 
-def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0, grace_s: float | None = None) -> Pruned:
     """Remove the objects that no release has needed for a day. See `Toolkit.prune`."""
+    grace_s = GRACE_S if grace_s is None else grace_s
+    check_grace(grace_s)
     site = Site(path, wait_s=wait_s)
     _pointer(site)  # raises before a lock is created in a directory that is not a site
     with contextlib.nullcontext() if dry_run else site:
         pointer = _pointer(site)
         history = site.history(pointer)
         keep = {pointer.history.sha256, *(ref.sha256 for ref in referenced(history, pointer.solid))}
-        removed: list[ObjectRef] = site.prune(keep, grace_s=GRACE_S, dry_run=dry_run)
+        removed: list[ObjectRef] = site.prune(keep, grace_s=grace_s, dry_run=dry_run)
     return Pruned(objects=len(removed), bytes=sum(ref.bytes for ref in removed))
 
 

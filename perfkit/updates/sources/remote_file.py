@@ -90,7 +90,7 @@ class RemoteFile:
         """
         if self._probed.unchanged:
             self._probed = self._fetcher.probe(self.url, most=self._most)  # a 304 has less metadata
-            if self._probed.version != self.version:
+            if not self.version.is_same_as(self._probed.version):
                 raise RemoteChangedError(self.url, "it changed between two requests")
         return self._probed
 
@@ -199,7 +199,7 @@ class RemoteFile:
         request = Request(
             self.url,
             os.path.basename(path),
-            only=probed.version,
+            only=probed.version.lasting,  # a date that is that of the response may differ in the next one
             size=probed.size,
             label=self._label,
             public_keys=self.signers.keys,

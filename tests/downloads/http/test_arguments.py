@@ -30,7 +30,7 @@ from perfkit.archives.members import Selection
 from perfkit.cli import main
 from perfkit.config import parse_size
 from perfkit.downloads.http.semantics import Version
-from perfkit.downloads.shared_limits import SharedLimits
+from perfkit.downloads.shared_limits import SharedLimits, Use
 from perfkit.server.server import Server
 from perfkit.testing import FakeOrigin
 from tests.support.fakes import MisbehavingServer
@@ -420,6 +420,14 @@ def test_what_is_no_path(method: str, path: Any) -> None:
         (lambda _: Config(workers=10**20), "workers must be less than 2\\*\\*63"),
         (lambda _: Config(workers=-(10**20)), "workers must be at least 1"),
         (lambda _: Config(headers=10**20), "headers must be a mapping"),  # type: ignore[arg-type]
+        (lambda _: Toolkit.default_transport("x"), "config must be a perfkit.Config"),  # type: ignore[arg-type]
+        (lambda _: Config.from_env(["PERFKIT_WORKERS=4"]), "environ must be a mapping of text to text"),  # type: ignore[arg-type]
+        (lambda _: Config.from_env({"PERFKIT_WORKERS": 4}), "environ must be a mapping of text"),  # type: ignore[dict-item]
+        (lambda _: FakeOrigin().publish(URL, ["a"], version="1"), "files must be a mapping"),  # type: ignore[arg-type]
+        (lambda _: FakeOrigin().publish(URL, {"a": 1}, version="1"), "files must be a mapping"),  # type: ignore[dict-item]
+        (lambda _: SharedLimits(1, 1).lease("a", 3), "use must be a Use"),  # type: ignore[arg-type]
+        (lambda _: SharedLimits(1, 1).lease([], Use()), "holder must be text"),  # type: ignore[arg-type]
+        (lambda _: Use(connections={"a": "1"}), "connections must be a mapping of text to whole"),  # type: ignore[dict-item]
         (lambda _: parse_size(5), "a size must be text; got 5"),  # type: ignore[arg-type]
         (lambda _: read_trees(None), "path must be a path"),  # type: ignore[arg-type]
         (lambda _: Server(3), "root must be a path"),  # type: ignore[arg-type]

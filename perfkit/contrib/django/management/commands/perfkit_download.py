@@ -10,9 +10,9 @@ from django.core.management.base import CommandParser
 
 from perfkit.contrib.django.management import ToolkitCommand
 from perfkit.downloads.checksum_files import with_checksums
-from perfkit.downloads.request import Request
-from perfkit.errors import ConfigError
-from perfkit.progress.text import printable
+from perfkit.downloads.request import Download, Request
+from perfkit.errors import BatchError, ConfigError
+from perfkit.progress.text import described, printable
 from perfkit.redact import redacted
 from perfkit.toolkit import Toolkit
 
@@ -36,12 +36,20 @@ class Command(ToolkitCommand):
             raise ConfigError("--checksum is for a single URL, without --checksums")
         add_checksum = with_checksums(options["checksums"])
         requests = [add_checksum(Request(url, checksum=options["checksum"])) for url in options["urls"]]
-        downloads = kit.download_many(requests, options["directory"])
+        found = dict(kit.iter_downloads(requests, options["directory"]))
+        downloads = [found[index] for index in sorted(found)]
         if options["json"]:
-            fields = ("path", "bytes", "bytes_received", "checksum", "unchanged")
-            files = [{"url": redacted(each.url)} | {name: getattr(each, name) for name in fields} for each in downloads]
-            self.stdout.write(json.dumps({"files": files}))
+            self.stdout.write(json.dumps({"files": [_as_json(each) for each in downloads]}))
         elif options["verbosity"] >= 1:
             for download in downloads:
-                what = "unchanged" if download.unchanged else f"{download.bytes} bytes"
-                self.stdout.write(f"{self.style.SUCCESS(printable(download.path))}  {what}")
+                if download.error is None:
+                    what = "unchanged" if download.unchanged else f"{download.bytes} bytes"
+                    self.stdout.write(f"{self.style.SUCCESS(printable(download.path))}  {what}")
+        if any(download.error is not None for download in downloads):
+            raise BatchError(downloads)
+
+
+def _as_json(download: Download) -> dict[str, object]:
+    fields = ("path", "bytes", "bytes_received", "checksum", "unchanged")
+    record: dict[str, object] = {"url": redacted(download.url), **{name: getattr(download, name) for name in fields}}
+    return record if download.error is None else {**record, "error": described(download.error)}
