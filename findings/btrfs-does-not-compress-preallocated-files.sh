@@ -8,6 +8,7 @@
 # compresses should not preallocate.
 # Needs root, for a file system on a loop device; mkfs.btrfs (Debian: btrfs-progs), apt-get and dpkg of Debian 12.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 [ -n "$(command -v mkfs.btrfs)" ] || { echo "mkfs.btrfs is missing" >&2; exit 1; }
 folder=$(mktemp -d)
 trap 'umount -q "$folder/mounted" || true; rm -rf "$folder"' EXIT

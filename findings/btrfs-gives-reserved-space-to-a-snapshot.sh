@@ -11,6 +11,7 @@
 # own).
 # Needs root, for file systems on a loop device; mkfs.btrfs and mkfs.xfs (Debian: btrfs-progs, xfsprogs).
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 for tool in mkfs.btrfs mkfs.xfs btrfs mount unshare; do
     [ -n "$(command -v $tool)" ] || { echo "$tool is missing" >&2; exit 1; }
 done

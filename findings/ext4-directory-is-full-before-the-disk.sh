@@ -8,6 +8,7 @@
 # level. With the blocks of 4 KiB of larger disks the limit is about ten million.
 # Needs root, for a file system on a loop device.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 folder=$(mktemp -d)
 trap 'umount -q "$folder/mounted" || true; rm -rf "$folder"' EXIT
 mkdir "$folder/mounted"

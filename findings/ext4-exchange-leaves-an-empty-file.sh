@@ -8,6 +8,7 @@
 # for linkat() of an O_TMPFILE file. Whatever puts a file in place has to fsync it first.
 # Needs root, for a file system on a loop device.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 folder=$(mktemp -d)
 trap 'umount -q "$folder/mounted" || true; rm -rf "$folder"' EXIT
 mkdir "$folder/mounted"

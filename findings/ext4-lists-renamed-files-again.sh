@@ -8,6 +8,7 @@
 # have to be collected before the first rename (os.listdir). On tmpfs each file is met once.
 # Needs root, for file systems of its own; mkfs.ext4 and unshare (Debian: e2fsprogs, util-linux).
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 for tool in mkfs.ext4 mount unshare; do
     [ -n "$(command -v $tool)" ] || { echo "$tool is missing" >&2; exit 1; }
 done

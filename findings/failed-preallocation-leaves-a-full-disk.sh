@@ -8,6 +8,7 @@
 # a file's length for what it has received.
 # Needs root, for file systems on a loop device.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 folder=$(mktemp -d)
 trap 'umount -q "$folder/mounted" || true; rm -rf "$folder"' EXIT
 mkdir "$folder/mounted"

@@ -6,6 +6,7 @@
 # pays for a flush of each at that moment; cloning files that have been on disk for a while is cheap.
 # Needs root, for a file system on a loop device.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 folder=$(mktemp -d)
 device=
 trap 'umount -q "$folder/mounted" || true; [ -z "$device" ] || losetup -d "$device"; rm -rf "$folder"' EXIT

@@ -9,6 +9,7 @@
 # fsync, `sync -f` syncfs). os.sync() of Python is sync(2), too.
 # Needs root, for file systems on a loop device.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 folder=$(mktemp -d)
 trap 'umount -q "$folder/mounted" || true; umount -q "$folder/store" || true; rm -rf "$folder"' EXIT
 mkdir "$folder/mounted" "$folder/store"

@@ -10,6 +10,7 @@
 # (a user's, a container's, a volume's) needs its staging directory within it.
 # Needs root, for a file system on a loop device.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
 folder=$(mktemp -d)
 device=
 trap 'umount -q "$folder/mounted" || true; [ -z "$device" ] || losetup -d "$device"; rm -rf "$folder"' EXIT

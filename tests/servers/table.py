@@ -69,6 +69,10 @@ Apache sends a file whose date is in the future with a weak ETag and another dat
 version and fetches it again, in one stream; an interrupted download starts over, and each sync of such an archive adds
 a generation.
 
+`rclone serve http` is not in the table: for five minutes after a file was replaced it sends the new one cut off at the
+old one's length, as a complete response with the old date (`findings/rclone-serve-cuts-a-file-that-was-replaced.sh`).
+Only a checksum or a release detects that. Start it with `--dir-cache-time 0`.
+
 """
 
 _CACHES = """
