@@ -7,6 +7,7 @@ adapted, in text and in most binary formats.
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections import defaultdict
 from collections.abc import Container, Iterable
 
@@ -29,13 +30,15 @@ class SimilarityIndex:
 
     def __init__(self, total_bytes: int) -> None:
         self._rate = 1 + total_bytes // (_LINES_PER_INDEX * _LINE_BYTES)
-        self._blocks: list[Span] = []
+        self._entries, self._offsets, self._lengths = array("I"), array("Q"), array("I")  # of blocks
         self._owners: dict[int, int | tuple[int, ...]] = {}
 
     def add(self, entry: int, offset: int, content: bytes) -> None:
         """Index a block of a file."""
-        number = len(self._blocks)
-        self._blocks.append(Span(entry, offset, len(content)))
+        number = len(self._entries)
+        self._entries.append(entry)
+        self._offsets.append(offset)
+        self._lengths.append(len(content))
         owners = self._owners
         for mark in self._marks(content):
             found = owners.get(mark)
@@ -70,7 +73,7 @@ class SimilarityIndex:
         taken = 0
         least = 4 * sum(marks.values()) // 200
         for number in sorted(votes, key=lambda number: (-votes[number], number)):
-            block = self._blocks[number]
+            block = Span(self._entries[number], self._offsets[number], self._lengths[number])
             if votes[number] < least or taken + block.length > limit:
                 break
             chosen.append(block)
