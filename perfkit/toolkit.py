@@ -574,7 +574,7 @@ class Toolkit:
         from perfkit.updates.restore import prune
 
         if grace_s is not None:
-            raise ConfigError(f"{place} is not a site, and only sites keep what is not needed for a time (--grace)")
+            raise ConfigError(f"{place} is not a site; only a site has a grace (--grace)")
 
         return prune(self.config, place, 1 if keep is None else keep, dry_run=dry_run, wait_s=wait_s)
 

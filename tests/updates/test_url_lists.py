@@ -17,7 +17,7 @@ from perfkit.errors import ManifestError, PerfkitError, UnsafePathError
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.detect import FIRST_BYTES, detect_type
 from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
-from tests.support.archive_tools import make_tar, make_zip
+from tests.support.archive_tools import make_tar, make_zip, unpack_zip
 from tests.support.hostile import bounded
 
 pytestmark = pytest.mark.once
@@ -238,6 +238,9 @@ def test_the_type_is_detected_from_content() -> None:
         assert detect_type("https://h/x.zip", data[:FIRST_BYTES]) is SourceType.TAR
     assert detect_type("https://h/x.tar", make_zip()[:FIRST_BYTES]) is SourceType.ZIP
     assert detect_type("https://h/x", make_zip({})) is SourceType.ZIP
+    for marker in (b"PK\x07\x08", b"PK00"):  # as `zip -s` writes, also if a single part is enough
+        assert detect_type("https://h/x", marker + make_zip()) is SourceType.ZIP
+        assert unpack_zip(marker + make_zip({"a": b"a"})) == {"a": b"a"}
     assert detect_type("https://h/x", b"zsync: 0.6.2\nFilename: x\n") is SourceType.ZSYNC
     assert detect_type("https://h/x", METALINK.encode()) is SourceType.METALINK
     assert detect_type("https://h/x", b"# mine\nhttps://h/a\nHTTPS://h/b\tname\n") is SourceType.URLS

@@ -16,6 +16,8 @@ from perfkit.updates.source_types import SourceType
 METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 FIRST_BYTES = 16 << 10  # to give to `detect_type`, if the source has that many
 _BLOCK = 512
+# The last two begin an archive that was to be split, and has one part only (APPNOTE.TXT 6.3.10, section 8.5).
+_ZIPS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08PK\x03\x04", b"PK00PK\x03\x04")
 _TARS = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 # A comment can match in one way only, so that patterns of many don't take forever. `(...)*+` would do, too, but CPython
 # 3.11.2, which is Debian 12's, matches it wrongly.
@@ -41,7 +43,7 @@ def detect_type(url: str, first: bytes, content_type: str | None = None) -> Sour
     The content decides. A content type of HTML rules out lists, and nothing else. The extension of the URL only decides
     whether a compressed file whose beginning can't be decompressed yet (bzip2 needs up to 900 kB for that) is a tar.
     """
-    if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if first.startswith(_ZIPS):
         return SourceType.ZIP
     if first.startswith(b"zsync: "):
         return SourceType.ZSYNC
