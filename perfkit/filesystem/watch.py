@@ -220,6 +220,8 @@ class DirtySet:
             self.mark_all()
         elif kind == "attrib" and directory and self._unreadable:
             self.mark_all()  # it may be readable now
+        elif kind == "moved" and directory and os.path.lexists(path):
+            self.mark_all()  # if it was exchanged (renameat2(2)), watchdog takes both for one from now on
         elif kind in _QUIET or (directory and kind == "modified"):
             pass  # what changed in the directory has its own event
         elif not directory and (match := _UNNAMED.fullmatch(path)) and not os.path.lexists(path) and kind != "deleted":
@@ -262,11 +264,19 @@ def _start_threads(dirty: DirtySet, root: str) -> list[Any]:
         raise ConfigError(f"watching needs watchdog 7.1 or newer; this is {VERSION_STRING}, so upgrade it")
     from watchdog.observers.inotify import InotifyEmitter
 
+    class Emitter(InotifyEmitter):
+        def on_thread_stop(self) -> None:
+            group, self._inotify = self._inotify, None
+            while group is not None:
+                with contextlib.suppress(KeyError):  # once for each directory that was exchanged: go on with the others
+                    group.deactivate()
+                    group = None
+
     # watchdog walks a new directory after it has started to watch it. A directory created in between is found twice
     # and added to the same watch again, which is harmless, but causes a warning in its thread.
     warnings.filterwarnings("ignore", r"Callback with id '\d+' already exists for watch", RuntimeWarning)
     reader = _make_reader(dirty)
-    observer: Any = BaseObserver(InotifyEmitter, inotify_fd=reader)
+    observer: Any = BaseObserver(Emitter, inotify_fd=reader)
     try:
         reader.start()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import subprocess
 import sys
@@ -170,6 +171,29 @@ def test_a_directory_from_outside(tmp_path: Path) -> None:
         assert "in" in taken(dirty)
         (root / "in/x/y/a").write_bytes(b"1")
         assert taken(dirty) == {"in/x/y/a"}
+
+
+def exchange(one: Path, other: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE, relative to the current directory (AT_FDCWD)."""
+    if ctypes.CDLL(None, use_errno=True).renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2):
+        unavailable("the file system can't exchange two names")
+
+
+def test_exchanged_directories(tmp_path: Path) -> None:
+    """All is dirty then, and later changes have their right names; an exchange at the end is no error."""
+    for name in ("current", "next", "one", "other"):
+        make(tmp_path, {f"{name}/below/a": name.encode()})
+    with DirtySet(tmp_path) as dirty:
+        for _ in range(2):
+            exchange(tmp_path / "current", tmp_path / "next")
+            dirty.flush()
+            assert dirty.drain() is ALL
+            (tmp_path / "current/b").touch()
+            (tmp_path / "next/below/c").touch()
+            assert taken(dirty) == {"current/b", "next/below/c"}
+        exchange(tmp_path / "one", tmp_path / "other")
+        exchange(tmp_path / "current/below", tmp_path / "next/below")
+    assert dirty.drain() is ALL
 
 
 @pytest.mark.parametrize("which", range(3))
