@@ -36,6 +36,8 @@ __all__ = [
     "UpdateError",
 ]
 
+_MOST_CAUSES = 20  # of an error that are looked at
+
 
 class PerfkitError(Exception):
     """The base class of all perfkit exceptions."""
@@ -75,6 +77,18 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, PerfkitError):
         return error.strerror or str(error)
     return redacted_text(error.reason) if isinstance(error, TransferError) else str(error)
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """The error, what caused it, and what urllib3 and requests keep in `reason` and `args`, outermost first."""
+    chain: list[BaseException] = []
+    queue: list[object] = [error]
+    while queue and len(chain) < _MOST_CAUSES:
+        each = queue.pop(0)
+        if isinstance(each, BaseException) and not any(each is other for other in chain):
+            chain.append(each)
+            queue += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
+    return chain
 
 
 def forget_frames(error: BaseException) -> None:

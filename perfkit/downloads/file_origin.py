@@ -26,7 +26,7 @@ def read_origin(path: str, source: str) -> Version | None:
     try:
         record, status = json.loads(os.getxattr(path, _ATTRIBUTE)), os.stat(path)
         same = (record["source"], record["size"], record["mtime_ns"]) == (source, status.st_size, status.st_mtime_ns)
-        return Version(record["etag"], record["last_modified"]) if same else None
+        return Version.of(record) if same else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -38,12 +38,6 @@ def write_origin(descriptor: int, source: str, version: Version) -> None:
         source: `digest_of` its URL.
     """
     status = os.fstat(descriptor)
-    record = {
-        "source": source,
-        "etag": version.etag,
-        "last_modified": version.last_modified,
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-    }
+    record = {"source": source, **version.record, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     with contextlib.suppress(OSError, AttributeError):
         os.setxattr(descriptor, _ATTRIBUTE, json.dumps(record).encode())

@@ -272,7 +272,8 @@ class DownloadManager:
         except (PerfkitError, TypeError, ValueError) as error:
             if not isinstance(error, PerfkitError):
                 error = ConfigError(f"a {type(item).__name__} is neither a URL, nor a (URL, name) pair, nor a Request")
-            return Download(url=item if isinstance(item, str) else getattr(item, "url", ""), path="", error=error)
+            url = str(getattr(item, "url", item if isinstance(item, str) else ""))
+            return Download(url=url, path="", error=error)
 
     def _run(
         self,

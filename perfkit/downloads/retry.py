@@ -12,14 +12,13 @@ from perfkit.config import Config
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
 from perfkit.downloads.http.semantics import parse_retry_after
 from perfkit.downloads.http.transport import Response, Transport
-from perfkit.errors import HTTPStatusError, TransferError
+from perfkit.errors import HTTPStatusError, TransferError, causes_of
 from perfkit.redact import redacted
 
 _log = logging.getLogger(__name__)
 
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _BUSY_STATUSES = frozenset({429, 503})
-_MOST_CAUSES = 20  # of an error that are looked at: they may form a circle
 
 
 def backoff_s(config: Config, failures: int) -> float:
@@ -69,12 +68,7 @@ def is_refusal(error: Exception) -> bool:
 
 def is_shortage(error: Exception) -> bool:
     """Whether there were no file descriptors left (`ulimit -n`). Fewer requests at once need fewer."""
-    each: BaseException | None = error
-    for _ in range(_MOST_CAUSES):
-        if getattr(each, "errno", None) in (errno.EMFILE, errno.ENFILE):
-            return True
-        each = each and (each.__cause__ or each.__context__)
-    return False
+    return any(getattr(each, "errno", None) in (errno.EMFILE, errno.ENFILE) for each in causes_of(error))
 
 
 def may_retry(error: Exception, config: Config) -> bool:

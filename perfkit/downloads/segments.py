@@ -21,7 +21,6 @@ _BEHIND = 3  # round trips by which losses in a full queue delay a connection's 
 _SLOW_S = 2.0
 _LONG_S = 0.5  # a short range that takes longer is split anyway, if that is worth the round trips
 _SILENT_ROUND_TRIPS = 4  # a lost packet or the request of a new connection takes fewer
-_REPLACED_ROUND_TRIPS = 10  # a connection that replaces another needs some of them to become faster
 _YOUNG_S = 1.0
 _RECENT_S = 0.5  # a runner's speed is that of the last one or two periods of this length
 _LEAST_BYTES = 32 << 10  # less than this is not split, however slow it is
@@ -233,17 +232,11 @@ class SegmentMap:
                 return None
             return self._run(segment, segment.position)
 
-    def is_worth_replacing(self, runner: Runner) -> bool:
-        """Whether the runner was slower than the mean of the connections to this file, and the file will take long
-        enough for a new connection to be of use.
-        """
+    def was_slow(self, runner: Runner) -> bool:
+        """Whether the runner was slower than the mean of the connections to this file."""
         with self._lock:
             now = self._clock()
-            pace = self._pace(now)
-            runners = sum(len(each.runners) for each in self._active)
-            if self._missing() < pace * runners * _REPLACED_ROUND_TRIPS * self._far_s:
-                return False
-            return runner.position - runner.start < pace * (now - runner.started_s)
+            return runner.position - runner.start < self._pace(now) * (now - runner.started_s)
 
     def _pace(self, now: float) -> float:
         """The mean speed of a connection to this file."""

@@ -166,7 +166,7 @@ def _demand(own: _Holder, used: int, now: float, least: float) -> float:
 
 
 def _level(most: float, demands: Iterable[float]) -> float:
-    """The most that each gets if `most` is divided fairly: what one doesn't want is left for the others."""
+    """The most that each gets by max-min fairness: what one doesn't want of `most` is left for the others."""
     left = sorted(demands)
     for index, demand in enumerate(left):
         fair = most / (len(left) - index)

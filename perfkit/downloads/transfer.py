@@ -337,7 +337,7 @@ class Transfer:
             answer = interpret(response, task.url, task.partial, asked)
             if self._accept(task, response, answer, asked, wanted):
                 self._copy(task, response, answer, toll)
-                slow = task.partial.ranges_seen and task.partial.map.is_worth_replacing(task.runner)
+                slow = task.partial.ranges_seen and task.partial.map.was_slow(task.runner)
                 if slow and self._lost_by_chance(response.path()):
                     response.end_after(0)  # a new connection starts with a wider window
                     task.runner.replaced = True

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -78,6 +80,15 @@ def test_one_failure_does_not_stop_the_others(kit: Toolkit, site: Path, out: Pat
     assert "3 of 4 failed" in str(caught.value)
     assert os.listdir(out) == ["good"]
     assert os.listdir(out.parent) == [name for name in os.listdir(out.parent) if name in ("site", "out")]
+
+
+@pytest.mark.parametrize("item", [5, SimpleNamespace(url=5), ("https://x/y",)])
+def test_an_item_of_another_type_has_a_result(kit: Toolkit, out: Path, item: Any) -> None:
+    """One whose `url` was no text, as in yarl, was left out of the results without a word."""
+    with pytest.raises(BatchError) as caught:
+        kit.download_many([item], out)
+    (result,) = caught.value.results
+    assert isinstance(result.error, ConfigError)
 
 
 @pytest.mark.parametrize(("descriptors", "durable"), [(24, "0"), (12, "0"), (18, "1")])

@@ -18,9 +18,8 @@ from urllib3.exceptions import (
 )
 
 from perfkit.downloads.http.exchange import Exchange
-from perfkit.errors import CancelledError, PerfkitError, TransferError, TransferTimeoutError
+from perfkit.errors import CancelledError, PerfkitError, TransferError, TransferTimeoutError, causes_of
 
-_CHAIN_MOST = 20
 _MOST = 500  # characters of another package's message, which may quote a server
 _LASTING = (
     requests.exceptions.InvalidURL,
@@ -39,7 +38,7 @@ def translated(url: str, error: Exception, exchange: Exchange) -> PerfkitError:
         return CancelledError(url, "cancelled")
     if exchange.expired:
         return TransferTimeoutError(url, "the response headers did not arrive in time", transient=True)
-    causes = _causes_of(error)
+    causes = causes_of(error)
     root = _root_cause(causes)
     by_proxy = next((each for each in causes if isinstance(each, ProxyError)), None)
     reason = f"the proxy cannot be used: {_text(root)}" if by_proxy is not None else _text(root)
@@ -76,19 +75,7 @@ def _is_transient(error: Exception, causes: Sequence[BaseException]) -> bool:
 
 def is_stale(error: Exception) -> bool:
     """Whether the peer closed a kept connection before it sent anything."""
-    return any(isinstance(each, BrokenPipeError | ConnectionResetError) for each in _causes_of(error))
-
-
-def _causes_of(error: BaseException) -> list[BaseException]:
-    """The error, what caused it, and what urllib3 and requests keep in `reason` and `args`, outermost first."""
-    chain: list[BaseException] = []
-    queue: list[object] = [error]
-    while queue and len(chain) < _CHAIN_MOST:
-        each = queue.pop(0)
-        if isinstance(each, BaseException) and not any(each is other for other in chain):
-            chain.append(each)
-            queue += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
-    return chain
+    return any(isinstance(each, BrokenPipeError | ConnectionResetError) for each in causes_of(error))
 
 
 def _root_cause(causes: Sequence[BaseException]) -> BaseException:

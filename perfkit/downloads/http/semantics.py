@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 Headers = Mapping[str, str]  # of a response: by name in lower case
@@ -69,6 +69,16 @@ class Version:
 
     def __bool__(self) -> bool:
         return bool(self.etag or self.last_modified)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Version:
+        """The version that `record` describes."""
+        return cls(record.get("etag"), record.get("last_modified"))
+
+    @property
+    def record(self) -> dict[str, object]:
+        """Both names as JSON, to be kept; first reduce a version of an origin to what is `lasting`."""
+        return {"etag": self.etag, "last_modified": self.last_modified}
 
     @property
     def lasting(self) -> Version:

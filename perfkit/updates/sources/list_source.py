@@ -262,7 +262,7 @@ class _Known:
             return Version()
         row = self._by_name.find(hash(each.name), lambda row: json.loads(self._rows[row])["name"] == each.name)
         record = {} if row is None else json.loads(self._rows[row])
-        version = Version(record.get("etag"), record.get("last_modified"))
+        version = Version.of(record)
         return version if record == _record_of(each, version) else Version()
 
 
@@ -282,8 +282,7 @@ def _record_of(each: ListedFile, version: Version) -> dict[str, object]:
         "mirrors": [as_recorded(url) for url in each.request.mirrors],
         "checksum": each.request.checksum and as_recorded(each.request.checksum),
         "size": each.request.size,
-        "etag": version.etag,
-        "last_modified": version.last_modified,
+        **version.record,
         "pieces": each.pieces and each.pieces.digest,
     }
     return {key: value for key, value in fields.items() if value not in (None, [])}

@@ -147,8 +147,8 @@ def _recorded(installed: Installed, site: SiteClient) -> _Offered | None:
     if not installed.is_from(site.url) or installed.state.get("channel") != site.channel:
         return None
     try:
-        data, origin = installed.state["pointer"].encode(), installed.state["origin"]
-        return _Offered(data, Pointer.parse(data), Version(origin["etag"], origin["last_modified"]))
+        data = installed.state["pointer"].encode()
+        return _Offered(data, Pointer.parse(data), Version.of(installed.state["origin"]))
     except (KeyError, TypeError, AttributeError, ValueError, ManifestError):
         return None
 
@@ -234,9 +234,7 @@ class ReleaseSource:
         return self._installed_release == self._pointer.manifest_sha256 and self._selection == self._recorded
 
     def record(self) -> dict[str, object]:
-        version = self._offered.version
-        origin = {"etag": version.etag, "last_modified": version.last_modified}
-        record: dict[str, object] = {"pointer": self._offered.data.decode(), "origin": origin}
+        record: dict[str, object] = {"pointer": self._offered.data.decode(), "origin": self._offered.version.record}
         if self._site.channel is not None:
             record["channel"] = self._site.channel
         if self._selection is not None:

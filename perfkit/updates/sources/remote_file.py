@@ -29,11 +29,6 @@ _TAG_CHARACTERS = 40
 _log = logging.getLogger(__name__)
 
 
-def _known_version(record: Mapping[str, Any]) -> Version | None:
-    """The version that `RemoteFile.record` recorded; None: it has no validators."""
-    return Version(record.get("etag"), record.get("last_modified")) or None
-
-
 def version_label(url: str, version: Version = Version()) -> str:
     """What to call a version of a file: its name, and its date and ETag if it has them. Others can read it, so secrets
     in the URL and control characters from the server are left out.
@@ -70,7 +65,7 @@ class RemoteFile:
         probed: Probe | None = None,
     ) -> None:
         if probed is None:
-            probed = fetcher.probe(url, most=most, known=_known_version(before))
+            probed = fetcher.probe(url, most=most, known=Version.of(before) or None)
         self.url = url
         self.signers = signers
         self.unchanged = probed.unchanged
@@ -96,7 +91,7 @@ class RemoteFile:
 
     def record(self) -> dict[str, object]:
         """JSON for `before`."""
-        return {"etag": self._lasting.etag, "last_modified": self._lasting.last_modified}
+        return self._lasting.record
 
     @property
     def description(self) -> str:
