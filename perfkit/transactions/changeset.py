@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from array import array
@@ -10,16 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, MutableMap
 from struct import Struct
 from typing import NamedTuple
 
-from perfkit.errors import UnsafePathError
 from perfkit.filesystem.compact import DigestIndex, DigestSet, Lookup, Names, pack_numbers, sort_numbers
-from perfkit.filesystem.rootdir import RootDir
 from perfkit.filesystem.spilled import FileRows
 from perfkit.transactions.records import Change, Content, signature
 
-_WRITE, _DELETE, _RECORD, _OMIT = 1, 2, 4, 8
+_WRITE, _DELETE, _RECORD, _OMIT, _COPY = 1, 2, 4, 8, 16
 _NO_CONTENT = 0  # the number of a file that does not exist
 _CONTENT = Struct("=32sqHqIQ")  # SHA-256, size, mode; of a file on disk also mtime (seconds, nanoseconds) and inode
-_ABSENT = -1  # in place of a signature, which is never -1
 
 
 class StagedFile(NamedTuple):
@@ -49,6 +45,7 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         self._contents = _Contents(create_file, modes=modes)
         self._after, self._before, self._recorded = (_Numbers() for _ in range(3))  # of contents
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
+        self._signatures = array("q")  # of the files; empty: not known yet
         self._rows = Lookup(lambda row: hash(names[row]))  # without `self`: a reference cycle would delay freeing it
         self._order: Sequence[int] | None = None  # rows by name; None: to be sorted again
         self._count = 0
@@ -67,7 +64,7 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         row = self.row(name)
         self._order = None
         self._count += (flag != 0) - self.is_key(row)
-        self._flags[row] = self._flags[row] & ~(_WRITE | _DELETE) | flag
+        self._flags[row] = self._flags[row] & ~(_WRITE | _DELETE | _COPY) | flag
         return row
 
     def __setitem__(self, name: str, file: StagedFile | None) -> None:
@@ -76,6 +73,14 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         self._sources[row] = 0
         if file is not None:
             self.set_source(row, file.source)
+
+    def expect(self, name: str, content: Content, copy: str | None) -> None:
+        """Write the name with a fetched file, or with the staged file `copy`, which will be a copy of it."""
+        row = self._set(name, _WRITE if copy is None else _WRITE | _COPY)
+        self._after[row] = self._contents.add(content)
+        self._sources[row] = 0
+        if copy is not None:
+            self.set_source(row, copy)
 
     def set_source(self, row: int, source: str) -> None:
         """Set the staged file of a row that is written."""
@@ -155,18 +160,33 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         number = self._sources[row]
         return f"{staged}{number}" if number else fetched + self._sha256(row)
 
-    def fetched(self) -> Iterator[tuple[int, Content]]:
-        """The rows that get a fetched file, and its content."""
-        for row in range(len(self._flags)):
-            if self.is_written(row) and not self._sources[row]:
-                content = self.after(row)
-                assert content is not None
-                yield row, content
+    def written(self) -> Iterator[tuple[int, str, Content]]:
+        """The rows that get a file, the staged or fetched file, and its content."""
+        staged, fetched = self._prefixes
+        for row in filter(self.is_written, range(len(self._flags))):
+            content = self.after(row)
+            assert content is not None
+            number = self._sources[row]
+            yield row, f"{staged}{number}" if number else fetched + content.sha256, content
+
+    def is_fetched(self, row: int) -> bool:
+        """Whether a row that is written gets a fetched file itself."""
+        return not self._sources[row]
+
+    def is_copy(self, row: int) -> bool:
+        """Whether a row gets a copy of a fetched file."""
+        return self._flags[row] & _COPY != 0
 
     def freeze(self) -> None:
         """Free the lookup by name; from now on only rows can be used."""
         self.rows()
         del self._rows
+
+    def sign(self, row: int, found: os.stat_result) -> None:
+        """Store what its staged file is; its name will have the same one."""
+        if not self._signatures:
+            self._signatures = array("q", bytes(8 * len(self._flags)))
+        self._signatures[row] = signature(found)
 
     def set_before(
         self, row: int, found: Content | None, recorded: Content | None, file: os.stat_result | None = None
@@ -231,12 +251,13 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     def _same(self, one: int, other: int) -> bool:
         return self._contents.same(one, other)
 
-    def change(self, row: int, *, recorded: bool, signature: int | None = None) -> Change:
+    def change(self, row: int, *, recorded: bool) -> Change:
         """The change of one row: as recorded, or as made on disk."""
         if recorded:
             before, after = self._recorded[row], self._result(row)
         else:
             before, after = self._before[row], self._after[row]
+        signature = self._signatures[row] if self._signatures else 0
         return Change(self._names[row], self._contents[before], self._contents[after], signature)
 
 
@@ -247,25 +268,15 @@ class Changes(Collection[Change]):
         self.rows = rows  # of the change set
         self._set = change_set
         self._recorded = recorded
-        self._signatures = array("q")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[Change]:
-        for row, found in itertools.zip_longest(self.rows, self._signatures):
-            yield self._set.change(row, recorded=self._recorded, signature=None if found == _ABSENT else found)
+        return (self._set.change(row, recorded=self._recorded) for row in self.rows)
 
     def __contains__(self, change: object) -> bool:
         return any(each == change for each in self)
-
-    def sign(self, rootdir: RootDir) -> None:
-        """Store the signature that each file has now."""
-        for row in self.rows:
-            found = None
-            with contextlib.suppress(OSError, UnsafePathError):  # the change is committed, whatever happened since
-                found = rootdir.lstat(self._set.name(row)) if self._set.is_written(row) else None
-            self._signatures.append(_ABSENT if found is None else signature(found))
 
 
 class _Numbers:

@@ -37,6 +37,7 @@ from perfkit.transactions.journal_ops import (
 )
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, link_or_copy, open_regular
+from perfkit.transactions.prepare import take_staged
 from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, JournalOp
 from perfkit.transactions.replaceable import check_replaceable
 
@@ -75,13 +76,14 @@ class Committer:
         self.rootdir.close_cached()
         self.rootdir.mkdir(self._staging, 0o700)
 
-    def _new_staged_name(self) -> str:
+    def new_staged_name(self) -> str:
+        """An unused name for a staged file."""
         self._count += 1
         return f"{self._staging}/{self._count}"
 
     def create_staged_file(self, mode: int = 0o600) -> tuple[str, int]:
         """Create a staged file, with this mode in case it can't be set later; returns its name and a descriptor."""
-        name = self._new_staged_name()
+        name = self.new_staged_name()
         try:
             return name, self.rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode & 0o777)
         except FileNotFoundError:
@@ -90,7 +92,7 @@ class Committer:
 
     def stage_link(self, name: str, fd: int) -> str:
         """Stage the content of the open file `name`, by a hard link if possible; returns the staged name."""
-        staged = self._new_staged_name()
+        staged = self.new_staged_name()
         link_or_copy(self.rootdir, name, fd, staged)
         return staged
 
@@ -134,15 +136,25 @@ class Committer:
         except OSError as error:
             _log.warning("%s: could not delete staged files: %s", self.rootdir.root, error)
 
-    def commit(
+    def stage_journal(
         self, change_set: ChangeSet, changes: Changes, timeline: Timeline, record: Iterable[bytes] | None = None
-    ) -> None:
-        """Make these changes, all or none, and then free what no generation needs any more.
+    ) -> str:
+        """Write the journal of a change, and what else it refers to, in a block of `preparing`; returns its staged
+        name. Until the commit, only the staged files that it names may still be written.
 
         Args:
             changes: those of the change set that are made on disk.
             timeline: the tree's timeline after the commit.
             record: lines of the record of the new generation, if there is one.
+        """
+        ops = self._operations(change_set, changes, timeline, record)
+        name, fd = self.create_staged_file()
+        with open(fd, "wb") as file:
+            write_ops(file, ops)
+        return name
+
+    def commit(self, journal: str, change_set: ChangeSet, changes: Changes) -> None:
+        """Make the changes of a staged journal, all or none, and then free what no generation needs any more.
 
         Raises:
             LockedError: another process took over the tree; nothing was changed.
@@ -152,9 +164,13 @@ class Committer:
             RecoveryError: it failed after the commit point, and so did undoing it; the next opening tries again.
         """
         with self.preparing():
-            ops = self._operations(change_set, changes, timeline, record)
+            self.rootdir.close_cached()  # since the journal was staged, others may have moved some
+            self._lock.check()  # or what is staged is gone
+            take_staged(self.rootdir, change_set)
+            replaced = (change_set.name(row) for row in changes.rows if not change_set.is_new(row))
+            check_replaceable(self.rootdir, replaced, (change_set.name(row) for row in changes.rows))
         try:
-            self._write_journal(ops)
+            self._pass_commit_point(journal)
             failure = self._apply()
         except RecoveryError:
             raise
@@ -177,8 +193,6 @@ class Committer:
         self, change_set: ChangeSet, changes: Changes, timeline: Timeline, record: Iterable[bytes] | None
     ) -> Iterator[JournalOp]:
         """The operations that make the changes, and store the record and the timeline."""
-        replaced = (change_set.name(row) for row in changes.rows if not change_set.is_new(row))
-        check_replaceable(self.rootdir, replaced, (change_set.name(row) for row in changes.rows))
         record_ops: list[JournalOp] = []
         if record is not None:
             staged_record = self._stage_lines(record)
@@ -197,11 +211,8 @@ class Committer:
     def _open_journal(self, name: str = layout.JOURNAL) -> IO[bytes]:
         return open(open_regular(self.rootdir, name), "rb")
 
-    def _write_journal(self, ops: Iterable[JournalOp]) -> None:
-        """Write and sync everything, then pass the commit point."""
-        name, fd = self.create_staged_file()
-        with open(fd, "wb") as file:
-            write_ops(file, ops)
+    def _pass_commit_point(self, name: str) -> None:
+        """Sync everything, then give the journal its name."""
         with self._open_journal(name) as written:
             files = chain.from_iterable(map(_files, read_ops(written)))
             self._sync(chain([name], files), {"", layout.PRIVATE_DIR, layout.OBJECTS, self._staging})

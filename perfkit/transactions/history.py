@@ -23,7 +23,6 @@ from perfkit.transactions.records import (
     Change,
     Content,
     is_count,
-    pack,
     read_checked,
     read_line,
     unpack,
@@ -378,7 +377,7 @@ def record_lines(
         "bytes_before": sum(content.size for content in replaced()),
         "as_found": list(restored_with_edits),
     }
-    rows = ([change.name, pack(change.before), pack(change.after)] for change in changes)
+    rows = (change[:3] for change in changes)
     return with_checksum(itertools.chain([head], _digest_line(content.sha256 for content in replaced()), rows))
 
 

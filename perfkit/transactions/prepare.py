@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -12,8 +14,8 @@ from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.journal_ops import check_conflicts
-from perfkit.transactions.layout import is_private
-from perfkit.transactions.object_store import EMPTY, ObjectStore, open_regular
+from perfkit.transactions.layout import FETCHED_OBJECT, is_private
+from perfkit.transactions.object_store import EMPTY, ObjectStore, copy_into, open_regular
 from perfkit.transactions.records import Content, Seen
 
 
@@ -63,7 +65,6 @@ def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: Chan
         UpdateError, UnsafePathError: something is in the way of a new file.
         FileChangedError: a file is not as the caller saw it.
     """
-    _prepare_fetched(rootdir, change_set)
     check_conflicts(rootdir, change_set)
     renamed = set()  # where case is ignored: names that are written under another spelling
     if rootdir.folds_case:
@@ -88,17 +89,42 @@ def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: Chan
     return tuple(restored_with_edits)
 
 
-def _prepare_fetched(rootdir: RootDir, change_set: ChangeSet) -> None:
-    """Check that the fetched files that become files of the tree are there, and give them their mode and owner."""
-    for row, content in change_set.fetched():
-        source = change_set.source(row)
+def take_staged(rootdir: RootDir, change_set: ChangeSet) -> None:
+    """Look at the staged and fetched files that become files of the tree, last before the commit.
+
+    Fetched ones are checked and get their mode and owner; of some, copies are made for other names.
+
+    Raises:
+        UpdateError: a fetched file is missing or was changed.
+    """
+    for row, source, content in change_set.written():
+        if change_set.is_copy(row):
+            _copy(rootdir, FETCHED_OBJECT + content.sha256, source, content)
         found = rootdir.lstat(source)
-        if found is None or not stat.S_ISREG(found.st_mode) or (found.st_nlink, found.st_size) != (1, content.size):
-            raise UpdateError(f"{source} is missing or was changed during the update; nothing was changed, retry")
-        if stat.S_IMODE(found.st_mode) != content.mode or rootdir.owner is not None:
-            with closing_fd(open_regular(rootdir, source)) as fd:
-                set_mode(fd, content.mode)
-                rootdir.hand_over(fd)
+        if change_set.is_fetched(row):
+            if found is None or not stat.S_ISREG(found.st_mode) or (found.st_nlink, found.st_size) != (1, content.size):
+                raise _not_as_fetched(source)
+            if stat.S_IMODE(found.st_mode) != content.mode or rootdir.owner is not None:
+                with closing_fd(open_regular(rootdir, source)) as fd:
+                    set_mode(fd, content.mode)
+                    rootdir.hand_over(fd)
+        if found is not None:
+            change_set.sign(row, found)
+
+
+def _copy(rootdir: RootDir, source: str, target: str, content: Content) -> None:
+    """Copy a fetched file with its mtime, the time when its content was written, as of the others."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    with closing_fd(open_regular(rootdir, source)) as fd, closing_fd(rootdir.open(target, flags, content.mode)) as copy:
+        if copy_into(fd, copy) != content.sha256:
+            raise _not_as_fetched(source)
+        set_mode(copy, content.mode)
+        with contextlib.suppress(OSError):
+            os.utime(copy, ns=(os.fstat(fd).st_mtime_ns,) * 2)
+
+
+def _not_as_fetched(source: str) -> UpdateError:
+    return UpdateError(f"{source} is missing or was changed during the update; nothing was changed, retry")
 
 
 def _missing(rootdir: RootDir, store: ObjectStore, known: Known, edited: Mapping[str, Content]) -> set[str]:

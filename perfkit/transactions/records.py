@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
 from perfkit.errors import UnsafePathError
@@ -46,18 +44,16 @@ class Seen(NamedTuple):
     mtime_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One name that a commit changed.
+class Change(NamedTuple):
+    """One name that a commit changed. A tuple, since it is created for each file.
 
-    `before` is None if the name was absent, `after` if it is absent now; `signature` is that of the new file, taken
-    after the commit.
+    `before` is None if the name was absent, `after` if it is absent now; `signature` is that of the new file, or 0.
     """
 
     name: str
     before: Content | None
     after: Content | None
-    signature: int | None = None
+    signature: int = 0
 
 
 class Previous(NamedTuple):
@@ -80,8 +76,8 @@ class JournalOp(NamedTuple):
 
 
 def signature(found: os.stat_result) -> int:
-    """A 64-bit hash of everything in stat(2) that tells whether a file changed."""
-    return hash((found.st_ino, found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime_ns, found.st_ctime_ns))
+    """A 64-bit hash of what stat(2) tells of a file, and what renaming it leaves as it is."""
+    return hash((found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 def with_checksum(rows: Iterable[object]) -> Iterator[bytes]:
@@ -139,12 +135,8 @@ def is_count(value: object, limit: int = 1 << 53) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
 
 
-def pack(content: Content | None) -> list[object] | None:
-    return None if content is None else [content.sha256, content.size, content.mode]
-
-
 def unpack(row: list[Any] | None) -> Content | None:
-    """The reverse of `pack`.
+    """A content that was written as JSON.
 
     Raises:
         ValueError, TypeError: the row is malformed.

@@ -48,8 +48,8 @@ def rollback(committer: Committer, *, to: int | None, edits: LocalChanges, unche
         restored = change_set.disk_changes()
         saved_as = _save_edited(committer, change_set, edited) if edits == "keep" else {}
         changes = change_set.disk_changes()  # those between the generations, and the edited files it saves
-    committer.commit(change_set, changes, timeline.at(target))
-    restored.sign(committer.rootdir)
+        journal = committer.stage_journal(change_set, changes, timeline.at(target))
+    committer.commit(journal, change_set, changes)
     overwritten = tuple(map(change_set.name, edited)) if edits == "overwrite" else ()
     return Commit(target, restored, saved_as, overwritten, tuple(sorted(with_edits)))
 

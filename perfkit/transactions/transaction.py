@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,11 +16,11 @@ from perfkit.errors import ConfigError, FileChangedError, UpdateError
 from perfkit.filesystem.paths import check_name, local_path
 from perfkit.filesystem.rootdir import closing_fd, naming
 from perfkit.libc import set_mode
-from perfkit.transactions.changeset import StagedFile
+from perfkit.transactions.changeset import Changes, StagedFile
 from perfkit.transactions.commit import Committer
-from perfkit.transactions.history import record_lines
-from perfkit.transactions.layout import FETCHED_OBJECT, check_own_name, check_recorded_name
-from perfkit.transactions.object_store import content_of, copy_into, digest_of, open_regular, write_all
+from perfkit.transactions.history import Timeline, record_lines
+from perfkit.transactions.layout import check_own_name, check_recorded_name
+from perfkit.transactions.object_store import content_of, copy_into, open_regular, write_all
 from perfkit.transactions.prepare import Known, prepare
 from perfkit.transactions.records import Change, Content
 
@@ -61,6 +62,7 @@ class Transaction:
         self._keep_generations = keep_generations
         self._change_set = committer.new_change_set()
         self._entered = self._ended = False
+        self._prepared: tuple[Timeline, Changes, str | None] | None = None
         self.result: Commit | None = None
 
     def __enter__(self) -> Transaction:
@@ -75,12 +77,26 @@ class Transaction:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._ended = True
         if kind is not None:
-            self._committer.discard_staged()
+            self._committer.abort()
         else:
             with naming(self._rootdir.root):
                 self.result = self._commit()
 
-    def _commit(self) -> Commit:
+    def prepare(self) -> None:
+        """Do now what the end of the block needs no fetched file for. Nothing may be changed after this call.
+
+        What others change in the tree until the end of the block is noticed then, file by file, and everything undone;
+        where case is ignored new files of others are not, so there this does nothing.
+
+        Raises:
+            as the end of the block, after which it must be left with an exception.
+        """
+        self._check_open()
+        if not self._rootdir.folds_case:
+            self._prepared = self._prepare()
+
+    def _prepare(self) -> tuple[Timeline, Changes, str | None]:
+        """The timeline after the commit, the changes of files, and the journal; None: nothing changes."""
         committer, change_set = self._committer, self._change_set
         timeline = committer.history.timeline()
         record: Iterable[bytes] | None = None
@@ -88,13 +104,19 @@ class Transaction:
             restored_with_edits = prepare(self._rootdir, committer.store, self._known, change_set)
             changes, recorded = change_set.disk_changes(), change_set.recorded_changes()
             if not changes and not recorded:
-                committer.abort()
-                return Commit(timeline.current)
+                return timeline, changes, None
             if recorded:
                 timeline = timeline.append(self._keep_generations)
                 record = record_lines(timeline.current, self._label, change_set, restored_with_edits)
-        committer.commit(change_set, changes, timeline, record)
-        changes.sign(self._rootdir)
+            return timeline, changes, committer.stage_journal(change_set, changes, timeline, record)
+
+    def _commit(self) -> Commit:
+        committer = self._committer
+        timeline, changes, journal = self._prepared or self._prepare()
+        if journal is None:
+            committer.abort()
+            return Commit(timeline.current)
+        committer.commit(journal, self._change_set, changes)
         return Commit(timeline.current, changes)
 
     def write(self, name: str, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> Content:
@@ -116,13 +138,15 @@ class Transaction:
         if isinstance(data, str) or not isinstance(data, Iterable):
             raise ConfigError(f"{name}: the content must be bytes, or an iterable of them; got a {type(data).__name__}")
         chunks = [data] if isinstance(data, _BYTES) else data
+        digest = hashlib.sha256()
         with self._staged_file(mode) as (source, fd):
             for chunk in chunks:
                 if not isinstance(chunk, _BYTES):
                     raise ConfigError(f"{name}: the content must be bytes; got a {type(chunk).__name__}")
                 with naming(self._path(name)):
                     write_all(fd, chunk)
-            return self._set_staged(name, source, fd, mode)
+                digest.update(chunk)
+            return self._set_staged(name, source, fd, mode, digest.hexdigest())
 
     @contextlib.contextmanager
     def _staged_file(self, mode: int) -> Iterator[tuple[str, int]]:
@@ -167,7 +191,7 @@ class Transaction:
                     raise FileChangedError(path, "the file was modified while it was copied; retry")
                 return self._set_staged(name, source, fd, mode, digest)
 
-    def expect(self, name: str, content: Content) -> None:
+    def expect(self, name: str, content: Content, *, copy: bool = False) -> None:
         """Use a file in `Tree.fetch_directory` as the file `name`: the commit renames it instead of copying it.
 
         It has the name of its content (`layout.FETCHED_OBJECT`), and need not be there before the end of the block; by
@@ -175,20 +199,19 @@ class Transaction:
 
         Args:
             name: not checked again: a manifest has only valid names.
-            content: of one name only.
+            copy: use a copy, since another name gets the file itself.
 
         Raises:
             UpdateError, at the end of the block: it is not a regular file of that size, or has other hard links,
                 through which it could be modified.
         """
         self._check_open()
-        self._change_set[name] = StagedFile(FETCHED_OBJECT + content.sha256, content)
+        self._change_set.expect(name, content, self._committer.new_staged_name() if copy else None)
 
-    def _set_staged(self, name: str, source: str, fd: int, mode: int, digest: str | None = None) -> Content:
+    def _set_staged(self, name: str, source: str, fd: int, mode: int, digest: str) -> Content:
         """Set the mode of a complete staged file, and add it to the change set."""
         set_mode(fd, mode & 0o777)
         self._rootdir.hand_over(fd)
-        digest = digest or digest_of(fd, name)
         content = Content(digest, os.fstat(fd).st_size, mode & 0o777)
         self._change_set[name] = StagedFile(source, content)
         return content
@@ -264,7 +287,7 @@ class Transaction:
             del self._change_set[name]
 
     def _check_open(self) -> None:
-        if self._ended:
+        if self._ended or self._prepared is not None:
             raise UpdateError("this transaction has ended; begin another one")
 
     def _not_found(self, name: str) -> FileNotFoundError:

@@ -260,7 +260,8 @@ class Tree:
         with self._committer.preparing():
             nothing = self._committer.new_change_set()
             changes = nothing.disk_changes()
-        self._committer.commit(nothing, changes, timeline)
+            journal = self._committer.stage_journal(nothing, changes, timeline)
+        self._committer.commit(journal, nothing, changes)
         return pruned
 
     def _begin(self) -> None:

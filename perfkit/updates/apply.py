@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from array import array
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +16,7 @@ from perfkit.releases.statcache import StatCache, record_changes
 from perfkit.transactions import layout
 from perfkit.transactions.records import Change, Content
 from perfkit.transactions.transaction import Commit, Transaction
-from perfkit.updates.planner import LocalCopy, Plan
+from perfkit.updates.planner import Plan
 from perfkit.updates.staging import StagingArea
 
 _EARLY_FILES = 1 << 14
@@ -80,21 +79,19 @@ class PlanApplier:
         self._manifest = manifest
         self._staging = staging
         self._plan = plan
-        self._copies: array[int] | None = None  # entries whose content is staged for another one; None: not known yet
-        self._taken_bytes = 0
 
-    def expect(self) -> None:
-        """Prepare the transaction for what is still to be staged, unless files have to be moved out of the way first.
+    @property
+    def early(self) -> bool:
+        """Whether to `apply`, and to prepare the commit, before contents come, unless files have to be copied or moved.
 
         For thousands of files this takes as long as a round trip, and while contents come there is time for it. For
         many more, the change would take megabytes while decoders need them.
         """
         plan = self._plan
-        if not (plan.saved_as or plan.local) and len(plan.stored) + len(plan.fetch) <= _EARLY_FILES:
-            self._copies = self._take_staged()
+        return not (plan.saved_as or plan.local or plan.modes) and plan.steps <= _EARLY_FILES
 
-    def apply(self, shown: Stage) -> None:
-        """Make all changes of the plan; all that it needs is staged.
+    def apply(self, shown: Stage | None = None) -> None:
+        """Make all changes of the plan in the transaction; what it fetches need not be staged yet.
 
         Args:
             shown: counts the files.
@@ -109,44 +106,32 @@ class PlanApplier:
                 self._tx.move_aside(name, saved)
             for name in plan.already_applied:
                 self._tx.record_existing(name)
-            self._place_local(plan.local)
+            for each in plan.local:
+                if each.move:
+                    self._tx.move(each.source, each.name)
+                    self._count(0)
+                else:
+                    self._copy(each.name, os.path.join(self._root, each.source))
             for name in plan.modes:
                 self._copy(name, os.path.join(self._root, name))
-            copies = self._take_staged() if self._copies is None else self._copies
-            for entry in map(self._manifest.__getitem__, copies):
-                self._copy(entry.name, self._staging.path(entry.sha256))
-            taken = len(plan.stored) + len(plan.fetch) - len(copies)
-            shown.count(files=taken, count_bytes=self._taken_bytes)
+            for name in chain(plan.stored, plan.fetch):
+                self._expect(name)
             for name in plan.remove:
                 self._tx.remove(name, missing_ok=True)
-                shown.count(files=1)
+                self._count(0)
         except FileNotFoundError as error:
             reason = "it was removed during the update; nothing was changed, retry"
             raise FileChangedError(str(error.filename), reason) from error
 
-    def _place_local(self, local: Iterable[LocalCopy]) -> None:
-        """Place files whose content the tree already has."""
-        for each in local:
-            if each.move:
-                self._tx.move(each.source, each.name)
-                self._count(0)
-            else:
-                self._copy(each.name, os.path.join(self._root, each.source))
-
-    def _take_staged(self) -> array[int]:
-        """Write empty files, and have the first file of each staged blob take it; returns the entries of the others."""
-        copies, first = array("I"), self._staging.expected.index.first
-        for name in chain(self._plan.stored, self._plan.fetch):
-            at, entry = self._find(name)
-            if not entry.size:
-                self._tx.write(name, b"", mode=_mode(entry))
-            elif first(entry.sha256) == at:
-                self._tx.expect(name, Content(entry.sha256.hex(), entry.size, _mode(entry)))
-                self._taken_bytes += entry.size
-            else:
-                copies.append(at)
-        self.bytes_written += self._taken_bytes
-        return copies
+    def _expect(self, name: str) -> None:
+        """Have the first name of each staged content take it, and others get copies; write an empty file."""
+        at, entry = self._find(name)
+        if entry.size:
+            content = Content(entry.sha256.hex(), entry.size, _mode(entry))
+            self._tx.expect(name, content, copy=not self._staging.expected.has_first(at))
+        else:
+            self._tx.write(name, b"", mode=_mode(entry))
+        self._count(entry.size)
 
     def _find(self, name: str) -> tuple[int, Entry]:
         at = self._manifest.find(name)

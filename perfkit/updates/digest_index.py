@@ -65,6 +65,10 @@ class BlobSet(Set[bytes]):
             self._has[at] = 1
         return at is not None
 
+    def has_first(self, at: int) -> bool:
+        """Whether this entry is the first one of a blob in the set."""
+        return self._has[at] == 1
+
     def __contains__(self, digest: object) -> bool:
         at = self.index.first(digest) if isinstance(digest, bytes) else None
         return at is not None and self._has[at] == 1

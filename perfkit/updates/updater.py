@@ -340,6 +340,7 @@ class Sync:
         """Fetch what is missing, and change the tree as planned, all of it or nothing; returns the routes, too.
 
         Raises:
+            OSError: there is not enough space (ENOSPC).
             as `fetch`, `check`, `PlanApplier.apply` and `Tree.transaction`.
         """
         source, installed = self._source, self._installed
@@ -348,16 +349,24 @@ class Sync:
         with contextlib.ExitStack() as stages:
             with tree.transaction(label, known=known) as tx:
                 missing = self.expect(local, manifest, plan, staging)
-                applier = PlanApplier(self._root, tx, manifest, staging, plan)
-                applier.expect()
-                routes = self.fetch(tree, local, manifest, plan, staging, missing)
-                self.check(manifest, plan, staging)
-                installed.record_serial(installed.source, installed.serial)
-                shown = stages.enter_context(Stage(self._progress, "applying", files=plan.steps))
+                size = staging.expected.index.bytes_of(missing)
+                self._check_space(tree, local, manifest, plan, missing, fetched=size)
                 tx.write_private(layout.MANIFEST, chunks(manifest.data))
                 secret = "?" in source.url  # such as an account key
                 tx.write_private(layout.RELEASE, encode_record(source, manifest), mode=0o600 if secret else 0o644)
-                applier.apply(shown)
+                applier = PlanApplier(self._root, tx, manifest, staging, plan)
+                if early := applier.early:
+                    applier.apply()
+                    tx.prepare()
+                self._expect(unpacking_s=size / _UNPACKED_BYTES_PER_S, applying_s=plan.steps / _APPLIED_FILES_PER_S)
+                routes = self.fetch(manifest, local, staging, missing)
+                self.check(manifest, plan, staging)
+                installed.record_serial(installed.source, installed.serial)
+                shown = stages.enter_context(Stage(self._progress, "applying", files=plan.steps))
+                if early:
+                    shown.count(files=plan.steps, count_bytes=applier.bytes_written)
+                else:
+                    applier.apply(shown)
                 written_ns = next_tick_ns(self._clock)
             assert tx.result is not None
         moved = frozenset(each.name for each in plan.local if each.move)
@@ -377,24 +386,13 @@ class Sync:
             staging.copy(digest, self._object(digest.hex()))
         return staging.missing(needed)
 
-    def fetch(
-        self,
-        tree: Tree,
-        local: LocalTree,
-        manifest: Manifest,
-        plan: Plan,
-        staging: StagingArea,
-        missing: Set[bytes],
-    ) -> tuple[str, ...]:
+    def fetch(self, manifest: Manifest, local: LocalTree, staging: StagingArea, missing: Set[bytes]) -> tuple[str, ...]:
         """Stage every blob that the plan needs and the tree does not have; returns the routes taken.
 
         Raises:
-            OSError: there is not enough space for them (ENOSPC), or the disk failed.
             ManifestError, TransferError: as `Source.fetch`.
+            OSError: the disk is full or failed.
         """
-        size = staging.expected.index.bytes_of(missing)
-        self._expect(unpacking_s=size / _UNPACKED_BYTES_PER_S, applying_s=plan.steps / _APPLIED_FILES_PER_S)
-        self._check_space(tree, local, manifest, plan, missing, fetched=size)
         routes = self._source.fetch(missing, manifest, local, staging)
         cost = f"{self._fetcher.bytes_received} bytes received in {counted(self._fetcher.requests, 'request')}"
         _log.debug("%s: %s; route: %s", self._root, cost, "+".join(routes) or "none")

@@ -67,29 +67,30 @@ IDLE: dict[str, Callable[[], object]] = {
 
 def change(root: str) -> None:
     """Every kind of operation, over some dozens of files in nested directories."""
-    with Tree(root) as tree:
+    with Tree(root) as tree, tree.transaction({"version": "2"}) as tx:
+        for number in range(6):
+            tx.write(f"a/deep/new-{number}", b"new %d" % number * 50)
+            tx.write(f"keep/{number}", b"changed %d" % number, mode=0o755)
+            tx.remove(f"going/away/{number}")
+            tx.move(f"move/{number}", f"moved/to/{number}")
+        tx.replace("copy", f"{root}/keep/9")
+        tx.expect("adopted", FETCHED)
+        tx.expect("copied", FETCHED, copy=True)
+        tx.write("empty", b"")
+        tx.remove("file-then-directory")
+        tx.write("file-then-directory/file", b"below")
+        tx.remove("directory-then-file/one")
+        tx.remove("directory-then-file/sub/two")
+        tx.write("directory-then-file", b"a file now")
+        tx.move("swap-1", "swap-3")
+        tx.move("swap-2", "swap-1")
+        tx.move("swap-3", "swap-2")
+        tx.write_private(MANIFEST, b"manifest 2")
+        tx.prepare()
         path = os.path.join(tree.fetch_directory, f"content-{FETCHED.sha256}")
         if not os.path.exists(path):
             with open(path, "wb") as file:
                 file.write(FETCHED_DATA)
-        with tree.transaction({"version": "2"}) as tx:
-            for number in range(6):
-                tx.write(f"a/deep/new-{number}", b"new %d" % number * 50)
-                tx.write(f"keep/{number}", b"changed %d" % number, mode=0o755)
-                tx.remove(f"going/away/{number}")
-                tx.move(f"move/{number}", f"moved/to/{number}")
-            tx.replace("copy", f"{root}/keep/9")
-            tx.expect("adopted", FETCHED)
-            tx.write("empty", b"")
-            tx.remove("file-then-directory")
-            tx.write("file-then-directory/file", b"below")
-            tx.remove("directory-then-file/one")
-            tx.remove("directory-then-file/sub/two")
-            tx.write("directory-then-file", b"a file now")
-            tx.move("swap-1", "swap-3")
-            tx.move("swap-2", "swap-1")
-            tx.move("swap-3", "swap-2")
-            tx.write_private(MANIFEST, b"manifest 2")
 
 
 def begin(root: str) -> None:

@@ -61,8 +61,9 @@ def test_change_set(calls: list[tuple[str, str]]) -> None:
         model[name] = changes[name] = None if kind == "drop" else StagedFile(source[kind], new)
     assert dict(changes) == model
     assert len(changes) == len(model)
-    found = {changes.name(row): expected for row, expected in changes.fetched()}
-    assert found == {name: put.content for name, put in model.items() if put and put.source.startswith("fetch")}
+    found = {changes.name(row): (StagedFile(*put), changes.is_fetched(row)) for row, *put in changes.written()}
+    written = {name: (put, put.source.startswith("fetch")) for name, put in model.items() if put}
+    assert found == written
     assert [changes.name(row) for row in changes.rows()] == sorted(model)
 
 

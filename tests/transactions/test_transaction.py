@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -156,7 +157,7 @@ def test_result_tells_the_new_stat(tmp_path: Path) -> None:
     assert tx.result is not None
     (change,) = tx.result.changes
     assert change.signature == signature((tmp_path / "a").stat())
-    (tmp_path / "a").write_bytes(b"2" * 10)
+    (tmp_path / "a").write_bytes(b"2" * 11)
     assert change.signature != signature((tmp_path / "a").stat())
 
 
@@ -264,6 +265,81 @@ def test_a_fetched_file_that_is_not_as_expected(tmp_path: Path, wrong: str) -> N
             elif wrong == "a link":
                 fetched.symlink_to(fetched.with_name("other"))
     assert tree_of(tmp_path) == {}
+
+
+def test_copies_of_a_fetched_file(tmp_path: Path) -> None:
+    """Each is a file of its own with its own mode, and as old as the one that was fetched."""
+    content = Content(hashlib.sha256(b"fetched").hexdigest(), 7, 0o644)
+    with Tree(tmp_path) as tree:
+        with tree.transaction() as tx:
+            tx.expect("b", content)
+            tx.expect("a", content._replace(mode=0o755), copy=True)
+            tx.expect("c/d", content, copy=True)
+            fetched = Path(tree.fetch_directory) / f"content-{content.sha256}"
+            fetched.write_bytes(b"fetched")
+            os.utime(fetched, ns=(1, 1))
+        assert tx.result is not None
+        assert [change.name for change in tx.result.changes] == ["a", "b", "c/d"]
+        with pytest.raises(UpdateError, match="was changed during the update"), tree.transaction() as tx:  # noqa: PT012
+            tx.expect("e", content._replace(sha256="0" * 64))
+            tx.expect("f", content._replace(sha256="0" * 64), copy=True)
+            fetched.with_name("content-" + "0" * 64).write_bytes(b"another")
+    found = [(tmp_path / name).stat() for name in ("a", "b", "c/d")]
+    assert [oct(each.st_mode & 0o777) for each in found] == ["0o755", "0o644", "0o644"]
+    assert {(each.st_nlink, each.st_mtime_ns) for each in found} == {(1, 1)}
+    assert tree_of(tmp_path) == dict.fromkeys(("a", "b", "c/d"), b"fetched")
+
+
+@pytest.mark.parametrize(("meanwhile", "error"), [
+    ("nothing", None),
+    ("edited", "edited: the file was created or modified during the update; nothing was changed, retry"),
+    ("created", "new/deep: the file was created or modified during the update; nothing was changed, retry"),
+    ("removed", "No such file or directory: 'old/new'$"),
+    ("a file", "Not a directory: 'new'$"),
+    ("a link", "'new': it is a symbolic link where a directory is needed"),
+])  # fmt: skip
+def test_what_others_do_after_preparing(tmp_path: Path, meanwhile: str, error: str | None) -> None:
+    """It is noticed at the end: all stays as it is then, and nothing is left over."""
+    put(tmp_path, {"edited": b"1", "going": b"2", "old/kept": b"3"})
+    content = Content(hashlib.sha256(b"fetched").hexdigest(), 7, 0o644)
+    expected = {"edited": b"new", "new/deep": b"fetched", "old/kept": b"3", "old/new": b"new"}
+    failing = contextlib.nullcontext() if error is None else pytest.raises(Exception, match=error)
+    with Tree(tmp_path) as tree, failing, tree.transaction() as tx:
+        tx.write("edited", b"new")
+        tx.expect("new/deep", content)
+        tx.write("old/new", b"new")
+        tx.remove("going")
+        tx.prepare()
+        with pytest.raises(UpdateError, match="has ended"):
+            tx.write("late", b"")
+        (Path(tree.fetch_directory) / f"content-{content.sha256}").write_bytes(b"fetched")
+        if meanwhile == "edited":
+            (tmp_path / "edited").write_bytes(b"theirs")
+        elif meanwhile == "created":
+            (tmp_path / "new").mkdir()
+            (tmp_path / "new/deep").write_bytes(b"theirs")
+        elif meanwhile == "removed":
+            (tmp_path / "old").rename(tmp_path / "moved")
+        elif meanwhile == "a file":
+            (tmp_path / "new").write_bytes(b"theirs")
+        elif meanwhile == "a link":
+            (tmp_path / "new").symlink_to(tmp_path.parent)
+        expected = expected if error is None else tree_of(tmp_path)
+    assert tree_of(tmp_path) == expected
+    assert not litter(tmp_path)
+    assert bool(list(tmp_path.glob(".perfkit/objects/*"))) == (error is None)
+
+
+def test_a_prepared_change_that_is_given_up(tmp_path: Path) -> None:
+    put(tmp_path, {"a": b"1"})
+    with Tree(tmp_path) as tree, pytest.raises(KeyError), tree.transaction() as tx:  # noqa: PT012
+        tx.write("a", b"2")
+        tx.prepare()
+        assert list(tmp_path.glob(".perfkit/objects/*"))
+        raise KeyError
+    assert tree_of(tmp_path) == {"a": b"1"}
+    assert not litter(tmp_path)
+    assert not list(tmp_path.glob(".perfkit/objects/*"))
 
 
 def test_second_one_waits_or_fails(tmp_path: Path) -> None:

@@ -124,8 +124,9 @@ def sweep(case: Case, injection: Callable[[str], str | None]) -> Iterator[tuple[
     """Run into each call in turn; yields what it was, the tree, and how the run ended."""
     with contextlib.closing(CrashServer(case.warm, "crash_updater", case.origin.url)) as server:
         counts = case.count(server)
+        cases = sum(len(sample(count, SAMPLE)) for each in counts.values() for count in each)
         injections = {
-            kind: (how, max(counts[kind]) + 100)  # more than any thread makes by itself
+            kind: (how, max(counts[kind]) + cases + 100)  # more than a thread, or the server, makes by itself
             for kind in sorted(counts)
             if (how := injection(kind)) is not None
         }

@@ -247,7 +247,7 @@ def test_an_edit_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path, n
 def test_a_file_that_appears_while_contents_come(
     kit: Toolkit, origin_v1: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool
 ) -> None:
-    """It is not overwritten, whether or not the new files are in the transaction by then."""
+    """It is not overwritten, whether or not the commit is prepared by then."""
     tree, fetch = tmp_path / "tree", ReleaseSource.fetch
 
     def fetch_late(*args: Any) -> tuple[str, ...]:
@@ -257,7 +257,8 @@ def test_a_file_that_appears_while_contents_come(
     if not early:
         monkeypatch.setattr(apply, "_EARLY_FILES", 0)
     monkeypatch.setattr(ReleaseSource, "fetch", fetch_late)
-    with pytest.raises(FileChangedError, match=r"pkg/a\.py: the file appeared during the update"):
+    noticed = "was created or modified" if early else "appeared"
+    with pytest.raises(FileChangedError, match=rf"pkg/a\.py: the file {noticed} during the update"):
         kit.sync(origin_v1.url, tree)
     assert tree_of(tree) == {"pkg/a.py": b"mine\n"}
     monkeypatch.setattr(ReleaseSource, "fetch", fetch)

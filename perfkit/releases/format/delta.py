@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.spilled import Keep
@@ -31,9 +31,8 @@ _HEAD_BYTES = len(_MAGIC) + 32 + 8
 _READ_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Span:
-    """Bytes from `offset` to `offset + length` (exclusive) of an entry of a manifest.
+class Span(NamedTuple):
+    """Bytes from `offset` to `offset + length` (exclusive) of an entry of a manifest. A tuple: some deltas have 10,000.
 
     A source may also be in a new file: then `entry` is the number of old entries plus the index of the new one.
     """
@@ -309,11 +308,11 @@ def _spans(columns: Sequence[array[int]], manifests: Sequence[Manifest]) -> Iter
 
 
 def _entry_of(manifests: Sequence[Manifest], entry: int) -> tuple[Manifest, int]:
-    starts = zip(manifests, (0, len(manifests[0])), strict=False)
-    found = next(((each, entry - start) for each, start in starts if 0 <= entry - start < len(each)), None)
-    if found is None:
-        _refuse("it refers to an entry that does not exist")
-    return found
+    for manifest in manifests:
+        if 0 <= entry < len(manifest):
+            return manifest, entry
+        entry -= len(manifest)
+    return _refuse("it refers to an entry that does not exist")
 
 
 def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> int:

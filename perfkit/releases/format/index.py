@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, compress, pairwise, repeat
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
@@ -38,9 +38,8 @@ class Pack:
     dictionary: PackedRef | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a file's content within a frame."""
+class Piece(NamedTuple):
+    """A part of a file's content within a frame. A tuple, since it is created for each file."""
 
     entry: int  # index of the file in the manifest
     offset: int  # where the part begins in the file

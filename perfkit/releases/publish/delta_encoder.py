@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
@@ -203,7 +203,7 @@ def _against_prefix(
     old: BlobReader, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
 ) -> tuple[Group, bytes]:
     count = len(old.manifest)
-    repeated = [replace(span, entry=span.entry - count) for span in sources if span.entry >= count]
+    repeated = [span._replace(entry=span.entry - count) for span in sources if span.entry >= count]
     before = [old.read(span.entry, span.offset, span.length) for span in sources if span.entry < count]
     prefix = b"".join((*before, _read(repeated, opened)))
     frame = compress(_read(outputs, opened), level=_LEVEL, prefix=prefix)

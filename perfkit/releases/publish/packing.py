@@ -13,7 +13,6 @@ from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
@@ -255,7 +254,7 @@ def _write_parts(
             content += part
         else:
             number, at = place
-            writer.share(old.index.frame_of(number), replace(piece, start=old.index.starts[number] + at))
+            writer.share(old.index.frame_of(number), piece._replace(start=old.index.starts[number] + at))
             copies.add(old.index.entries[number], old.index.offsets[number] + at, len(part), entry, offset)
         offset += len(part)
     if content:
