@@ -294,7 +294,7 @@ def test_copies_of_a_fetched_file(tmp_path: Path) -> None:
     ("nothing", None),
     ("edited", "edited: the file was created or modified during the update; nothing was changed, retry"),
     ("created", "new/deep: the file was created or modified during the update; nothing was changed, retry"),
-    ("removed", "No such file or directory: '.*/old/new'$"),
+    ("removed", "No such file or directory: '.*/old'$"),
     ("a file", "Not a directory: '.*/new'$"),
     ("a link", "'new': it is a symbolic link where a directory is needed"),
 ])  # fmt: skip
