@@ -6,8 +6,7 @@
 # version before it installs the new one, and says so.
 # Seen: requirements come first. tool-core 2.0 is written over the files of tool 1.0, and then tool 1.0 is uninstalled,
 # with all files that it had: core/ is gone. pip ends with 0, `pip check` finds nothing, both versions are listed, and
-# pip goes on saying "already satisfied"; fresh environments, such as CI's, have the files. Going back to 1.0 is the same
-# with the roles changed: uninstalling tool-core afterwards takes the files from tool 1.0. uv removes all old versions
+# pip goes on saying "already satisfied"; fresh environments, such as CI's, have the files. uv removes all old versions
 # first and has all files after the upgrade. --force-reinstall of tool-core mends it. (Known: pip issues 4961 and 9655.)
 # Needs no root.
 set -euo pipefail

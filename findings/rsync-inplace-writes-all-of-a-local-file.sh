@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # rsync 3.2.7 (Debian 12's package) with --inplace from one directory to another, on XFS with reflinks (Linux; seen on
-# 6.18); the target has a snapshot, by `cp --reflink`; so it is with snapshots of btrfs and ZFS.
+# 6.18); the target has a copy by `cp --reflink`, which shares its blocks as a snapshot does.
 # Most would guess: --inplace writes what differs, and leaves the rest of the file alone, which is what it is for beside
 # snapshots: "it can also help keep a copy-on-write filesystem snapshot from diverging the entire contents of a file that
 # only has minor changes" (rsync(1)).

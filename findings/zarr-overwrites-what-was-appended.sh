@@ -7,7 +7,7 @@
 # the next program that opens the group gets the old length, and its append() begins there: it overwrites what was
 # appended since, chunk by chunk, with no error and no warning, and the length comes out as one day's. Each day replaces
 # the day before. zarr.open_array of the array itself, and open_group(..., use_consolidated=False), append behind. Whoever
-# appends has to open without the copy, and to make it anew afterwards (xarray's to_zarr(append_dim=...) does both).
+# appends has to open without the copy, and to make it anew afterwards.
 # Needs no root.
 set -euo pipefail
 folder=$(mktemp -d)
