@@ -241,7 +241,8 @@ class Sync:
                 self._installed.record_serial(self._source.url, self._source.serial)
         else:
             applied, routes = self.change(tree, local, manifest, plan, staging)
-            warn_of_logs(self._root, applied.commit.changes, lambda: manifest)
+            if plan.changed:
+                warn_of_logs(self._root, applied.commit.changes, lambda: manifest)
         report = self._report(tree, plan, applied, routes)
         del plan, staging  # frees megabytes if there are many files
         self._save_statcache(local, manifest, applied, report)
