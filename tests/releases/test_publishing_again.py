@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -265,3 +267,21 @@ def test_a_delta_does_not_hold_the_list_of_files_several_times() -> None:
     finally:
         tracemalloc.stop()
     assert sum(make().length for make in waiting) == len(draft)
+
+
+def test_the_compressor_of_a_long_list_of_files_takes_little_memory() -> None:
+    """There is one for each thread. Counted in a process of its own, since the C library allocates it."""
+    code = """
+import os, re
+from perfkit.releases.publish.manifest_patch import manifest_slices
+
+def peak_kib():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+first, *_ = manifest_slices(os.urandom(4 << 20), os.urandom(4 << 20))
+before = peak_kib()
+first()
+print(peak_kib() - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(grown) < 40 << 10

@@ -5,8 +5,9 @@ The size in a frame's header is never trusted: the caller gives the size, and an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
+from types import MappingProxyType
 
 from perfkit.archives.decompress import decode_frame
 from perfkit.archives.decompress import zstd as zstd
@@ -79,9 +80,20 @@ def dictionary(content: bytes) -> zstd.ZstdDict:
         raise ManifestError(f"a dictionary is damaged: {error}") from error
 
 
-def compress(data: bytes, *, level: int = 19, prefix: bytes = b"", window_log: int = MAX_WINDOW_LOG) -> bytes:
-    """One frame with its size in the header, and a window of at most 2**window_log bytes plus `prefix`."""
-    options: dict[int, int] = {zstd.CompressionParameter.compression_level: level}
+def compress(
+    data: bytes,
+    *,
+    level: int = 19,
+    prefix: bytes = b"",
+    window_log: int = MAX_WINDOW_LOG,
+    parameters: Mapping[int, int] = MappingProxyType({}),
+) -> bytes:
+    """One frame with its size in the header, and a window of at most 2**window_log bytes plus `prefix`.
+
+    Args:
+        parameters: of the compressor, in place of those that the level stands for.
+    """
+    options: dict[int, int] = {zstd.CompressionParameter.compression_level: level, **parameters}
     if len(data) > 1 << window_log:
         options[zstd.CompressionParameter.window_log] = window_log
     return zstd.compress(data, options=options, zstd_dict=prefix_dictionary(prefix))

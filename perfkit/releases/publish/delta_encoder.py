@@ -84,13 +84,14 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
     Args:
         shown: counts the bytes of the new files.
     """
+    old = between.old.manifest
+    parts = manifest_slices(old.raw, draft_bytes(between.new, between.wanted))
+    slices = list(threads.map(lambda make: make(), parts))  # first: searching old content takes memory, too
     groups, frames = [], []
     for group, frame in threads.map(lambda make: make(), _tasks(between)):
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
-    old, draft = between.old.manifest, draft_bytes(between.new, between.wanted)
-    slices = list(threads.map(lambda make: make(), manifest_slices(old.raw, draft)))
     write_delta(writer.write, old, between.new, slices, groups, frames)
 
 
