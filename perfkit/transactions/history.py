@@ -42,7 +42,8 @@ class Generation:
     """One state of a tree that can be restored.
 
     `added`, `changed` and `removed` count the files that differ from the generation before it; `bytes_kept` is the size
-    of what is stored to undo or redo it. Number 0 is the tree before perfkit's first change, and has no date.
+    of what is stored to undo or redo it; `created_s` is when the change to it began. Number 0 is the tree before
+    perfkit's first change, and has no date.
     """
 
     number: int

@@ -38,7 +38,7 @@ class TreeStatus:
         source: where the installed version came from, without passwords.
         type: the type of the source.
         files: how many files the installed version has.
-        changed_s: when this generation was made.
+        changed_s: when the change to this generation began; a sync fetches its files after that.
         checked_s: when a sync last succeeded.
         failed_s: when a sync last failed, if none has succeeded since.
         error: why it failed.
