@@ -18,6 +18,7 @@ from perfkit.cli.check_process import SHOWN_BYTES
 from perfkit.errors import CommandFailedError, ConfigError
 from perfkit.filesystem.own_files import write_record
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.filesystem.thread_map import WorkerPool
 from perfkit.progress.text import printable
 from perfkit.redact import redacted_text
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
@@ -147,12 +148,13 @@ def _run_check(
     python = sys.executable or ""  # where Python is embedded, another program
     python = python if os.path.basename(python).startswith("python") else "python3"
     command = [python, "-I", "-S", check_process.__file__, root, str(timeout_s), *words]
-    with _file_of(lines) as given, _start(command, variables, stdin=given, stdout=subprocess.PIPE) as process:
+    with _file_of(lines) as given, _started(command, variables, stdin=given, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        try:
-            first, _, output = process.stdout.read().partition(b"\n")
-        finally:
-            process.terminate()  # unless it has ended; this ends the command, too
+        with process:
+            try:
+                first, _, output = process.stdout.read().partition(b"\n")
+            finally:
+                process.terminate()  # unless it has ended; this ends the command, too
     how = first.decode()
     if how.startswith("errno"):
         number = int(how.split()[1])
@@ -162,8 +164,27 @@ def _run_check(
     _raise_for(words[0], int(how) if how else process.returncode, output)
 
 
-def _start(words: list[str], variables: Mapping[str, str], **streams: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(words, env={**os.environ, **variables}, start_new_session=True, **streams)
+@contextlib.contextmanager
+def _started(words: list[str], variables: Mapping[str, str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A block at whose end the command is killed, if it still runs, with its process group."""
+    environment = {**os.environ, **variables}
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        started.append(subprocess.Popen(words, env=environment, start_new_session=True, **streams))
+
+    try:
+        # In the main thread, a signal could raise KeyboardInterrupt between the fork and the assignment: the command
+        # would be left running. The thread lives on, or PR_SET_PDEATHSIG would end the command with it (prctl(2)).
+        with WorkerPool(1) as thread:
+            thread.submit(start).result()
+            yield started[0]
+    finally:
+        for process in started:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _raise_for(program: str, code: int, output: bytes) -> None:
@@ -189,13 +210,7 @@ def _file_of(lines: Iterable[str]) -> Iterator[IO[bytes]]:
 def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -> None:
     """Run a command to its end, without a shell, with these lines on standard input."""
     with _file_of(lines) as given, tempfile.TemporaryFile() as output:
-        process = _start(words, variables, stdin=given, stdout=output, stderr=output)
-        try:
+        with _started(words, variables, stdin=given, stdout=output, stderr=output) as process:
             process.wait()
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
         output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN_BYTES))
         _raise_for(words[0], process.returncode, output.read())

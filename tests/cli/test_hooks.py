@@ -9,8 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +180,25 @@ def test_terminated_while_a_command_runs(
     wait_until(lambda: not _runs(int((tmp_path / "pid").read_text())))
     assert not (tmp_path / "tree/.perfkit/check").exists()
     assert sync(cli_origin, "--exit-code") == changed
+
+
+@pytest.mark.parametrize("option", ["--check", "--on-change"])
+def test_interrupted_while_a_command_starts(
+    option: str, cli_origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the middle of the start ends the command, too, which is running already."""
+    started: list[int] = []
+
+    class InterruptedPopen(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self.pid)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # in the main thread, KeyboardInterrupt is raised here at the latest
+
+    monkeypatch.setattr("subprocess.Popen", InterruptedPopen)
+    assert sync(cli_origin, option, python(tmp_path, "time.sleep(600)")) == 130
+    wait_until(lambda: not _runs(started[0]))
 
 
 @pytest.mark.once
