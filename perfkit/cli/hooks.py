@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from perfkit.cli.check_process import SHOWN_BYTES
 from perfkit.errors import CommandFailedError, ConfigError
 from perfkit.filesystem.own_files import write_record
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.filesystem.thread_map import WorkerPool
 from perfkit.progress.text import printable
 from perfkit.redact import redacted_text
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
@@ -169,22 +169,34 @@ def _started(words: list[str], variables: Mapping[str, str], **streams: Any) -> 
     """A block at whose end the command is killed, if it still runs, with its process group."""
     environment = {**os.environ, **variables}
     started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        started.append(subprocess.Popen(words, env=environment, start_new_session=True, **streams))
-
     try:
-        # In the main thread, a signal could raise KeyboardInterrupt between the fork and the assignment: the command
-        # would be left running. The thread lives on, or PR_SET_PDEATHSIG would end the command with it (prctl(2)).
-        with WorkerPool(1) as thread:
-            thread.submit(start).result()
-            yield started[0]
+        with _deferred_signals():  # between the fork and the assignment, KeyboardInterrupt would leave it running
+            started.append(subprocess.Popen(words, env=environment, start_new_session=True, **streams))
+        yield started[0]
     finally:
         for process in started:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+@contextlib.contextmanager
+def _deferred_signals() -> Iterator[None]:
+    """A short block that signals with handlers don't interrupt; they are delivered at its end."""
+    received: list[int] = []
+    usual: dict[int, Any] = {}
+    in_main_thread = threading.current_thread() is threading.main_thread()  # where handlers run, and can be set
+    try:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread else ():
+            if callable(signal.getsignal(each)):
+                usual[each] = signal.signal(each, lambda number, frame: received.append(number))
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)
 
 
 def _raise_for(program: str, code: int, output: bytes) -> None:

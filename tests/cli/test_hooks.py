@@ -194,7 +194,7 @@ def test_interrupted_while_a_command_starts(
             super().__init__(*args, **options)
             started.append(self.pid)
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)  # in the main thread, KeyboardInterrupt is raised here at the latest
+            time.sleep(0.1)  # KeyboardInterrupt would be raised here at the latest
 
     monkeypatch.setattr("subprocess.Popen", InterruptedPopen)
     assert sync(cli_origin, option, python(tmp_path, "time.sleep(600)")) == 130
