@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -18,8 +19,10 @@ from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches, totals
 from perfkit.libc import link
 from perfkit.progress.meter import Progress
 
-_LARGE_BYTES = 256 << 10  # copied in threads; with small files they would only wait for the interpreter lock
-_BATCH_BYTES = 8 << 20
+_LARGE_BYTES = 64 << 10  # copied in threads
+_QUICK_S = 50e-6  # if small files take less on average, threads would only wait for the interpreter lock
+_TRIED_FILES = 64  # before that is known
+_BATCH_FILES, _BATCH_BYTES = 64, 8 << 20
 _NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -84,11 +87,12 @@ class _Copier:
         self._replace = replace
         self._clones = True  # until the file system turns out not to support it
         self._directories: list[ScanEntry] = []
+        self._small, self._small_s = 0, 0.0  # small files that were copied one by one, and how long that took
         self.made = 0
 
     def batches(self, run: BatchRun) -> Iterator[list[ScanEntry]]:
-        """The large files, in batches. On the way, directories are created, before their contents, and the other files
-        copied.
+        """The files, in batches; directories are created on the way, before their contents, and small files copied, as
+        long as that is quick.
         """
         batch: list[ScanEntry] = []
         weight = 0
@@ -103,18 +107,25 @@ class _Copier:
                 except OSError as error:
                     failed.add(f"{entry.name}/")
                     run.add(BatchResult(entry.name, error=error))
-            elif self._link or entry.size < _LARGE_BYTES:
+            elif self._is_quick(entry):
+                began_s = time.perf_counter()
                 run.add(self._one(entry))
+                self._small += 1
+                self._small_s += time.perf_counter() - began_s
             else:
                 batch.append(entry)
-                weight += entry.size
-                if weight >= _BATCH_BYTES:
+                weight += 0 if self._link else entry.size
+                if weight >= _BATCH_BYTES or len(batch) >= _BATCH_FILES:
                     yield batch
                     batch, weight = [], 0
             if run.stopped:
                 return
         if batch:
             yield batch
+
+    def _is_quick(self, entry: ScanEntry) -> bool:
+        """Whether it is small, and small files have been quick so far: those of slow file systems go to threads."""
+        return (self._link or entry.size < _LARGE_BYTES) and self._small_s <= _QUICK_S * max(_TRIED_FILES, self._small)
 
     def _make_directory(self, entry: ScanEntry) -> None:
         path = self._target + entry.name
