@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -190,3 +191,11 @@ def test_every_setting_is_explained() -> None:
         assert row, item.name
         default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
         assert row[1] == repr(default), item.name
+
+
+def test_the_chart_shows_the_figures_of_the_table() -> None:
+    made = runpy.run_path(str(DOCS / "images/make_peers.py"))
+    rows = made["figures"]()
+    assert len(rows) > 10
+    drawn = (DOCS / "images/peers.png").read_bytes()
+    assert made["fingerprint"](rows).encode() in drawn, "run docs/images/make_peers.py"

@@ -1,17 +1,14 @@
-"""Draw docs/images/peers.png from the table "Figures of downloads" in benchmarks/README.md, and from nothing else.
+"""Draw peers.png from the table "Figures of downloads" in benchmarks/README.md, and from nothing else.
 
 Needs matplotlib:  python docs/images/make_peers.py
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 WORK = {
@@ -23,24 +20,28 @@ WORK = {
 }
 
 
-def figures() -> list[tuple[str, str, float]]:
-    """Work, peer and median ratio, as the table has them."""
+def figures() -> list[tuple[str, float]]:
+    """Work and peer, and the median ratio, as the table has them."""
     text = (HERE.parent.parent / "benchmarks/README.md").read_text(encoding="utf-8")
-    table = text.partition("## Figures of downloads")[2].partition("\n## ")[0]
-    found = []
-    for row, against, ratio in re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", table, re.MULTILINE):
-        if row not in WORK:
-            continue
-        ratios = [float(each) for each in re.sub(r"\(.*?\)", "", ratio).split(",")]
-        peers = [each.strip() for each in against.split(",")] if len(ratios) > 1 else [against.strip()]
-        found += [(row, peer, each) for peer, each in zip(peers, ratios, strict=True)]
-    return found
+    section = text.partition("## Figures of downloads\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([\d.]+) ", section, re.MULTILINE)
+    rows = [(row, peer, float(ratio)) for row, peer, ratio in found if row in WORK]
+    rows.sort(key=lambda each: (list(WORK).index(each[0]), each[2]))
+    return [(f"{WORK[row]} · {peer}", ratio) for row, peer, ratio in rows]
 
 
-def main() -> None:
-    rows = sorted(figures(), key=lambda each: (list(WORK).index(each[0]), each[2]))
-    labels = [f"{WORK[row]} · {peer}" for row, peer, _ in rows]
-    ratios = [ratio for _, _, ratio in rows]
+def fingerprint(rows: Sequence[tuple[str, float]]) -> str:
+    """What a chart of these rows says about itself, so that a test can tell whether it is up to date."""
+    return "rows: " + hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def draw(rows: Sequence[tuple[str, float]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels, ratios = zip(*rows, strict=True)
     figure, axes = plt.subplots(figsize=(8, 0.3 * len(rows) + 1.2), dpi=110)
     bars = axes.barh(labels, ratios, color=["#4c8c6b" if ratio <= 1 else "#c0773c" for ratio in ratios])
     axes.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=8)
@@ -52,8 +53,8 @@ def main() -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
-    figure.savefig(HERE / "peers.png", metadata={"Software": None})
+    figure.savefig(HERE / "peers.png", metadata={"Software": None, "Description": fingerprint(rows)})
 
 
 if __name__ == "__main__":
-    main()
+    draw(figures())
