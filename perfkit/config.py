@@ -71,6 +71,11 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_optional_seconds(text: str | None) -> float | None:
+    """As `parse_seconds`; None for an option that was not given."""
+    return None if text is None else parse_seconds(text)
+
+
 def parse_auth(text: str) -> tuple[str, str]:
     """User and password from `USER:PASSWORD`.
 

@@ -12,7 +12,7 @@ from perfkit.cli.keys import add_sign_key
 from perfkit.cli.output import INTERRUPTED, Outcome, print_outcome
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
-from perfkit.config import parse_seconds
+from perfkit.config import parse_optional_seconds, parse_seconds
 from perfkit.errors import ConfigError
 from perfkit.progress.text import amount, counted, printable
 
@@ -73,7 +73,7 @@ def _publish(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
         "grace_s": parse_seconds(arguments.grace),
         "wait_s": parse_seconds(arguments.wait),
         "sign_key": arguments.sign_key,
-        "expires_s": None if arguments.expires is None else parse_seconds(arguments.expires),
+        "expires_s": parse_optional_seconds(arguments.expires),
     }
     if arguments.watch:
         with contextlib.closing(kit.publish_on_change(arguments.src, arguments.site, **options)) as releases:
@@ -127,7 +127,7 @@ def _promote(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
         channel=arguments.channel,
         version=arguments.version,
         sign_key=arguments.sign_key,
-        expires_s=None if arguments.expires is None else parse_seconds(arguments.expires),
+        expires_s=parse_optional_seconds(arguments.expires),
         wait_s=parse_seconds(arguments.wait),
     )
     note = f"channel {arguments.channel} offers {printable(arguments.version)}"
@@ -163,7 +163,7 @@ def add_prune(prune: Parser) -> None:
 
 def _prune(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     wait_s = parse_seconds(arguments.wait)
-    grace_s = None if arguments.grace is None else parse_seconds(arguments.grace)
+    grace_s = parse_optional_seconds(arguments.grace)
     pruned = kit.prune(arguments.path, keep=arguments.keep, grace_s=grace_s, dry_run=arguments.dry_run, wait_s=wait_s)
     generations = f"{counted(pruned.generations, 'generation')}, " if pruned.generations else ""
     removed = "would be removed" if arguments.dry_run else "removed"

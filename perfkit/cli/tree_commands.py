@@ -13,7 +13,7 @@ from perfkit.cli.frame import add_all, add_tree, define, outcome_of_check
 from perfkit.cli.output import Outcome
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
-from perfkit.config import parse_seconds
+from perfkit.config import parse_optional_seconds, parse_seconds
 from perfkit.filesystem.own_files import replace_own
 from perfkit.progress.text import amount, counted, printable
 
@@ -123,7 +123,7 @@ def add_status(status: Parser) -> None:
 
 
 def _status(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
-    max_age_s = None if arguments.max_age is None else parse_seconds(arguments.max_age)
+    max_age_s = parse_optional_seconds(arguments.max_age)
     found = kit.status(arguments.dest)
     return Outcome(
         dataclasses.asdict(found),
