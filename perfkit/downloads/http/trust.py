@@ -11,6 +11,7 @@ from certifi import where
 from urllib3.util.ssl_ import create_urllib3_context
 
 from perfkit.config import Config
+from perfkit.downloads.http.tls_sessions import resume_sessions
 from perfkit.errors import ConfigError
 
 ClientCert = str | tuple[str, str]
@@ -61,6 +62,10 @@ def make_context(verify: bool | str, cert: ClientCert | None, setting: str, cert
     if cert is not None:
         _load(cert_setting, context.load_cert_chain, *((cert,) if isinstance(cert, str) else cert))
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # CPython 3.11.2 sets it: a body cut off would seem complete
+    # truststore looks at the certificates of each handshake. Servers that ask for the client's certificate, and give
+    # their sessions no context, refuse to resume (SSL_CTX_set_session_id_context(3)).
+    if verify != SYSTEM and cert is None:
+        resume_sessions(context)
     return context
 
 
