@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.network_path import NetworkPath, queued
@@ -157,6 +157,7 @@ class AdaptiveController:
     Args:
         ceiling: the most streams ever.
         adaptive: False runs `ceiling` streams, always.
+        rate: returns the rate limit in bytes per second.
     """
 
     ramp_window_s = 0.1
@@ -166,15 +167,24 @@ class AdaptiveController:
     network_s = 0.002  # and so do packets that take this long
     congested_s, congested_round_trips = 2.0, 25  # how long a path counts as congested after packets queued
     far_streams = 8
+    limited_bytes = 64 << 10  # of what a limit lets through during a response: worth a stream, with its first window
     doubling_pays = 1.15  # the gain in goodput for which a doubling is kept
     halving_costs = 0.95
     patience_windows = 10  # after a step that did not pay; fewer after the first that added streams
     cpu_bound = 0.85  # of one core
     file_allowance_bytes = 32 << 10
 
-    def __init__(self, ceiling: int, *, adaptive: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        ceiling: int,
+        *,
+        adaptive: bool = True,
+        rate: Callable[[], int | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._ceiling = ceiling
         self._adaptive = adaptive
+        self._rate = rate
         self._clock = clock
         self._lock = threading.Lock()
         self.target = 1 if adaptive else ceiling
@@ -211,7 +221,14 @@ class AdaptiveController:
             first = not self.answer_s
             self.answer_s += (seconds - self.answer_s) / (1 if first else 8)
             if first and seconds >= self.far_s:
-                self._raise(min(self.far_streams, self._ceiling))
+                self._raise(int(min(self.far_streams, self._ceiling, self._enough())))
+
+    def _enough(self) -> float:
+        """Streams that are enough for the rate limit, unless each of them is limited, too. The first windows of more
+        would exceed it.
+        """
+        rate = self._rate()
+        return inf if rate is None else ceil(rate * self.answer_s / self.limited_bytes)
 
     def waited(self, seconds: float) -> None:
         """Record how long nothing came in the middle of a body."""
@@ -250,7 +267,8 @@ class AdaptiveController:
                 self._from_s, self._work_before, self._cpu_before_s = self._from_s or now, work, cpu_s
                 return False
             window_s = now - self._from_s
-            if window_s < max(self.ramp_window_s if self._ramping else self.steady_window_s, answers_s):
+            ramping = self._ramping and self.target < self._enough()
+            if window_s < max(self.ramp_window_s if ramping else self.steady_window_s, answers_s):
                 return False
             goodput = (work - self._work_before) / window_s
             if goodput <= 0 and window_s < self.steady_window_s:

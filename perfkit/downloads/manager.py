@@ -122,7 +122,9 @@ class DownloadManager:
         self._network: Network | None = None
         self._throttle = Throttle(self._rate_limit)
         self._limiter = HostLimiter(config.connections_per_host)
-        self._controller = AdaptiveController(config.most_streams, adaptive=config.adaptive)
+        self._controller = AdaptiveController(
+            config.most_streams, adaptive=config.adaptive, rate=lambda: self._throttle.rate
+        )
         self._scheduler = Scheduler(config, self._limiter, self._controller)
         self._leases: LeaseKeeper | None = None
         if self._limits is not None:

@@ -255,6 +255,22 @@ def test_it_holds_still_while_the_throttle_limits() -> None:
     assert Bench(lambda streams: 1e6, throttled=True).run(30) == [1]
 
 
+def test_it_begins_with_as_many_streams_as_the_limit_needs() -> None:
+    """The first windows of more would exceed it. If they turn out to be too few, others come after a second."""
+    clock = Clock()
+    controller = AdaptiveController(8, rate=lambda: 1 << 20, clock=clock)
+    controller.answered(0.16)
+    assert controller.target == 3
+    path = NetworkPath(0.08, 0.08, 0)
+    targets = []
+    for tenth in range(25):
+        clock.now += 0.1
+        controller.observe(received_bytes=tenth * 10_000, files_done=0, busy=8, cpu_s=0.0, throttled=False, path=path)
+        targets.append(controller.target)
+    assert targets[9] == 3
+    assert targets[-1] == 8
+
+
 def test_it_holds_still_with_too_little_to_do() -> None:
     assert Bench(lambda streams: 1e6 * streams, busy=lambda target: target - 1).run(30) == [1]
 
