@@ -212,16 +212,22 @@ def stage_again(rootdir: RootDir, op: JournalOp) -> None:
         try:
             rootdir.link(op.name, op.source)
         except OSError as error:
-            if error.errno not in {errno.ENOENT, *CANNOT_LINK}:
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR, *CANNOT_LINK}:
                 raise
 
 
 def undo_op(rootdir: RootDir, op: JournalOp) -> None:
-    """Undo an operation; if it was not applied, or is undone already, this does nothing."""
+    """Undo an operation; if it was not applied, or is undone already, this does nothing.
+
+    Nor if others have removed or replaced the directory: those that the change removed are there again by now.
+    """
+    directory = op.name.rpartition("/")[0]
     if op.kind == MKDIR:
         rootdir.rmdir(op.name)
+    elif directory and not _is_directory(rootdir, directory):
+        return
     elif op.kind == RMDIR:
-        if op.previous is not None:
+        if op.previous is not None and rootdir.lstat(op.name) is None:
             rootdir.mkdir(op.name, op.previous.mode)
     elif op.kind == DELETE:
         if rootdir.lstat(op.name) is None:
