@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from perfkit.errors import UpdateError
-from perfkit.filesystem.rootdir import closing_fd
+from perfkit.filesystem.rootdir import closing_fd, naming
 from perfkit.libc import sync_file
 
 T = TypeVar("T")
@@ -79,6 +79,9 @@ def create_own(path: str, mode: int = 0o600) -> int:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(leaf, dir_fd=directory)
             descriptor = os.open(leaf, flags, mode, dir_fd=directory)
+        except OSError as error:
+            error.filename = path  # not its last component alone
+            raise
         try:
             if os.geteuid() == 0:
                 owner = os.fstat(directory)
@@ -108,7 +111,7 @@ def replace_own(path: str, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """A new file that is renamed to `path` at the end of the block; if that fails, the old file stays."""
     fresh = f"{path}~"
     try:
-        with open(create_own(fresh, mode), "wb") as file:
+        with naming(fresh), open(create_own(fresh, mode), "wb") as file:
             yield file
         os.replace(fresh, path)
     except BaseException:

@@ -100,7 +100,7 @@ class RootDir:
                     self._missing = f"{at}/"
                 elif error.errno != errno.ENOENT and _is_symlink(leaf, fd):
                     raise UnsafePathError(at, "it is a symbolic link where a directory is needed") from error
-                self._name_in(error, at)
+                self.name_in(error, at)
                 raise
             self._cached[at] = fd
             self._close_oldest()
@@ -170,7 +170,7 @@ class RootDir:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except PermissionError as error:
-            self._name_in(error, name)
+            self.name_in(error, name)
             raise
 
     def open(self, name: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
@@ -180,7 +180,7 @@ class RootDir:
             flags_here = flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             descriptor = self._retried(os.open, leaf, flags_here, mode, dir_fd=fd)
         except OSError as error:
-            self._name_in(error, name)
+            self.name_in(error, name)
             raise
         if flags & os.O_CREAT:
             self.hand_over(descriptor)
@@ -218,7 +218,7 @@ class RootDir:
                 return self.mkdir(name, mode)
             return False
         except OSError as error:
-            self._name_in(error, name)
+            self.name_in(error, name)
             raise
         if self.owner is not None:
             self.hand_over(self.directory(name))
@@ -234,7 +234,7 @@ class RootDir:
             os.rmdir(leaf, dir_fd=fd)
         except OSError as error:
             if error.errno not in _NOT_REMOVABLE and not self.listdir(name):  # FUSE may say EPERM if it is not empty
-                self._name_in(error, name)
+                self.name_in(error, name)
                 raise
             return False
         return True
@@ -260,11 +260,11 @@ class RootDir:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            self._name_in(error, name)
+            self.name_in(error, name)
             raise
         return True
 
-    def _name_in(self, error: OSError, name: str) -> None:
+    def name_in(self, error: OSError, name: str) -> None:
         """Name a file in an error by its whole path, instead of by its last component alone."""
         error.filename = os.path.join(self.root, name)
 

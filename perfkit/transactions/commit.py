@@ -352,4 +352,7 @@ def _explained(op: JournalOp, error: OSError | UnsafePathError | FileChangedErro
         )
         failure.__cause__ = error
         return failure
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        reason = "the directory was removed or replaced during the update; nothing was changed, retry"
+        return FileChangedError(op.name, reason)
     return error

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain, takewhile
 
 from perfkit.errors import FileChangedError, UpdateError
@@ -31,10 +31,11 @@ def check_conflicts(rootdir: RootDir, change_set: ChangeSet) -> None:
             remove it; or two names of the change are in each other's way.
     """
     checked: set[str] = set()
+    is_deleted = _deletions(rootdir, change_set)
     for name in map(change_set.name, filter(change_set.is_written, change_set.rows())):
         found = rootdir.lstat(name)
         if found is not None and stat.S_ISDIR(found.st_mode):
-            _check_all_deleted(rootdir, name, change_set)
+            _check_all_deleted(rootdir, name, is_deleted)
         elif found is not None and not stat.S_ISREG(found.st_mode):
             raise UpdateError(f"{name}: not a regular file; move it away first")
         for parent in parents(name):
@@ -44,15 +45,23 @@ def check_conflicts(rootdir: RootDir, change_set: ChangeSet) -> None:
             if change_set.get(parent) is not None:
                 raise UpdateError(f"{parent} can't be both a file and the directory of {name}")
             found = rootdir.lstat(parent)
-            if found is not None and not stat.S_ISDIR(found.st_mode) and change_set.get(parent, ...) is not None:
+            if found is not None and not stat.S_ISDIR(found.st_mode) and not is_deleted(parent):
                 raise UpdateError(f"{parent} is a file; it must be removed before {name} can be created")
 
 
-def _check_all_deleted(rootdir: RootDir, directory: str, change_set: Mapping[str, object | None]) -> None:
+def _deletions(rootdir: RootDir, change_set: ChangeSet) -> Callable[[str], bool]:
+    """A function that tells whether a change deletes a name; where case is ignored, in any spelling."""
+    if not rootdir.folds_case:
+        return lambda name: change_set.get(name, ...) is None
+    deleted = {fold_name(name) for name in change_set if change_set[name] is None}
+    return lambda name: fold_name(name) in deleted
+
+
+def _check_all_deleted(rootdir: RootDir, directory: str, is_deleted: Callable[[str], bool]) -> None:
     """Check that every file below a directory that a file is to replace is deleted by the same change."""
     for below in _directories(rootdir, directory):
         for name in (f"{below}/{leaf}" for leaf in rootdir.listdir(below)):
-            if not _is_directory(rootdir, name) and change_set.get(name, ...) is not None:
+            if not _is_directory(rootdir, name) and not is_deleted(name):
                 raise UpdateError(f"{directory} is a directory; {name} must be removed before a file can replace it")
 
 
@@ -212,16 +221,22 @@ def stage_again(rootdir: RootDir, op: JournalOp) -> None:
         try:
             rootdir.link(op.name, op.source)
         except OSError as error:
-            if error.errno not in {errno.ENOENT, *CANNOT_LINK}:
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR, *CANNOT_LINK}:
                 raise
 
 
 def undo_op(rootdir: RootDir, op: JournalOp) -> None:
-    """Undo an operation; if it was not applied, or is undone already, this does nothing."""
+    """Undo an operation; if it was not applied, or is undone already, this does nothing.
+
+    Nor if others have removed or replaced the directory: those that the change removed are there again by now.
+    """
+    directory = op.name.rpartition("/")[0]
     if op.kind == MKDIR:
         rootdir.rmdir(op.name)
+    elif directory and not _is_directory(rootdir, directory):
+        return
     elif op.kind == RMDIR:
-        if op.previous is not None:
+        if op.previous is not None and rootdir.lstat(op.name) is None:
             rootdir.mkdir(op.name, op.previous.mode)
     elif op.kind == DELETE:
         if rootdir.lstat(op.name) is None:

@@ -70,6 +70,12 @@ def test_metrics_that_cannot_be_written_are_one_json_object(
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "FileNotFoundError"
 
 
+def test_metrics_that_cannot_be_written_name_the_whole_path(cli_origin: Origin, capsys: Capture) -> None:
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert main(["status", "tree", "--quiet", "--metrics", "/proc/tree.prom"]) == 1
+    assert capsys.readouterr().err == "perfkit: error: /proc/tree.prom~: No such file or directory\n"
+
+
 def test_metrics_where_others_can_write(cli_origin: Origin, tmp_path: Path) -> None:
     """A link that they planted is not followed."""
     assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0

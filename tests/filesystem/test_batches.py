@@ -245,6 +245,20 @@ def test_removal_follows_no_link(tree: Path, tmp_path: Path) -> None:
     assert (outside / "precious").exists()
 
 
+def test_removal_names_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Any, **options: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    make(tmp_path / "tree", {"d/e/f": b"1"})
+    for name, call in (("d/e/f", "unlink"), ("d/e", "rmdir")):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, refused)
+            with pytest.raises(BatchError) as caught:
+                remove_tree(tmp_path / "tree")
+        (result,) = caught.value.results
+        assert (result.name, result.error.filename) == (name, str(tmp_path / "tree" / name))
+
+
 def test_removal_opens_its_directory_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A link that takes the directory's place after it was opened does not lead the removal elsewhere."""
     outside = make(tmp_path / "outside", {"precious": b"!"})

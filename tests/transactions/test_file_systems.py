@@ -168,7 +168,7 @@ def test_copy_there(kit: Toolkit, there: Path, tmp_path: Path) -> None:
 
 
 def respell(root: Path) -> None:
-    """Names that change in case only, of files and of a directory."""
+    """Names that change in case, of files and of directories."""
     with Tree(root) as tree, tree.transaction() as tx:
         tx.move("Readme", "README")
         tx.remove("License")
@@ -176,12 +176,18 @@ def respell(root: Path) -> None:
         tx.move("Docs/a", "docs/a")
         tx.remove("Docs/old")
         tx.write("docs/new", b"1")
+        tx.remove("file")
+        tx.write("File/a", b"2")
+        tx.remove("Dir/a")
+        tx.write("dir", b"3")
 
 
 def test_case_changes(fat: Path, tmp_path: Path) -> None:
-    """A name gets another spelling and back, and no crash in between loses the file."""
-    old = {"Readme": b"r", "License": b"old", "Docs/a": b"a", "Docs/old": b"o", "z": b"z"}
-    new = {"README": b"r", "LICENSE": b"new", "docs/a": b"a", "docs/new": b"1", "z": b"z"}
+    """A name gets another spelling and back, also where a directory replaces a file or the other way round, and no
+    crash in between loses the file.
+    """
+    old = {"Readme": b"r", "License": b"old", "Docs/a": b"a", "Docs/old": b"o", "z": b"z", "file": b"f", "Dir/a": b"d"}
+    new = {"README": b"r", "LICENSE": b"new", "docs/a": b"a", "docs/new": b"1", "z": b"z", "File/a": b"2", "dir": b"3"}
     ends = []
     for at in range(0, 1000, 3):
         root = fat / f"tree-{at}"

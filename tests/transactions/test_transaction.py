@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -294,20 +295,26 @@ def test_copies_of_a_fetched_file(tmp_path: Path) -> None:
     ("nothing", None),
     ("edited", "edited: the file was created or modified during the update; nothing was changed, retry"),
     ("created", "new/deep: the file was created or modified during the update; nothing was changed, retry"),
-    ("removed", "No such file or directory: '.*/old'$"),
-    ("a file", "Not a directory: '.*/new'$"),
+    ("removed", "old/new: the directory was removed or replaced during the update; nothing was changed, retry"),
+    ("all removed", "old/new: the directory was removed or replaced during the update; nothing was changed, retry"),
+    ("a file", "new: the directory was removed or replaced during the update; nothing was changed, retry"),
+    ("a file of a directory", "was: the file was created or modified during the update; nothing was changed, retry"),
     ("a link", "'new': it is a symbolic link where a directory is needed"),
 ])  # fmt: skip
 def test_what_others_do_after_preparing(tmp_path: Path, meanwhile: str, error: str | None) -> None:
     """It is noticed at the end: all stays as it is then, and nothing is left over."""
-    put(tmp_path, {"edited": b"1", "going": b"2", "old/kept": b"3"})
+    put(tmp_path, {"edited": b"1", "going": b"2", "old/kept": b"3", "old/edited": b"4", "was/deep/a": b"5"})
     content = Content(hashlib.sha256(b"fetched").hexdigest(), 7, 0o644)
-    expected = {"edited": b"new", "new/deep": b"fetched", "old/kept": b"3", "old/new": b"new"}
+    expected = {"edited": b"new", "new/deep": b"fetched", "old/kept": b"3", "old/new": b"new", "old/edited": b"new"}
+    expected["was"] = b"new"
     failing = contextlib.nullcontext() if error is None else pytest.raises(Exception, match=error)
     with Tree(tmp_path) as tree, failing, tree.transaction() as tx:
         tx.write("edited", b"new")
         tx.expect("new/deep", content)
         tx.write("old/new", b"new")
+        tx.write("old/edited", b"new")
+        tx.remove("was/deep/a")
+        tx.write("was", b"new")
         tx.remove("going")
         tx.prepare()
         with pytest.raises(UpdateError, match="has ended"):
@@ -320,6 +327,11 @@ def test_what_others_do_after_preparing(tmp_path: Path, meanwhile: str, error: s
             (tmp_path / "new/deep").write_bytes(b"theirs")
         elif meanwhile == "removed":
             (tmp_path / "old").rename(tmp_path / "moved")
+        elif meanwhile == "all removed":
+            shutil.rmtree(tmp_path / "old")
+        elif meanwhile == "a file of a directory":
+            shutil.rmtree(tmp_path / "was")
+            (tmp_path / "was").write_bytes(b"theirs")
         elif meanwhile == "a file":
             (tmp_path / "new").write_bytes(b"theirs")
         elif meanwhile == "a link":

@@ -47,6 +47,8 @@ def _remove_directory(rootdir: RootDir, name: str, run: BatchRun) -> None:
     except FileNotFoundError:
         pass  # another process was faster
     except (OSError, UnsafePathError) as error:
+        if isinstance(error, OSError):
+            rootdir.name_in(error, name)
         run.add(BatchResult(name, error=error))
         return
     run.add(_REMOVED)
@@ -68,6 +70,7 @@ def _unlink_files(rootdir: RootDir, directory: str, run: BatchRun) -> list[str]:
                 except FileNotFoundError:
                     pass  # another process was faster
                 except OSError as error:
+                    rootdir.name_in(error, prefix + entry.name)
                     add(BatchResult(prefix + entry.name, error=error))
                     if run.stopped:
                         break
