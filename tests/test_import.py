@@ -88,6 +88,11 @@ def test_the_rest_is_cheap_too(statement: str) -> None:
     assert not loaded_by(statement) & {*HEAVY, *NETWORK}
 
 
+def test_a_version_loads_no_settings() -> None:
+    """Nor do help and errors of usage."""
+    assert not loaded_by("import perfkit.cli") & {"perfkit.config", "perfkit.progress.meter", "dataclasses", "logging"}
+
+
 def test_a_command_loads_only_itself() -> None:
     """It does not import what only other commands need."""
     loaded = loaded_by("import perfkit.cli, sys; sys.stderr = None; perfkit.cli.main(['get'])")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from perfkit.archives import limits
-from perfkit.archives.members import CHUNK_BYTES, Readable
 from perfkit.errors import ManifestError
 
 if sys.version_info >= (3, 14):
@@ -26,6 +25,7 @@ _MAGIC = {
     "xz": re.compile(rb"\xfd7zXZ\x00"),
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # RFC 8878 sections 3.1.1 and 3.1.2
 }
+CHUNK_BYTES = 256 << 10
 MAGIC_BYTES = 10  # that `detect_compression` looks at
 _OUTPUT_BYTES = 128 << 10
 
@@ -33,6 +33,13 @@ _OUTPUT_BYTES = 128 << 10
 def detect_compression(first: bytes) -> str | None:
     """The compression of a stream with these first bytes (MAGIC_BYTES, if it has as many); None if uncompressed."""
     return next((name for name, magic in _MAGIC.items() if magic.match(first)), None)
+
+
+class Readable(Protocol):
+    """A binary stream, read forwards."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
 
 
 class Decoder(Protocol):

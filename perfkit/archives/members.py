@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from perfkit.archives import limits
 from perfkit.archives.links import follow_links
@@ -14,16 +14,8 @@ from perfkit.errors import ConfigError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
 from perfkit.redact import value_shown
 
-CHUNK_BYTES = 256 << 10
 LINKS = ("refuse", "skip", "follow")
 SYMLINK, HARD_LINK = "a symbolic link", "a hard link"  # kinds of members
-
-
-class Readable(Protocol):
-    """A binary stream, read forwards."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

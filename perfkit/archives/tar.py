@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from perfkit.archives import limits
-from perfkit.archives.decompress import decompressed
-from perfkit.archives.members import HARD_LINK, SYMLINK, Member, MemberNames, Readable, Selection, Stream
+from perfkit.archives.decompress import Readable, decompressed
+from perfkit.archives.members import HARD_LINK, SYMLINK, Member, MemberNames, Selection, Stream
 from perfkit.errors import ManifestError
 
 _BLOCK = 512

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn
 
 from perfkit.archives.coalesce import coalesce
-from perfkit.archives.decompress import Decoder, InflateDecoder, decode_frame, zstd_decoder
+from perfkit.archives.decompress import CHUNK_BYTES, Decoder, InflateDecoder, Readable, decode_frame, zstd_decoder
 from perfkit.archives.limits import check_ratio
-from perfkit.archives.members import CHUNK_BYTES, MemberNames, Readable, Selection, Stream
+from perfkit.archives.members import MemberNames, Selection, Stream
 from perfkit.archives.zip_directory import (
     DEFLATED,
     ENCRYPTED,
@@ -34,8 +34,7 @@ _TARGET_BYTES = 4096  # of a link: PATH_MAX
 _LINK_GAP_BYTES = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class FetchRange:
+class FetchRange(NamedTuple):
     """Adjacent members, to fetch at once."""
 
     start: int

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from perfkit.errors import ConfigError, ExpiredError, StaleSourceError
-from perfkit.progress.lines import JsonLines, PlainLines, print_line
+from perfkit.progress.stream import print_line
 from perfkit.progress.text import described
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def progress_for(arguments: argparse.Namespace) -> Progress | None:
     """
     if arguments.quiet or "progress" not in arguments:
         return None
+    from perfkit.progress.lines import JsonLines, PlainLines
+
     if arguments.progress == "json":
         return JsonLines()
     if arguments.progress in ("lines", "none"):

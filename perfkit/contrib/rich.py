@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from perfkit.progress.meter import FileProgress, Snapshot
-from perfkit.progress.text import amount, clock, delay, files_of, printable, sizes, summary
+from perfkit.progress.summary import delay, files_of, summary
+from perfkit.progress.text import amount, clock, printable, sizes
 
 _LASTED_S = 0.5  # a file that is done sooner has no bar
 

@@ -7,7 +7,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from perfkit.progress.meter import Snapshot
-from perfkit.progress.text import amount, clock, files_of, sizes
+from perfkit.progress.summary import files_of
+from perfkit.progress.text import amount, clock, sizes
 
 _PARTS = 10_000  # of a whole bar
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| "

@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -42,8 +41,7 @@ class ScanEntry(NamedTuple):
         return _KINDS.get(stat.S_IFMT(self.mode), "other")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScanOptions:
+class ScanOptions(NamedTuple):
     """What to scan.
 
     `include` and `exclude` are patterns as in a `.gitignore` (gitignore(5)). Only what matches `include` is

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import MAX_FILE_BYTES, UNTRUSTED, PublicKey, decode, encode, key_name
@@ -23,8 +22,7 @@ class BadSignatureError(Exception):
     """The signature is not valid; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(NamedTuple):
     """A signature, not yet verified."""
 
     hashed: bool  # whether it signs the BLAKE2b-512 of the content, as minisign does now, or the content itself

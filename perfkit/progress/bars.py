@@ -11,30 +11,17 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TextIO
+from dataclasses import replace
+from typing import Any, NamedTuple, TextIO
 
 import progressbar
 
 from perfkit.config import checks_arguments
-from perfkit.progress.lines import PlainLines, terminal_size, write_text
+from perfkit.progress.lines import PlainLines
 from perfkit.progress.meter import WAITING, FileProgress, Progress, Snapshot, State
-from perfkit.progress.text import (
-    amount,
-    amounts,
-    clip,
-    clock,
-    delay,
-    display_width,
-    files_of,
-    fit,
-    outcome,
-    printable,
-    share_text,
-    shorten,
-    sizes,
-    summary,
-)
+from perfkit.progress.stream import terminal_size, write_text
+from perfkit.progress.summary import amounts, delay, files_of, outcome, summary
+from perfkit.progress.text import amount, clip, clock, display_width, fit, printable, share_text, shorten, sizes
 
 _CLEAR_BELOW, _CLEAR_REST = "\x1b[J", "\x1b[K"
 _NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # for a terminal that becomes narrower while a frame is written
@@ -151,7 +138,8 @@ class Bars:
     def _draw(self, snapshot: Snapshot, width: int, height: int) -> list[str]:
         """At most `height` lines, the total last; for a single file, one."""
         if snapshot.files_total == 1 and snapshot.phase == "download" and snapshot.active:
-            row = replace(_total_row(snapshot), name=snapshot.active[0].name, delay=delay(snapshot.active[0]), cut=fit)
+            file = snapshot.active[0]
+            row = _total_row(snapshot)._replace(name=file.name, delay=delay(file), cut=fit)
             return [self._line(row, _Layout.of([row], width))]
         shown = [each for each in snapshot.active if each.elapsed_s >= _LASTED_S]
         most, more = min(_MOST_BARS, height - 1), 0
@@ -199,8 +187,7 @@ def _place(path: str) -> str:
     return path.removeprefix(here)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """The content of a line: a bar, which bounces if the share is unknown, or what delays the file instead."""
 
     name: str
@@ -213,8 +200,7 @@ class _Row:
     cut: Callable[[str, int], str] = fit  # makes the name fit its column
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(NamedTuple):
     """How a line is divided: the name, the percentage, the bar, and the columns behind it with their widths."""
 
     width: int

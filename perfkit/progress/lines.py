@@ -4,47 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import TextIO
 
 from perfkit.config import checks_arguments
 from perfkit.progress.meter import Snapshot
-from perfkit.progress.text import amounts, clock, delay, files_of, printable, share_text, summary
+from perfkit.progress.stream import write_text
+from perfkit.progress.summary import amounts, delay, files_of, summary
+from perfkit.progress.text import clock, printable, share_text
 
-_CLEAR_REST = "\x1b[K"
 _STEPS = 10  # a line for each tenth of the work
 _EVERY_S = 30.0  # and at least one in this interval
 _PATIENCE_S = 0.7  # without a byte, before it says what it waits for
-
-
-def terminal_size(stream: TextIO | None) -> os.terminal_size | None:
-    """The size of the terminal behind a stream; None without a terminal, or if it cannot move its cursor."""
-    try:
-        if stream is None or not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-            return None
-        return os.get_terminal_size(stream.fileno())
-    except (OSError, ValueError, AttributeError):
-        return None  # Jupyter's streams have no file descriptor
-
-
-def print_line(text: str) -> None:
-    """Print a text as exactly one line on standard error; bars drawn there move down."""
-    write_text(sys.stderr, printable(text) + (f"{_CLEAR_REST}\n" if terminal_size(sys.stderr) else "\n"))
-
-
-def write_text(stream: TextIO | None, text: str) -> bool:
-    """Write and flush; False if the stream is closed or broken, which must not end a download."""
-    if stream is None:  # sys.stderr of a process that was started without one
-        return False
-    try:
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(text.encode(encoding, "replace").decode(encoding))
-        stream.flush()
-    except (OSError, ValueError):  # ValueError: closed
-        return False
-    return True
 
 
 @checks_arguments

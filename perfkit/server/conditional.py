@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
+from typing import NamedTuple
 
 _RANGE = re.compile(r"bytes=(?:(\d{1,99})-(\d{0,99})|-(\d{1,99}))", re.ASCII | re.IGNORECASE)
 _DATES_S = (-62_135_596_800, 253_402_300_799)  # what has a date: the years 1 to 9999
 
 
-@dataclass(frozen=True)
-class Representation:
+class Representation(NamedTuple):
     """The size and the validators of a file."""
 
     size: int
@@ -27,8 +26,7 @@ class Representation:
         return {"ETag": self.etag, "Last-Modified": modified, "Accept-Ranges": "bytes"}
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A response: its status, its headers, and the bytes of the body, from `start` to `end` (exclusive)."""
 
     status: int

@@ -8,8 +8,8 @@ import logging
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
 
 from perfkit.errors import PerfkitError, RecoveryError, RollbackError, UpdateError
 from perfkit.filesystem.compact import DigestSet
@@ -71,8 +71,7 @@ class Pruned:
     generations: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(NamedTuple):
     """The reachable generations, oldest first: a chain, like an editor's undo history."""
 
     chain: tuple[int, ...] = (0,)
@@ -86,7 +85,7 @@ class Timeline:
 
     def at(self, number: int) -> Timeline:
         """The same timeline with another current generation."""
-        return replace(self, current=number)
+        return self._replace(current=number)
 
     def prune(self, keep: int) -> Timeline:
         """Keep only `keep` generations before the current one.
@@ -96,7 +95,7 @@ class Timeline:
         """
         if keep < 0:
             raise UpdateError(f"can't keep {keep} generations; pass 0 or more")
-        return replace(self, chain=self.chain[max(0, self.chain.index(self.current) - keep) :])
+        return self._replace(chain=self.chain[max(0, self.chain.index(self.current) - keep) :])
 
     def resolve(self, to: int | None) -> int:
         """The generation to go to: `to`, or by default the one before the current one.

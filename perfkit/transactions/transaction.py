@@ -8,8 +8,8 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
+from typing import NamedTuple
 
 from perfkit.config import check_type
 from perfkit.errors import ConfigError, FileChangedError, UpdateError
@@ -27,8 +27,7 @@ from perfkit.transactions.records import Change, Content
 _BYTES = (bytes, bytearray, memoryview)
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """The result of a transaction or a rollback: the generation the tree is in, and every name that changed.
 
     `saved_as` maps each edited file that a rollback kept to the name it was saved under. `overwritten` has the edited
@@ -38,7 +37,7 @@ class Commit:
 
     generation: int
     changes: Collection[Change] = ()
-    saved_as: Mapping[str, str] = field(default_factory=dict)
+    saved_as: Mapping[str, str] = {}
     overwritten: tuple[str, ...] = ()
     restored_with_edits: tuple[str, ...] = ()
 

@@ -8,9 +8,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
@@ -67,8 +67,7 @@ _BRIEF_S = 0.5  # a stage whose size is not known yet
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SyncOptions:
+class SyncOptions(NamedTuple):
     """How to sync."""
 
     local_changes: LocalChanges  # what to do with files that were edited locally

@@ -18,7 +18,7 @@ from perfkit.filesystem.thread_map import WorkerPool
 from perfkit.zsync.control import Control
 
 if TYPE_CHECKING:
-    from perfkit.archives.members import Readable
+    from perfkit.archives.decompress import Readable
 
 _BLOCKS = 2 << 20  # the most blocks to search for, each of which takes 90 bytes: 8 GiB with the blocks of zsyncmake
 _PIECE_BYTES = 256 << 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import hashlib
 import io
@@ -51,7 +50,7 @@ class Site:
         return PackedRef(self.put(compress(raw)), len(raw) if claimed is None else claimed)
 
     def offer(self, **changes: object) -> None:
-        pointer = dataclasses.replace(self.pointer, deltas=(), **changes)  # type: ignore[arg-type]
+        pointer = self.pointer._replace(deltas=(), **changes)  # type: ignore[arg-type]
         (self.root / "perfkit.json").write_bytes(pointer.encode())
 
     def offer_manifest(self, raw: bytes) -> None:

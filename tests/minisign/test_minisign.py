@@ -7,7 +7,6 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,10 +123,10 @@ def damaged(change: Callable[[Signature], Signature]) -> bytes:
     (NEW.sign(CONTENT, "x" * (16 << 10)), "four lines"),
     (NEW.sign(CONTENT + b"!", "x"), "not what the key"),
     (OLD.sign(CONTENT, "x"), f"signed by the key {OLD.public.name}, not by {NEW.public.name}"),
-    (damaged(lambda found: replace(found, comment=b"another")), "trusted comment .* was changed"),
-    (damaged(lambda found: replace(found, comment_signature=bytes(64))), "trusted comment .* was changed"),
-    (damaged(lambda found: replace(found, hashed=False)), "not what the key"),
-    (damaged(lambda found: replace(found, key_id=OLD.public.id)), "signed by the key"),
+    (damaged(lambda found: found._replace(comment=b"another")), "trusted comment .* was changed"),
+    (damaged(lambda found: found._replace(comment_signature=bytes(64))), "trusted comment .* was changed"),
+    (damaged(lambda found: found._replace(hashed=False)), "not what the key"),
+    (damaged(lambda found: found._replace(key_id=OLD.public.id)), "signed by the key"),
 ])  # fmt: skip
 def test_what_is_not_a_signature_of_it(data: bytes, why: str) -> None:
     """The reason is said."""
@@ -145,7 +144,7 @@ def test_a_key_that_is_no_point_of_the_curve() -> None:
 def test_a_legacy_signature_of_a_large_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would need the file in memory; the error says how to sign it instead."""
     monkeypatch.setattr(signatures, "_MAX_UNHASHED_BYTES", 100)
-    data = damaged(lambda found: replace(found, hashed=False))
+    data = damaged(lambda found: found._replace(hashed=False))
     with pytest.raises(BadSignatureError, match="minisign -SH"):
         verify(io.BytesIO(CONTENT), Signature.parse(data), [NEW.public])
 

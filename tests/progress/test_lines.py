@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from perfkit import CallbackProgress, FileProgress, JsonLines, PlainLines, Snapshot, Toolkit, TransferError
-from perfkit.progress.lines import print_line
 from perfkit.progress.meter import Meter, State
+from perfkit.progress.stream import print_line
 from perfkit.server.server import Server
 from tests.support.clock import Clock
 from tests.support.terminal import Terminal

@@ -18,7 +18,8 @@ from perfkit.progress.lines import CallbackProgress, PlainLines
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
-from perfkit.progress.text import amount, summary
+from perfkit.progress.summary import summary
+from perfkit.progress.text import amount
 from perfkit.server.server import Server
 from tests.support.sites import publish
 from tests.support.trees import FIRST, edited

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -31,7 +30,7 @@ OBJECT = ObjectRef("ab" * 32, 1000)
 def pointer(**changes: PackedRef) -> Pointer:
     small = PackedRef(OBJECT, 1000)
     base = Pointer("1", 1, "cd" * 32, small, small, small, OBJECT)
-    return dataclasses.replace(base, **changes)
+    return base._replace(**changes)
 
 
 @pytest.mark.parametrize("name", ["manifest", "solid", "fine"])

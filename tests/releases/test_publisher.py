@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -168,7 +167,7 @@ def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONHASHSEED": seed},
         )
     ours, theirs = (Client(tmp_path / seed).pointer for seed in ("1", "2"))
-    same = dataclasses.replace(ours, history=theirs.history, serial=theirs.serial)  # these have times in them
+    same = ours._replace(history=theirs.history, serial=theirs.serial)  # these have times in them
     assert same == theirs
     for ref in (ours.manifest.object, ours.solid.object, ours.fine.object, ours.deltas[0].object):
         assert (tmp_path / "1" / ref.path).read_bytes() == (tmp_path / "2" / ref.path).read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -100,7 +99,7 @@ def test_a_site_of_an_earlier_perfkit_says_what_to_do(again: Callable[..., int],
     assert pointer is not None
     record = json.loads(site.get(pointer.history))
     del record["solid"]
-    site.replace_pointer(dataclasses.replace(pointer, history=site.put(json.dumps(record).encode())))
+    site.replace_pointer(pointer._replace(history=site.put(json.dumps(record).encode())))
     with pytest.raises(ManifestError, match=r"site: history: .*an earlier perfkit .*publish to a new directory"):
         again()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def change_pointer(site: Path, keys: Iterable[SecretKey], **changes: Any) -> Non
     with Site(str(site)) as place:
         pointer = place.pointer()
         assert pointer is not None
-        place.replace_pointer(replace(pointer, **changes), keys)
+        place.replace_pointer(pointer._replace(**changes), keys)
 
 
 def signature_file(site: Path, key: SecretKey) -> Path:

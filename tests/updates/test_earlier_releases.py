@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +109,7 @@ def rewrite_history(site: Path, change: Callable[[dict[str, Any]], object]) -> N
         assert pointer is not None
         history = json.loads(place.get(pointer.history))
         change(history)
-        replaced = dataclasses.replace(pointer, history=place.put(json.dumps(history).encode()))
+        replaced = pointer._replace(history=place.put(json.dumps(history).encode()))
         place.replace_pointer(replaced)
 
 
@@ -149,7 +148,7 @@ def test_too_large_a_history(kit: Toolkit, origin_v3: Origin) -> None:
     path = origin_v3.site / "perfkit.json"
     pointer = Pointer.parse(path.read_bytes())
     large = ObjectRef(pointer.history.sha256, MAX_HISTORY_BYTES + 1)
-    path.write_bytes(dataclasses.replace(pointer, history=large).encode())
+    path.write_bytes(pointer._replace(history=large).encode())
     with pytest.raises(ManifestError, match="larger than"):
         kit.releases(origin_v3.url)
     assert len(origin_v3.sent) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -89,10 +88,10 @@ def test_changes_that_lead_elsewhere_are_refused(site: Origin, kit: Toolkit, tmp
     pointer = Client(site.site).pointer
     assert pointer.base is not None
     history = History.parse((site.site / pointer.history.path).read_bytes())
-    wrong_base = dataclasses.replace(pointer.base, packed=history.records[2].manifest)
+    wrong_base = pointer.base._replace(packed=history.records[2].manifest)
     for wrong in (
-        dataclasses.replace(pointer, manifest=history.records[1].manifest),
-        dataclasses.replace(pointer, base=wrong_base),
+        pointer._replace(manifest=history.records[1].manifest),
+        pointer._replace(base=wrong_base),
     ):
         (site.site / "perfkit.json").write_bytes(wrong.encode())
         with pytest.raises(ManifestError):
@@ -112,7 +111,7 @@ def test_what_pointers_say_of_it(site: Origin) -> None:
     for each in wrong:
         with pytest.raises(ManifestError):
             Pointer.parse(json.dumps(record | {"manifest": record["manifest"] | {"base": each}}).encode())
-    huge = dataclasses.replace(pointer, manifest=dataclasses.replace(pointer.manifest, size=100 << 20))
+    huge = pointer._replace(manifest=pointer.manifest._replace(size=100 << 20))
     with pytest.raises(ManifestError, match="can't be those"):
         Pointer.parse(huge.encode())
     assert pointer.manifest_bytes == pointer.manifest.object.bytes + pointer.base.packed.object.bytes  # type: ignore[union-attr]

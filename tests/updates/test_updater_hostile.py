@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import shutil
 import tempfile
@@ -54,7 +53,7 @@ class Forge:
 
     def offer_manifest(self, raw: bytes) -> None:
         digest = hashlib.sha256(raw).hexdigest()
-        self.offer(dataclasses.replace(self.pointer, manifest=self.pack(raw), manifest_sha256=digest, deltas=()))
+        self.offer(self.pointer._replace(manifest=self.pack(raw), manifest_sha256=digest, deltas=()))
 
     def sync(self, start: str = "1") -> Exception | None:
         """Sync a copy of the tree, or an empty one; see that it is whole: as it was, or what its manifest says."""
@@ -107,8 +106,8 @@ def test_decompression_bombs_are_stopped(forge: Forge) -> None:
     for size in (1000, forge.pointer.manifest.size):
         lie = PackedRef(bomb, size)
         for pointer in (
-            dataclasses.replace(forge.pointer, manifest=lie, deltas=()),
-            dataclasses.replace(forge.pointer, solid=lie, fine=lie, deltas=()),
+            forge.pointer._replace(manifest=lie, deltas=()),
+            forge.pointer._replace(solid=lie, fine=lie, deltas=()),
         ):
             forge.offer(pointer)
             with bounded(30):
@@ -119,16 +118,16 @@ def test_parts_in_each_others_place(forge: Forge) -> None:
     """A manifest for an index, an index for a manifest, a part for itself: all but a wrong delta is an error."""
     pointer = forge.pointer
     for changed in (
-        dataclasses.replace(pointer, fine=pointer.manifest, solid=pointer.manifest, deltas=()),
-        dataclasses.replace(pointer, manifest=pointer.fine, deltas=()),
-        dataclasses.replace(pointer, manifest=PackedRef(pointer.fine.object, pointer.manifest.size), deltas=()),
-        dataclasses.replace(pointer, manifest=PackedRef(ObjectRef(pointer.manifest.object.sha256, 5), 5), deltas=()),
+        pointer._replace(fine=pointer.manifest, solid=pointer.manifest, deltas=()),
+        pointer._replace(manifest=pointer.fine, deltas=()),
+        pointer._replace(manifest=PackedRef(pointer.fine.object, pointer.manifest.size), deltas=()),
+        pointer._replace(manifest=PackedRef(ObjectRef(pointer.manifest.object.sha256, 5), 5), deltas=()),
     ):
         forge.offer(changed)
         assert isinstance(forge.sync(), ManifestError | TransferError)
     (delta,) = pointer.deltas
     for part in (pointer.manifest.object, pointer.history, ObjectRef("0" * 64, 10), ObjectRef(delta.object.sha256, 3)):
-        forge.offer(dataclasses.replace(pointer, deltas=(dataclasses.replace(delta, object=part),)))
+        forge.offer(pointer._replace(deltas=(delta._replace(object=part),)))
         assert forge.sync() is None
 
 
@@ -138,7 +137,7 @@ def test_a_delta_of_another_release(forge: Forge) -> None:
     three = Pointer.parse((forge.origin.site / "perfkit.json").read_bytes())
     (mine,) = forge.pointer.deltas
     (wrong,) = (delta for delta in three.deltas if delta.origin == mine.origin)
-    forge.offer(dataclasses.replace(forge.pointer, deltas=(dataclasses.replace(mine, object=wrong.object),)))
+    forge.offer(forge.pointer._replace(deltas=(mine._replace(object=wrong.object),)))
     assert forge.sync() is None
 
 
@@ -182,7 +181,7 @@ def test_any_part_forged(forge: Forge, part: str, how: tuple[str, int, int], sta
     if part == "delta":
         (delta,) = pointer.deltas
         data = damaged(forge.good[forge.origin.site / delta.object.path], how) or b"x"
-        forge.offer(dataclasses.replace(pointer, deltas=(dataclasses.replace(delta, object=forge.put(data)),)))
+        forge.offer(pointer._replace(deltas=(delta._replace(object=forge.put(data)),)))
         assert forge.sync(start) is None
         return
     old: PackedRef = getattr(pointer, part)
@@ -190,11 +189,11 @@ def test_any_part_forged(forge: Forge, part: str, how: tuple[str, int, int], sta
         whole = damaged(forge.good[forge.origin.site / old.object.path], how)
         if not whole:
             return
-        forge.offer(dataclasses.replace(pointer, **{part: PackedRef(forge.put(whole), old.size)}, deltas=()))
+        forge.offer(pointer._replace(**{part: PackedRef(forge.put(whole), old.size)}, deltas=()))
     elif part == "manifest":
         forge.offer_manifest(damaged(forge.raw(old), how) or b"x")
     else:
-        forge.offer(dataclasses.replace(pointer, **{part: forge.pack(damaged(forge.raw(old), how) or b"x")}, deltas=()))
+        forge.offer(pointer._replace(**{part: forge.pack(damaged(forge.raw(old), how) or b"x")}, deltas=()))
     forge.sync(start)
 
 

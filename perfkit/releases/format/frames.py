@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import pairwise
 from typing import BinaryIO
 
-from perfkit.archives.members import Readable
+from perfkit.archives.decompress import Readable
 from perfkit.errors import ManifestError
 from perfkit.releases.format.index import Index, PackRange, Piece
 from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd

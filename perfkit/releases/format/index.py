@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, chain, compress, pairwise, repeat
 from typing import NamedTuple, NoReturn
 
@@ -30,8 +30,7 @@ _MAX_COUNT = 1 << 24
 _MAGIC = b"perfkit index 1\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Pack:
+class Pack(NamedTuple):
     """An object made of frames, and their common dictionary, if any."""
 
     object: ObjectRef
@@ -50,8 +49,7 @@ class Piece(NamedTuple):
     tag: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PackRange:
+class PackRange(NamedTuple):
     """Bytes to fetch: from `start` (inclusive) to `end` (exclusive) of a pack, for these frames."""
 
     pack: int
@@ -60,22 +58,22 @@ class PackRange:
     frames: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Index:
     """The frames of a release, ordered by pack and offset, and their pieces, ordered by frame; in columns."""
 
     manifest_sha256: bytes  # the digest of the manifest that entries refer to
     packs: tuple[Pack, ...]  # the packs that contain the frames
-    packs_of: array[int] = field(repr=False)  # the pack of each frame
-    at: array[int] = field(repr=False)  # the offset of each frame in its pack
-    packed: array[int] = field(repr=False)  # the compressed size of each frame
-    sizes: array[int] = field(repr=False)  # the decompressed size of each frame
-    first: Sequence[int] = field(repr=False)  # the first piece of each frame, and the number of pieces
-    entries: array[int] = field(repr=False)  # of each piece, as in `Piece`
-    offsets: array[int] = field(repr=False)
-    starts: array[int] = field(repr=False)
-    lengths: array[int] = field(repr=False)
-    tags: array[int] = field(repr=False)  # of each piece; empty: the index has none
+    packs_of: array[int]  # the pack of each frame
+    at: array[int]  # the offset of each frame in its pack
+    packed: array[int]  # the compressed size of each frame
+    sizes: array[int]  # the decompressed size of each frame
+    first: Sequence[int]  # the first piece of each frame, and the number of pieces
+    entries: array[int]  # of each piece, as in `Piece`
+    offsets: array[int]
+    starts: array[int]
+    lengths: array[int]
+    tags: array[int]  # of each piece; empty: the index has none
 
     def __len__(self) -> int:
         return len(self.at)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from perfkit.errors import ManifestError
 from perfkit.releases.format import POINTER_NAME, is_channel, is_version, most_compressed, most_content
@@ -25,8 +24,7 @@ _MAX_OBJECT_BYTES = 1 << 50
 _HEX = re.compile("[0-9a-f]*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectRef:
+class ObjectRef(NamedTuple):
     """An immutable file of the site, named by the SHA-256 of its bytes."""
 
     sha256: str  # 64 hexadecimal digits
@@ -38,24 +36,21 @@ class ObjectRef:
         return f"objects/{self.sha256}"
 
 
-@dataclass(frozen=True, slots=True)
-class PackedRef:
+class PackedRef(NamedTuple):
     """An object that is one zstd frame; or, for a manifest with a base, a delta."""
 
     object: ObjectRef  # the compressed form
     size: int  # decompressed bytes
 
 
-@dataclass(frozen=True, slots=True)
-class BaseManifest:
+class BaseManifest(NamedTuple):
     """A manifest that another one is made from."""
 
     sha256: str  # the digest of its canonical bytes, 64 hexadecimal digits
     packed: PackedRef  # the object with these bytes
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaRef:
+class DeltaRef(NamedTuple):
     """A delta that the site offers."""
 
     origin: str  # the `short_digest` of the manifest that it applies to
@@ -63,8 +58,7 @@ class DeltaRef:
     object: ObjectRef  # the delta
 
 
-@dataclass(frozen=True, slots=True)
-class Pointer:
+class Pointer(NamedTuple):
     """The release that a site offers now."""
 
     version: str  # as the publisher calls it

@@ -9,8 +9,7 @@ import heapq
 import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from perfkit.errors import ManifestError
 from perfkit.releases.format.pointer import (
@@ -28,8 +27,7 @@ MAX_HISTORY_BYTES = 16 << 20
 _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseRecord:
+class ReleaseRecord(NamedTuple):
     """A release, as the history records it."""
 
     version: str
@@ -41,8 +39,7 @@ class ReleaseRecord:
     base: BaseManifest | None = None  # the manifest that this one is made from, if its object is a delta
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """The latest releases, and what the publisher keeps from one to the next. The pointer refers to the history, so
     both change together.
     """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
@@ -30,8 +29,7 @@ _LIKE_BYTES = 8 << 20  # of similar files, for a file whose name is new
 HEAD_BYTES = 8 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class PredictedGroup:
+class PredictedGroup(NamedTuple):
     """Spans of new files, and the spans of old files that predict them, each after a gap."""
 
     sources: list[Span]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
@@ -67,8 +66,7 @@ def new_blobs(old: Manifest, first: dict[bytes, int]) -> list[int]:
     return [entry for entry in first.values() if not known[entry]]
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """What a delta is made from."""
 
     old: BlobReader  # the old release

@@ -247,7 +247,7 @@ class _Publisher:
         deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
             if previous.version == version or version != _versioned(version, number):
-                self._site.replace_pointer(replace(previous, expires_s=expires_s), options.sign_keys)
+                self._site.replace_pointer(previous._replace(expires_s=expires_s), options.sign_keys)
                 return self._release(previous, number - 1, unchanged=True)
             packed, base, solid, fine = previous.manifest, previous.base, previous.solid, previous.fine
             packs, solid_packs = self._history.records[-1].packs, self._history.solid_packs

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.minisign.secret_keys import SecretKey
@@ -113,7 +113,7 @@ def promote(
         for record in reversed(history.records):
             if record.version == version:
                 pointer = history.pointer_to(record, current.history)
-                pointer = replace(pointer, expires_s=expires, channel=channel)
+                pointer = pointer._replace(expires_s=expires, channel=channel)
                 site.replace_pointer(pointer, sign_keys, name=name)
                 return pointer
         known = ", ".join(printable(each.version) for each in reversed(history.records))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import BinaryIO
+from dataclasses import replace
+from typing import BinaryIO, NamedTuple
 
 from perfkit.archives.coalesce import coalesce
 from perfkit.downloads.checksums import Checksum
@@ -18,8 +18,7 @@ from perfkit.updates.staging import Fetcher
 _READ_BYTES = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
+class Pieces(NamedTuple):
     """The checksums of a file's pieces, all of one length except the last (RFC 5854 section 4.1.3)."""
 
     length: int  # bytes

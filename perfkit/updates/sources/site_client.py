@@ -7,8 +7,9 @@ import logging
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.http.urls import origin_of
@@ -43,8 +44,7 @@ def _segments(size: int) -> int | None:
     return 1 if size <= _WHOLE_BYTES else None
 
 
-@dataclass(frozen=True, slots=True)
-class StagedRanges:
+class StagedRanges(NamedTuple):
     """The staged ranges of packs, by the pack's digest; an interrupted run may have left wider ones than wanted."""
 
     directory: str

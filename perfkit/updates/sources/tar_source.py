@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from itertools import chain
 from typing import BinaryIO
 
+from perfkit.archives.decompress import CHUNK_BYTES
 from perfkit.archives.limits import check_ratio
-from perfkit.archives.members import CHUNK_BYTES, Member
+from perfkit.archives.members import Member
 from perfkit.archives.tar import Content, read_members
 from perfkit.errors import FileChangedError
 from perfkit.releases.format.manifest import Entry, Manifest

@@ -17,8 +17,8 @@ from perfkit.config import Config, parse_seconds
 from perfkit.contrib.django import conf
 from perfkit.contrib.django.signals import ReceiverError
 from perfkit.errors import BatchError, ConfigError, PerfkitError
-from perfkit.progress.lines import terminal_size
 from perfkit.progress.meter import Progress
+from perfkit.progress.stream import terminal_size
 from perfkit.progress.text import described, printable
 from perfkit.toolkit import Toolkit
 
