@@ -40,7 +40,7 @@ def fits_in_memory() -> bool:
             found = os.fstatvfs(file.fileno())
     except OSError:
         return False
-    return found.f_bavail * found.f_frsize > 2 << 30 and not found.f_flag & os.ST_NOEXEC
+    return found.f_bavail * found.f_frsize > 2 << 30 and not found.f_flag & getattr(os, "ST_NOEXEC", 0)
 
 
 # Syncing and removing files on a disk takes a third of the time. Tests of file systems make their own.
@@ -86,7 +86,8 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
-        gc.freeze()
+        if hasattr(gc, "freeze"):  # not in PyPy
+            gc.freeze()
         gc.enable()
 
 

@@ -21,10 +21,11 @@ from perfkit.releases.format.differences import encode_differences, restore
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish import binary_groups, delta_encoder
 from perfkit.releases.publish.publisher import publish
+from perfkit.releases.publish.similarity import SimilarityIndex
 from perfkit.server.server import Server
 from perfkit.updates.local_tree import LocalTree
 from tests.support.release_client import Client, manifest_of
-from tests.support.trees import Tree, tree_of, write_tree
+from tests.support.trees import Tree, lines, noise, tree_of, write_tree
 
 pytestmark = pytest.mark.once
 
@@ -77,6 +78,26 @@ def test_a_program_whose_addresses_moved(tmp_path: Path) -> None:
     by_matches = compress(NEW["bin/renamed"], prefix=OLD["bin/program"])
     assert client.pointer.deltas[0].object.bytes < len(by_matches) / 2
     assert any(group.differences for group in groups_of(client))
+
+
+def test_a_renamed_program_whose_code_shares_no_line(tmp_path: Path) -> None:
+    """Its text tells which old file it was; all of that is compared."""
+    code, labels = bytearray(noise(1, 400_000)), b"\0" + lines(2, 1500)
+    old: Tree = {"lib.so.1": labels + bytes(code), "lib.so.other": noise(3, 400_000)}
+    code[::24] = bytes(value ^ 4 for value in code[::24])
+    for version, tree in (("1", old), ("2", {**old, "lib.so.2": labels + bytes(code)})):
+        publish(str(write_tree(tmp_path / version, tree)), str(tmp_path / "site"), version=version)
+    assert Client(tmp_path / "site").pointer.deltas[0].object.bytes < len(code) / 10
+
+
+def test_blocks_of_a_large_file_are_similar_to_it() -> None:
+    """Each is a small part of it."""
+    content = lines(1, 8000)
+    index = SimilarityIndex(len(content), 512)
+    for offset in range(0, len(content), 512):
+        index.add(0, offset, content[offset : offset + 512])
+    found = index.find(content, limit=len(content))
+    assert sum(block.length for block in found) > 0.99 * len(content)
 
 
 def test_an_old_file_is_opened_once_for_all_its_parts(

@@ -6,6 +6,7 @@ HDiffPatch (extra `publish`) finds the approximate matches; without it, binaries
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
@@ -25,7 +26,7 @@ AVAILABLE = hdiffpatch is not None
 _BATCH_BYTES = 24 << 20  # new content that is compared at once; the suffix array takes 5 bytes for each old byte
 _AROUND_BYTES = 4 << 20  # a part of a large file is compared with the same place in the old one, and this much around
 _AROUND_TIMES = 8  # or this many times the part, if that is less: half a second for each short part would be too long
-_LIKE_BYTES = 8 << 20  # of similar files, for a file whose name is new
+_LIKE_BYTES = 8 << 20  # of similar parts of old files, for a file whose name is new
 HEAD_BYTES = 8 << 10
 
 
@@ -79,13 +80,22 @@ def predicted_groups(
 def _like(
     old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes, similar: Callable[[], SimilarityIndex]
 ) -> set[Span]:
-    """The old content to compare a part of a new file with: the same place under the same name, or similar files."""
-    if (before := old.named(new.name(entry))) is not None:
-        size, around = old.manifest.size(before), min(_AROUND_BYTES, _AROUND_TIMES * len(content))
-        start = min(max(0, offset - around), max(0, size - len(content) - around))
-        end = min(size, offset + len(content) + around)
-        return {Span(before, start, end - start)}
-    return set(similar().find(content, limit=min(_LIKE_BYTES, 4 * len(content))))
+    """The old content to compare a part of a new file with: the same place under the same name or, if the name is new,
+    in the most similar file, and similar parts of others.
+    """
+    before, blocks = old.named(new.name(entry)), set[Span]()
+    if before is None:
+        blocks.update(similar().find(content, limit=min(_LIKE_BYTES, 4 * len(content))))
+        found = Counter[int]()
+        for block in blocks:
+            found[block.entry] += block.length
+        if not found:
+            return blocks
+        before = max(found, key=lambda entry: (found[entry], -entry))  # code around what was found has no lines
+    size, around = old.manifest.size(before), min(_AROUND_BYTES, _AROUND_TIMES * len(content))
+    start = min(max(0, offset - around), max(0, size - len(content) - around))
+    end = min(size, offset + len(content) + around)
+    return {*blocks, Span(before, start, end - start)}
 
 
 def _matched(old: BlobReader, spans: list[Span], content: bytes, outputs: list[Span]) -> Iterator[PredictedGroup]:

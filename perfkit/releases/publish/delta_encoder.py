@@ -267,7 +267,7 @@ class _SourceFinder:
         self._new = new
         self._similar = similar
         self._count = len(old.manifest)
-        self._made = SimilarityIndex(total_bytes)
+        self._made = SimilarityIndex(total_bytes, _MADE_BYTES)
 
     def find(self, entry: int, offset: int, content: bytes) -> set[Span]:
         """The same place in the old file; for lines that are not there, also earlier new blocks and similar old ones.

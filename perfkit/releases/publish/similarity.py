@@ -26,9 +26,11 @@ class SimilarityIndex:
 
     Args:
         total_bytes: size of all blocks to be added; beyond tens of megabytes, only a sample of the lines is indexed.
+        block_bytes: the size of most blocks.
     """
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, block_bytes: int = BLOCK_BYTES) -> None:
+        self._block_bytes = block_bytes
         self._rate = 1 + total_bytes // (_LINES_PER_INDEX * _LINE_BYTES)
         self._entries, self._offsets, self._lengths = array("I"), array("Q"), array("I")  # of blocks
         self._owners: dict[int, int | tuple[int, ...]] = {}
@@ -71,7 +73,8 @@ class SimilarityIndex:
                     votes[number] += 4 * size // len(found)
         chosen: list[Span] = []
         taken = 0
-        least = 4 * sum(marks.values()) // 200
+        # An eighth of what a block can have, if that is less: no block is a 200th of a large file.
+        least = int(4 * sum(marks.values()) * min(1 / 200, self._block_bytes / (8 * len(content) or 1)))
         for number in sorted(votes, key=lambda number: (-votes[number], number)):
             block = Span(self._entries[number], self._offsets[number], self._lengths[number])
             if votes[number] < least or taken + block.length > limit:
