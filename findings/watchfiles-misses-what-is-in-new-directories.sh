@@ -4,7 +4,7 @@
 # Most would guess: inotify reports what happens; a change can be reported late, twice, or with others, but if the queue
 # did not overflow (16,384 events by default) none is left out: one that is lost silently would make a watcher useless.
 # Seen: inotify watches one directory at a time. When watchfiles is told of a new one it adds a watch to it, and does not
-# look what is in it already. What was put there before that is not reported, then or later: of 300 files 100 to 250 are
+# look what is in it already. What was put there before that is not reported, then or later: of 300 files some 40 to 200 are
 # missing, other ones at each run; no error and no word. Directories that are moved into the watched one are reported
 # alone. watchdog 7.1.0 reports all 300, since it lists a new directory once the watch is there. Whoever reacts by path
 # (syncs, indexes, builds) has to list each directory that is reported as added, or to unpack elsewhere and look at the
