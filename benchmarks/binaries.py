@@ -163,9 +163,10 @@ class Applying:
                 took = self.clock(way)
                 if number:
                     found[way].append(took)
-        self.clock(self.install_old)
         command = (sys.executable, "-m", "perfkit", "sync", self.url, str(self.directory), "--quiet")
-        peak = bench.run(Contestant(name="sync", command=command)).peak_rss
+        for _ in range(2):  # the first one compiles modules, too
+            self.clock(self.install_old)
+            peak = bench.run(Contestant(name="sync", command=command)).peak_rss
         shutil.rmtree(self.directory)
         sizes = sum(map(len, self.contents.values())), self.written
         return [
