@@ -202,6 +202,20 @@ def test_few_and_many_differences_over_several_chunks(step: int, in_runs: bool) 
     assert restored(frame, decoded, len(content), [prediction], [0]) == content
 
 
+def test_a_run_of_differences_over_several_parts_of_old_content() -> None:
+    """With literals inside, and other runs before and after."""
+    prediction, changes = random.Random(5).randbytes(300_000), bytearray(300_000)
+    for start, stop in ((0, 1), (60_000, 140_000), (140_002, 140_009), (299_999, 300_000)):
+        changes[start:stop] = b"\xfb" * (stop - start)
+    content = bytes(old + change & 0xFF for old, change in zip(prediction, changes, strict=True))
+    parts = [slice(start, start + 30_000) for start in range(0, 300_000, 30_000)]
+    gaps = [number % 3 for number in range(len(parts))]
+    form = b"!" * sum(gaps) + differences._runs(bytes(changes))
+    sources, size = [prediction[part] for part in parts], len(content) + sum(gaps)
+    found = restored(differences._lzma(form), len(form), size, sources, gaps)
+    assert found == b"".join(b"!" * gap + content[part] for gap, part in zip(gaps, parts, strict=True))
+
+
 def test_each_coder_where_it_is_smaller() -> None:
     """bzip2 for scattered small numbers, zstd in planes for arrays of numbers, LZMA2 for distant repeats."""
     noise = random.Random(4)

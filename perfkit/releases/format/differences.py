@@ -10,6 +10,8 @@ changed throughout, zstd codes planes of their bytes smallest, and decodes them 
 from __future__ import annotations
 
 import re
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 
@@ -27,7 +29,7 @@ except ImportError:  # CPython was built without these libraries
 AVAILABLE = lzma is not None
 
 _DICT_BYTES = 4 << 20
-_CHUNK_BYTES = 16 << 10  # that are added at once, unless all differences are zero
+_CHUNK_BYTES = 16 << 10  # that are added at once, unless their differences are zeros
 _ZEROS = bytes(_CHUNK_BYTES)
 _LOW, _HIGH = (int.from_bytes(bytes((bits,)) * _CHUNK_BYTES, "little") for bits in (0x7F, 0x80))
 _OUTPUT_BYTES = 64 << 10
@@ -107,21 +109,22 @@ def restore(
     parts = _decoded(frame, decoded, in_runs=in_runs)
     stream = _Stream(parts)
     extra = stream.take(literals)
-    if in_runs:
-        stream = _Stream([_spread(stream.take(decoded - literals), size - literals)])
+    differences = _Runs(stream.take(decoded - literals), size - literals) if in_runs else stream
     inserts: list[tuple[int, bytes]] = []
-    old = bytearray()
+    content = bytearray()
     place = 0
     for gap, source in pieces:
         if gap:
-            inserts.append((len(old), extra[place : place + gap]))
+            inserts.append((len(content), extra[place : place + gap]))
             place += gap
-        old += source
-        if len(old) >= _OUTPUT_BYTES:
-            yield _insert(_sums(stream.take(len(old)), old), inserts)
-            old.clear()
+        content += source
+        if len(content) >= _OUTPUT_BYTES:
+            differences.add_to(content)
+            yield _insert(content, inserts)
+            content.clear()
             inserts.clear()
-    yield _insert(_sums(stream.take(len(old)), old), [*inserts, (len(old), extra[place:])])
+    differences.add_to(content)
+    yield _insert(content, [*inserts, (len(content), extra[place:])])
     for _ in parts:  # is the end as it should be?
         pass
 
@@ -136,7 +139,7 @@ def _decoded(frame: Iterator[bytes], decoded: int, *, in_runs: bool) -> Iterator
 
 
 class _Stream:
-    """Takes any number of bytes from chunks."""
+    """Takes any number of bytes from chunks: all differences, after the literals."""
 
     def __init__(self, chunks: Iterable[bytes | bytearray]) -> None:
         self._chunks = iter(chunks)
@@ -150,10 +153,56 @@ class _Stream:
         del self._rest[:count]
         return found
 
+    def add_to(self, content: bytearray) -> None:
+        """Add the next differences to old content."""
+        for start in range(0, len(content), _CHUNK_BYTES):
+            each = slice(start, min(start + _CHUNK_BYTES, len(content)))
+            differences = self.take(each.stop - start)
+            if differences != _ZEROS[: each.stop - start]:
+                content[each] = _sum(differences, content[each])
 
-def _insert(content: bytes, inserts: Iterable[tuple[int, bytes]]) -> bytes:
+
+class _Runs:
+    """What `_runs` makes of differences.
+
+    Args:
+        size: bytes of content that they belong to.
+    """
+
+    def __init__(self, runs: bytes, size: int) -> None:
+        reader = Reader(runs, "delta", b"")
+        count = reader.number()
+        gaps, lengths = reader.column(4, count), reader.column(4, count)
+        if sum(gaps) + sum(lengths) > size:
+            raise ManifestError("delta: the differences are longer than the content")
+        edges = array("I", accumulate(chain.from_iterable(zip(gaps, lengths, strict=True))))
+        self._starts, self._ends = edges[::2], edges[1::2]
+        self._bytes = _Stream([reader.take(sum(lengths))])
+        self._place = 0
+        reader.end()
+
+    def add_to(self, content: bytearray) -> None:
+        """Add the next differences to old content."""
+        start, self._place = self._place, self._place + len(content)
+        runs = slice(bisect_right(self._ends, start), bisect_left(self._starts, self._place))
+        if runs.start == runs.stop:
+            return
+        places = [
+            slice(max(0, first - start), last - start)
+            for first, last in zip(self._starts[runs], self._ends[runs], strict=True)
+        ]
+        old = list(map(content.__getitem__, places))
+        joined = b"".join(old)
+        sums = _sums(self._bytes.take(len(joined)), joined)
+        done = 0
+        for place, part in zip(places, old, strict=True):
+            content[place] = sums[done : done + len(part)]
+            done += len(part)
+
+
+def _insert(content: bytes | bytearray, inserts: Iterable[tuple[int, bytes]]) -> bytes:
     """The content with other bytes before each of these places, which are in order."""
-    parts, start = list[bytes](), 0
+    parts, start = list[bytes | bytearray](), 0
     for place, literal in inserts:
         parts += (content[start:place], literal)
         start = place
@@ -187,33 +236,14 @@ def _decoder(first: bytes) -> Decoder:
     return lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
 
 
-def _spread(runs: bytes | bytearray, size: int) -> bytearray:
-    """The inverse of `_runs`."""
-    reader = Reader(bytes(runs), "delta", b"")
-    count = reader.number()
-    gaps, lengths = reader.column(4, count), reader.column(4, count)
-    if sum(gaps) + sum(lengths) > size:
-        raise ManifestError("delta: the differences are longer than the content")
-    differences = bytearray(size)
-    place = 0
-    for gap, length in zip(gaps, lengths, strict=True):
-        place += gap
-        differences[place : place + length] = reader.take(length)
-        place += length
-    reader.end()
-    return differences
-
-
 def _sums(left: bytes, right: bytes | bytearray) -> bytes:
     """The sum of each pair of bytes, modulo 256."""
     chunks = (slice(start, start + _CHUNK_BYTES) for start in range(0, len(left), _CHUNK_BYTES))
     return b"".join(_sum(left[each], right[each]) for each in chunks)
 
 
-def _sum(left: bytes, right: bytes | bytearray) -> bytes | bytearray:
-    """`_sums` of a chunk: the low seven bits of each byte are added, and the eighth without carry."""
+def _sum(left: bytes, right: bytes | bytearray) -> bytes:
+    """`_sums` of at most a chunk: the low seven bits of each byte are added, and the eighth without carry."""
     size = len(left)
-    if left == _ZEROS[:size]:
-        return right
     a, b = int.from_bytes(left, "little"), int.from_bytes(right, "little")
     return (((a & _LOW) + (b & _LOW)) ^ ((a ^ b) & _HIGH)).to_bytes(size, "little")
