@@ -10,7 +10,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -171,6 +171,11 @@ class HttpTransport:
         least_s, late = min(each.least_s for each in known), sum(each.out_of_order for each in known)
         return NetworkPath(min(each.round_trip_s for each in known), least_s, late)
 
+    def expect(self, urls: Sequence[str]) -> None:
+        """Connect for the first of these requests while the sessions are being loaded."""
+        if self._sessions is None and self._given is None:
+            connect_early(urls, self._config)
+
     def close(self) -> None:
         with self._lock:
             sessions, self._sessions = self._sessions, None
@@ -214,8 +219,7 @@ class HttpTransport:
 
     def _send(self, url: str, hop: Hop, cancel: Cancel, limit: Throttle | None) -> _HttpResponse:
         """Send one request. If a kept connection turns out to be dead, try again, which costs nothing."""
-        if self._sessions is None and self._given is None:
-            connect_early(hop.url, self._config)
+        self.expect([hop.url])
         sessions, failures = self._started()
         while True:
             exchange = self._make_exchange(self._exchanges, cancel, time.monotonic() + sum(self._timeout), limit)
