@@ -276,9 +276,11 @@ class Transfer:
     def _asks_at_once(self) -> bool:
         """Whether nothing that takes long comes before its next request, and the transport calls `Get.meanwhile`."""
         request = self.request
-        unproven = request.checksum is None and not request.public_keys
-        limited = any(each.rate is not None for each in self._throttles)
-        return unproven and not limited and getattr(self._context.network.transport, "calls_meanwhile", False)
+        if request.checksum is not None or request.public_keys or any(each.rate for each in self._throttles):
+            return False
+        auth = request.auth or self._config.auth  # an object may ask for a token first
+        plain = auth is None or isinstance(auth, tuple)
+        return plain and getattr(self._context.network.transport, "calls_meanwhile", False)
 
     @property
     def may_finish_later(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import requests
+from requests.auth import HTTPBasicAuth
 
 from perfkit import Request, Toolkit
 from perfkit.downloads.http import connection
@@ -121,12 +122,19 @@ def test_a_disk_that_fails_meanwhile(
 
 
 @pytest.mark.parametrize(
-    ("where", "name"), [(Toll, "__enter__"), (Transfer, "_begin"), (requests.Session, "send"), (connection, "dial")]
+    ("where", "name"),
+    [
+        (Toll, "__enter__"),
+        (Transfer, "_begin"),
+        (requests.Session, "send"),
+        (HTTPBasicAuth, "__call__"),
+        (connection, "dial"),
+    ],
 )
 def test_what_may_take_long_before_the_next_request_comes_after(
     make_kit: MakeKit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str
 ) -> None:
-    """A throttle, an existing file that is hashed, a session of the caller's, or a new connection."""
+    """A throttle, an existing file that is hashed, a session or auth object of the caller's, or a new connection."""
     there: list[bool] = []
     real = getattr(where, name)
 
@@ -136,8 +144,13 @@ def test_what_may_take_long_before_the_next_request_comes_after(
 
     monkeypatch.setattr(where, name, watched)
     server = misbehaving(until_closed if where is connection else serve)
-    session = requests.Session() if where is requests.Session else None
-    kit = make_kit(workers=1, retries=0, session=session, rate_limit=100_000_000 if where is Toll else None)
+    kit = make_kit(
+        workers=1,
+        retries=0,
+        session=requests.Session() if where is requests.Session else None,
+        auth=HTTPBasicAuth("user", "secret") if where is HTTPBasicAuth else None,
+        rate_limit=100_000_000 if where is Toll else None,
+    )
     checksum = f"sha256:{'0' * 64}" if where is Transfer else None
     asked = [Request(f"{server.url}/1", "1"), Request(f"{server.url}/2", "2", checksum=checksum)]
     assert len(dict(kit.iter_downloads(asked, out))) == 2
