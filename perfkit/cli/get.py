@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from perfkit.cli.request_list import RequestList
     from perfkit.downloads.request import Download, Request
     from perfkit.toolkit import Toolkit
+
+_PEEKED_CHARACTERS = 64 << 10  # of a list
 
 _EXAMPLES = """\
   perfkit get https://example.org/a.iso             into the current directory
@@ -82,7 +85,7 @@ def _get(arguments: argparse.Namespace) -> int:
             raise ConfigError("--base needs -i FILE: it is the base URL of the list")
         options = {"resume": not arguments.no_resume, "public_keys": read_public_keys(arguments.public_keys)}
         config = config_for(arguments)
-        connect_early(next(iter(arguments.urls), ""), config)
+        connect_early(arguments.urls or _first_listed(arguments), config)
         from perfkit.toolkit import Toolkit  # while it connects
 
         with (
@@ -93,6 +96,17 @@ def _get(arguments: argparse.Namespace) -> int:
             for download in downloads:
                 results.add(download)
     return 1 if results.failed else 0
+
+
+def _first_listed(arguments: argparse.Namespace) -> list[str]:
+    """URLs of the first requests of a list, if it is a file. To parse it takes modules that load slowly."""
+    if arguments.base is not None or arguments.input == "-" or not os.path.isfile(arguments.input):
+        return [arguments.base or ""]
+    with contextlib.suppress(OSError, UnicodeError), open(arguments.input, encoding="utf-8-sig") as listed:
+        lines = [line for line in listed.read(_PEEKED_CHARACTERS).splitlines() if line and not line.startswith("#")]
+        # Files with checksums may be there already, and are not requested then.
+        return [line.partition("\t")[0].strip() for line in lines if line.count("\t") < 2]
+    return []
 
 
 def _listed(

@@ -152,7 +152,7 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
         return Synced(*left, _announce(on_change, kit))
     if arguments.splay is not None:
         sleep(splay_s(arguments.dest, parse_seconds(arguments.splay)))
-    connect_early(arguments.source, kit.config)
+    connect_early([arguments.source], kit.config)
     try:
         report = kit.sync(
             arguments.source,

@@ -392,6 +392,9 @@ class DownloadManager:
                     self._meter.file(placed.url).failed(reason_of(placed.error))
                 elif (transfer := self._admit(batch, index, *placed)) is not None:
                     fresh.append(transfer)
+            if first == 0 and self._throttle.rate is None and self._leases is None:
+                expect = getattr(self._start().transport, "expect", lambda urls: None)
+                expect([each.request.url for each in fresh if each.request.checksum is None])
         finally:  # the caller's source may raise: what it gave before is queued anyway, and ended there
             self._scheduler.add(batch.queue, fresh)
         return batch.taken - first < room

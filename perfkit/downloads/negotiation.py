@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
@@ -80,11 +80,13 @@ def make_get(
     throttles: tuple[Throttle, ...],
     *,
     at: str | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Get:
     """A request for a URL, with the caller's secrets if they may go there.
 
     Args:
         at: where an earlier redirect of the URL led.
+        meanwhile: as in `Get`.
     """
     home = request.home or request.url
     own = may_have_secrets(url, home)
@@ -97,6 +99,7 @@ def make_get(
         trusted=own,
         named=own or request.home is None,
         limit=min(throttles, key=lambda each: each.rate or math.inf),
+        meanwhile=meanwhile,
     )
 
 

@@ -148,18 +148,36 @@ class Scheduler:
     # -- the workers --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """A worker: does tasks until nothing is left to do."""
-        while (found := self._take()) is not None:
+        """A worker: does tasks until nothing is left to do. A file that has come whole gets its name while the server
+        responds to the next request.
+        """
+        come: list[Transfer] = []  # one, at most
+
+        def finish() -> None:
+            while come:
+                come.pop().leave()
+
+        while (found := self._take(wait=not come)) is not None or come:
+            if found is None:
+                finish()
+                continue
             transfer, task = found
-            transfer.run(task)
+            transfer.run(task, finish)
             self._limiter.leave(task.host)
             with self._lock:
                 del self._running[task]
+            come.append(transfer)
+            if not transfer.may_finish_later:
+                finish()
 
-    def _take(self) -> tuple[Transfer, Task] | None:
-        """Wait for a task; None if closed, if no queues are left, or if another worker is already waiting."""
+    def _take(self, *, wait: bool) -> tuple[Transfer, Task] | None:
+        """Take a task; None if there is none. With `wait`, wait for one; then None ends the worker: closed, no queues
+        are left, or another worker is already waiting.
+        """
         with self._lock:
             while (found := self._next()) is None:
+                if not wait:
+                    return None
                 if self._waiting or not self._queues or self._closed:
                     self._workers -= 1
                     return None

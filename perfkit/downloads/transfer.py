@@ -238,17 +238,23 @@ class Transfer:
         with self._lock:
             self._busy += 1
             self._error = self._error or error
-        self._leave()
+        self.leave()
 
     # -- for a worker ------------------------------------------------------------------------------------------------
 
-    def run(self, task: Task) -> None:
-        """Do a task to its end. Raises nothing: an error is retried, or becomes the result."""
+    def run(self, task: Task, meanwhile: Callable[[], None]) -> None:
+        """Do a task to its end; then `leave`. Raises nothing: an error is retried, or becomes the result.
+
+        Args:
+            meanwhile: called while the response is awaited, or before, if that may take long; perhaps several times.
+        """
         ranged = task if isinstance(task, RangeTask) else None
         try:
+            if not self._asks_at_once:
+                meanwhile()
             ranged = ranged or self._begin(task)
             if ranged is not None:
-                self._fetch(ranged)
+                self._fetch(ranged, meanwhile)
         except ChangedError as change:
             if ranged is not None:
                 self._changed(ranged, str(change))
@@ -264,7 +270,25 @@ class Transfer:
                     ranged.partial.map.cancel_others(ranged.runner)  # what they fetch is useless
                 ranged.partial.map.release(ranged.runner, not_before_s=ranged.retry_at_s)
                 ranged.partial.close_if_retired()
-            self._leave()
+            meanwhile()
+
+    @property
+    def _asks_at_once(self) -> bool:
+        """Whether nothing that takes long comes before its next request, and the transport calls `Get.meanwhile`."""
+        request = self.request
+        if request.checksum is not None or request.public_keys or any(each.rate for each in self._throttles):
+            return False
+        auth = request.auth or self._config.auth  # an object may ask for a token first
+        plain = auth is None or isinstance(auth, tuple)
+        return plain and getattr(self._context.network.transport, "calls_meanwhile", False)
+
+    @property
+    def may_finish_later(self) -> bool:
+        """Whether the file has come whole, and `leave` will not take long."""
+        partial = self._partial
+        if partial is None or self._config.durable or not (partial.settled and partial.map.complete):
+            return False
+        return partial.map.size is not None and partial.map.size < _LARGE_BYTES
 
     def _begin(self, task: Task) -> RangeTask | None:
         """Check for a file that is already current, or what an earlier run left; None: nothing to do."""
@@ -309,13 +333,13 @@ class Transfer:
         self._known = found or self._known
         return False
 
-    def _fetch(self, task: RangeTask) -> None:
+    def _fetch(self, task: RangeTask, meanwhile: Callable[[], None]) -> None:
         """Send one request, and write its body in place."""
         partial, runner = task.partial, task.runner
         asked = asked_range(partial, runner)
         wanted = self._wanted
         headers = request_headers(partial, asked, wanted)
-        get = make_get(self.request, task.url, headers, self._throttles, at=task.at)
+        get = make_get(self.request, task.url, headers, self._throttles, at=task.at, meanwhile=meanwhile)
         self.cancel.add(runner.cancel.cancel)
         with self._lock:
             self._attempts.requests += 1
@@ -582,7 +606,7 @@ class Transfer:
         if not self._context.spawn(hash_behind):
             self._hashing = False
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Leave the transfer; the last worker out concludes it if nothing is left to do."""
         with self._lock:
             self._busy -= 1

@@ -53,6 +53,8 @@ class _Abortable:
             NameResolutionError, ConnectTimeoutError, NewConnectionError: as urllib3's.
         """
         exchange = exchange_here()
+        if exchange is not None:
+            exchange.meanwhile()
         sys.audit("http.client.connect", self, self.host, self.port)
         aborted = (lambda: exchange.aborted) if exchange else (lambda: False)
         rate = exchange.limit.rate if exchange is not None and exchange.limit is not None else None
@@ -112,6 +114,8 @@ class _Abortable:
             url = exchange.target or url
         self._requests += 1
         super().request(method, url, *args, **options)  # type: ignore[misc]
+        if exchange is not None:
+            exchange.meanwhile()
 
     def close(self: Any) -> None:
         super().close()  # type: ignore[misc]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from itertools import zip_longest
 from typing import Any
@@ -31,26 +33,50 @@ _answered: dict[tuple[str, int], Any] = {}
 
 # By host and port, connections that were begun before they were needed, and when. A forked process has no thread that
 # makes them.
-_begun: dict[tuple[str, int], tuple[float, Future[socket.socket]]] = {}
+_begun: dict[tuple[str, int], deque[tuple[float, Future[socket.socket]]]] = {}
+_shared: set[tuple[str, int]] = set()  # those that may have been begun several times, for several requests
 os.register_at_fork(after_in_child=_begun.clear)
 _USUAL = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)  # urllib3's options
 _MOST_IDLE_S = 5.0  # servers and firewalls drop connections that have sent nothing for long
+_NEAR_S = 0.005  # the first round of requests to a server that takes longer to connect to goes out at once
 
 
-def connect_early(url: str, config: Config) -> None:
-    """Begin a connection to the origin of a URL, for the next `dial`: if requests is still to be imported, which takes
-    as long as some round trips, and if neither a proxy nor a `FakeOrigin` may be used.
+def connect_early(urls: Sequence[str], config: Config) -> None:
+    """Begin a connection to the origin of the first URL, for the next `dial`: if requests is still to be imported,
+    which takes as long as some round trips, and if neither a proxy nor a `FakeOrigin` may be used. If the server is
+    distant, begin one for each request to it that will be made at once.
+
+    Args:
+        urls: of the first requests.
     """
     names = " ".join(os.environ).lower()
     proxied = config.proxies or (config.trust_env and ("_proxy" in names or sys.platform == "darwin"))
-    if proxied or not sys.modules.keys().isdisjoint(("urllib3", "perfkit.testing")):
+    if proxied or not urls or not sys.modules.keys().isdisjoint(("urllib3", "perfkit.testing")):
         return
-    with contextlib.suppress(ConfigError):  # it is a path
-        place = origin_of(url)[1:]
-        if place not in _begun:
-            connect_s = config.connect_timeout_s
-            begun = HelperThread().begin(lambda: _connect(*place, connect_s, lambda: False, _USUAL))
-            _begun[place] = time.monotonic(), begun
+    with contextlib.suppress(ConfigError):  # one is a path
+        origin = origin_of(urls[0])
+        place = origin[1:]
+        begun = _begun.setdefault(place, deque())
+
+        def begin() -> Future[socket.socket]:
+            made = HelperThread().begin(lambda: _connect(*place, config.connect_timeout_s, lambda: False, _USUAL))
+            begun.append((time.monotonic(), made))
+            return made
+
+        first = begun[0][1] if begun else begin()
+        if len(urls) > 1 and config.rate_limit is None and place not in _shared:
+            _shared.add(place)
+            descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # imports need some, too
+            most = min(config.connections_per_host, config.most_streams, max(1, descriptors // 8))
+            at_once = urls[:most]
+            count = sum(origin_of(url) == origin for url in at_once)
+
+            def begin_more() -> None:
+                if futures.wait([first], _NEAR_S).not_done:
+                    for _ in range(1, count):
+                        begin()
+
+            HelperThread().begin(begin_more)
 
 
 def dial(
@@ -77,13 +103,19 @@ def dial(
         OSError: no address accepts connections; the error of the last attempt.
     """
     options = tuple(options)
-    since_s, begun = (0.0, None) if ahead else _begun.pop((host, port), (0.0, None))
-    if begun is not None:
+    while not ahead and (early := _take_begun(host, port)):
+        since_s, begun = early
         if options == _USUAL and time.monotonic() - since_s < _MOST_IDLE_S and not _has_ended(begun):
             return result_of(begun, aborted, discard=socket.socket.close)
         # Left open, it would hold up the request at a server that serves one connection at a time.
         discard_result(begun, socket.socket.close)
     return _connect(host, port, timeout_s, aborted, options)
+
+
+def _take_begun(host: str, port: int) -> tuple[float, Future[socket.socket]] | None:
+    with contextlib.suppress(KeyError, IndexError):
+        return _begun[host, port].popleft()
+    return None
 
 
 def _has_ended(begun: Future[socket.socket]) -> bool:

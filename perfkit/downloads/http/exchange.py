@@ -83,12 +83,19 @@ class Exchange:
     Args:
         under_way: has it until it is finished.
         cancel: ends it.
+        meanwhile: as in `Get`.
     """
 
     def __init__(
-        self, under_way: set[Exchange], cancel: Cancel, deadline_s: float, limit: Throttle | None = None
+        self,
+        under_way: set[Exchange],
+        cancel: Cancel,
+        deadline_s: float,
+        limit: Throttle | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         self._under_way = under_way
+        self.meanwhile = meanwhile or _nothing
         self.cancel = cancel
         self.waiting = False  # whether its response has not come
         self.deadline_s = deadline_s  # when its response is overdue (time.monotonic)
@@ -134,6 +141,9 @@ class Exchange:
         self.cancel.discard(self.abort)
         for handle in self._handles:
             handle.detach(self)
+
+
+def _nothing() -> None: ...
 
 
 def exchange_here() -> Exchange | None:

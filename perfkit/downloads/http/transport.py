@@ -10,7 +10,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,6 +55,9 @@ class Get:
             list entry at another origin than the one the caller named is not trusted.
         named: whether the caller named `url`, so that netrc is searched for its host.
         limit: limits the rate at which the response is read; None: no limit.
+        meanwhile: what the thread has to do while it waits for the response: to be called once the request is sent, and
+            before, if sending it may take long. May be called several times; raises nothing. For a transport without
+            a true `calls_meanwhile` there is nothing to do.
     """
 
     url: str
@@ -65,6 +68,7 @@ class Get:
     trusted: bool = True
     named: bool = True
     limit: Throttle | None = None
+    meanwhile: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
 
 class Response(Protocol):
@@ -142,6 +146,7 @@ class HttpTransport:
         self._exchanges: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._outage = OutageWatch()
         self._timeout = config.timeouts_s
+        self.calls_meanwhile = session is None  # a caller's session may take long before it sends, or not send at all
         self._common = {"Accept": "*/*", "User-Agent": f"perfkit/{__version__}"} if session is None else {}
         self._configured = _canonical(config.headers)
         if config.rate_limit is not None:
@@ -171,6 +176,11 @@ class HttpTransport:
         least_s, late = min(each.least_s for each in known), sum(each.out_of_order for each in known)
         return NetworkPath(min(each.round_trip_s for each in known), least_s, late)
 
+    def expect(self, urls: Sequence[str]) -> None:
+        """Connect for the first of these requests while the sessions are being loaded."""
+        if self._sessions is None and self._given is None:
+            connect_early(urls, self._config)
+
     def close(self) -> None:
         with self._lock:
             sessions, self._sessions = self._sessions, None
@@ -193,7 +203,7 @@ class HttpTransport:
             auth = (request.auth or self._config.auth) if trusted else None
             netrc = request.named and at_home
             hop = Hop(at, headers, auth, trusted, at != asked, netrc)
-            response = self._send(request.url, hop, cancel, request.limit)
+            response = self._send(request, hop, cancel)
             response.url = request.url if at == asked else at
             location = response.headers.get("location") if response.status in REDIRECTS else None
             if location is None:
@@ -212,25 +222,25 @@ class HttpTransport:
             sessions.warm(as_sent(url), connect_s)
         exchange.finish()
 
-    def _send(self, url: str, hop: Hop, cancel: Cancel, limit: Throttle | None) -> _HttpResponse:
+    def _send(self, request: Get, hop: Hop, cancel: Cancel) -> _HttpResponse:
         """Send one request. If a kept connection turns out to be dead, try again, which costs nothing."""
-        if self._sessions is None and self._given is None:
-            connect_early(hop.url, self._config)
+        self.expect([hop.url])
         sessions, failures = self._started()
         while True:
-            exchange = self._make_exchange(self._exchanges, cancel, time.monotonic() + sum(self._timeout), limit)
+            deadline_s = time.monotonic() + sum(self._timeout)
+            exchange = self._make_exchange(self._exchanges, cancel, deadline_s, request.limit, request.meanwhile)
             try:
                 with exchange:
                     response = sessions.send(hop)
                     if exchange.expired:
                         response.close()
                         raise TimeoutError
-                    return _HttpResponse(url, hop.url, response, exchange)
+                    return _HttpResponse(request.url, hop.url, response, exchange)
             except PerfkitError:
                 raise
             except Exception as error:
                 if not (exchange.reused and failures.is_stale(error)) or exchange.expired or cancel.cancelled:
-                    raise failures.translated(url, error, exchange) from error
+                    raise failures.translated(request.url, error, exchange) from error
 
     def _drain(self, response: _HttpResponse) -> None:
         """Read a short body to its end, if it comes soon, so that the connection can be used again."""

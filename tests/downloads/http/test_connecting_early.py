@@ -7,15 +7,19 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perfkit import Config
-from perfkit.downloads.http import dial
+from perfkit import Config, Request, Toolkit
+from perfkit.downloads.http import dial, transport
+from tests.support.waiting import wait_until
 
 WAIT_S = 60
+OPTIONS = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
 
 # Its import of urllib3 waits for a line from standard input.
 COMMAND = """
@@ -44,6 +48,17 @@ def origin() -> Iterator[socket.socket]:
 
 def url_of(listener: socket.socket) -> str:
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if requests were still to be imported, and without a proxy."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name in ("urllib3", "perfkit.testing"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(dial, "_begun", {})
+    monkeypatch.setattr(dial, "_shared", set())
 
 
 @contextlib.contextmanager
@@ -138,20 +153,75 @@ def test_one_that_a_slow_download_cannot_use_is_closed(origin: socket.socket, tm
         assert process.wait(WAIT_S) == 0
 
 
-def test_one_that_was_idle_for_long_is_not_used(origin: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_was_idle_for_long_is_not_used(
+    origin: socket.socket, monkeypatch: pytest.MonkeyPatch, not_loaded: None
+) -> None:
     monkeypatch.setattr(dial, "_MOST_IDLE_S", -1.0)
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    with monkeypatch.context() as without:
-        for name in ("urllib3", "perfkit.testing"):
-            without.delitem(sys.modules, name, raising=False)
-        dial.connect_early(url_of(origin), Config())
+    dial.connect_early([url_of(origin)], Config())
     early, _ = origin.accept()
-    options = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
-    with dial.dial(*origin.getsockname(), timeout_s=WAIT_S, aborted=lambda: False, options=options) as used:
+    with dial.dial(*origin.getsockname(), timeout_s=WAIT_S, aborted=lambda: False, options=OPTIONS) as used:
         assert ended(early)
         with origin.accept()[0] as peer:
             assert peer.getpeername() == used.getsockname()
+
+
+@pytest.fixture
+def connecting(monkeypatch: pytest.MonkeyPatch, not_loaded: None) -> list[threading.Event]:
+    """For each connection that is being made, what lets it be made."""
+    connect, begun = dial._connect, []
+
+    def held(*args: Any) -> socket.socket:
+        begun.append(go_on := threading.Event())
+        assert go_on.wait(WAIT_S)
+        return connect(*args)
+
+    monkeypatch.setattr(dial, "_connect", held)
+    return begun
+
+
+def test_a_distant_server_gets_as_many_as_requests_will_be_made_at_once(
+    origin: socket.socket, connecting: list[threading.Event]
+) -> None:
+    """Those of the first requests that go to it; they are not connected to twice."""
+    url = url_of(origin)
+    for _ in range(2):
+        dial.connect_early([f"{url}/1", f"{url}/2", "http://127.0.0.2/", f"{url}/3", f"{url}/4"], Config(workers=4))
+    wait_until(lambda: len(connecting) == 3)
+    for each in connecting:
+        each.set()
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(dial.dial(*origin.getsockname(), timeout_s=WAIT_S, aborted=bool, options=OPTIONS))
+            stack.enter_context(origin.accept()[0])
+        has_no_connection(origin)
+    assert len(connecting) == 3
+
+
+@pytest.mark.parametrize("why", ["near", "slow", "few descriptors"])
+def test_one_is_enough(
+    origin: socket.socket, connecting: list[threading.Event], monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """For a near server, under a rate limit, and where the imports need the descriptors."""
+    before = set(threading.enumerate())
+    monkeypatch.setattr(dial, "_NEAR_S", WAIT_S if why == "near" else 0.0)
+    if why == "few descriptors":
+        monkeypatch.setattr("resource.getrlimit", lambda kind: (12, 12))
+    urls = [f"{url_of(origin)}/{n}" for n in range(9)]
+    dial.connect_early(urls, Config(rate_limit=1 << 20 if why == "slow" else None))
+    wait_until(lambda: connecting)
+    connecting[0].set()
+    with dial.dial(*origin.getsockname(), timeout_s=WAIT_S, aborted=bool, options=OPTIONS):
+        wait_until(lambda: before.issuperset(threading.enumerate()))
+    assert len(connecting) == 1
+
+
+def test_what_is_connected_for(make_kit: Callable[..., Toolkit], monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    """The first files, but for those with checksums: they may be there already."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(transport, "connect_early", lambda urls, config: asked.append(list(urls)))
+    files = [Request(f"http://127.0.0.1:9/{n}", checksum=f"sha256:{'0' * 64}" if n == 1 else None) for n in range(3)]
+    assert len(dict(make_kit(retries=0).iter_downloads(files, out))) == 3
+    assert asked[0] == ["http://127.0.0.1:9/0", "http://127.0.0.1:9/2"]
 
 
 def test_a_fake_origin_is_not_looked_for_on_the_network(origin: socket.socket, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import time
+from collections import deque
 from concurrent.futures import Future
 from typing import Any
 
@@ -50,12 +52,13 @@ def test_a_connection_begun_early_is_left_to_the_first_request(misbehaving: Star
     """Which would otherwise wait for one of its own."""
     server = misbehaving(lambda x: x.serve(b"body"))
     place = origin_of(server.url)[1:]
-    begun = dial._begun[place] = Future()
+    begun: Future[socket.socket] = Future()
     begun.set_result(socket.create_connection(place))
+    dial._begun[place] = deque([(time.monotonic(), begun)])
     transport = HttpTransport(Config())
     try:
         transport.warm(f"{server.url}/", Cancel())
-        assert dial._begun.pop(place) is begun
+        assert [made for _, made in dial._begun.pop(place)] == [begun]
         wait_until(lambda: connections(server) == 2)
     finally:
         transport.close()
