@@ -59,8 +59,9 @@ def print_text(text: str) -> None:
     """
     if sys.stdout is None:
         raise OSError(errno.EBADF, "standard output is closed")
+    encoding = sys.stdout.encoding or "utf-8"  # that of a locale may lack characters
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except OSError as error:
         with contextlib.suppress(OSError):  # the rest of the buffer would fail again at interpreter exit

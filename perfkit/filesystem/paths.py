@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import sys
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
@@ -17,6 +18,7 @@ _BACKUP_SUFFIX = ".perfkit-local"
 _BATCH = 512  # names
 _BASENAME_BYTES = 200  # leaves room for our suffixes
 PRIVATE_DIR = ".perfkit"
+_ENCODING = sys.getfilesystemencoding()
 _DEVICES = frozenset(
     ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
     + [f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"]
@@ -37,7 +39,7 @@ def check_name(name: str) -> str:
     Raises:
         UnsafePathError: it is empty or absolute; a component is empty, `.`, `..`, too long, a Windows device, or ends
             in a dot or space; it contains control characters, a backslash, a colon or another character that Windows
-            reserves; it is in perfkit's own directory; it is not valid Unicode.
+            reserves; it is in perfkit's own directory; it is not valid Unicode, or the locale can't encode it.
     """
     if not isinstance(name, str) or not name:
         raise UnsafePathError(str(name), "it is empty")
@@ -77,6 +79,12 @@ def _check_component(name: str, component: str) -> None:
         raise UnsafePathError(name, "it is not valid Unicode") from None
     if length > _COMPONENT_BYTES:
         raise UnsafePathError(name, f"a component is longer than {_COMPONENT_BYTES} bytes")
+    if _ENCODING != "utf-8":  # a locale's, such as ISO 8859-1
+        try:
+            component.encode(_ENCODING)
+        except UnicodeEncodeError:
+            why = f"the locale's encoding, {_ENCODING}, lacks {component!a}; set PYTHONUTF8=1"
+            raise UnsafePathError(name, why) from None
 
 
 def most_directories(files: int) -> int:

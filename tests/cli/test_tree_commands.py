@@ -7,13 +7,16 @@ import json
 import os
 import re
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from perfkit.cli import main
 from perfkit.progress.text import described
+from tests.support.command import PERFKIT
 from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT
 from tests.support.trees import ONE, TWO
 
 Capture = pytest.CaptureFixture[str]
@@ -166,3 +169,22 @@ def test_what_to_do_about_a_system_error(code: int, remedy: str) -> None:
     assert described(OSError(code, os.strerror(code), "tree/a")).startswith(f"tree/a: {os.strerror(code)}; {remedy}")
     assert described(OSError("said otherwise")) == "said otherwise"
     assert described(OSError(code, "a device; choose a file", "tree/a")) == "tree/a: a device; choose a file"
+
+
+def test_names_that_the_locale_cannot_encode(cli_origin: Origin, tmp_path: Path) -> None:
+    """They are refused before anything changes, and elsewhere shown as escapes."""
+    locale = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    cli_origin.publish({"a": b"1", "d/\xe9": b"2"}, "2")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [*PERFKIT, *arguments], env=locale, capture_output=True, text=True, timeout=100, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, _, error = run("sync", cli_origin.url, "tree", "--quiet")
+    assert (code, error.count("\n")) == (1, 1)
+    assert error.endswith("the locale's encoding, ascii, lacks '\\xe9'; set PYTHONUTF8=1\n")
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    (tmp_path / "tree/d/\xe9").unlink()
+    assert run("verify", "tree", "--progress", "none")[:2] == (1, "missing d/\\xe9\n")
