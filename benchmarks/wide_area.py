@@ -28,6 +28,7 @@ from measure import MB, Bench, Comparison, Contestant, Figure, Report, Run, RunF
 HERE = Path(__file__).resolve().parent
 RSS_LIMIT = 50 * MB
 MOST = 16  # connections of each peer
+FAR_BEHIND = 1.5  # times the best of the first round: such a peer is run once
 VERSIONS = {"curl": "--version", "aria2c": "--version", "wget2": "--version", "axel": "--version"}
 VERSIONS |= {"lftp": "--version", "rclone": "version", "nginx": "-v"}
 PACKAGES = ("perfkit", "requests", "urllib3", "parfive", "pypdl")
@@ -216,14 +217,15 @@ class Course:
     def measure(
         self, ours: Contestant, peers: Sequence[Contestant], runs: int
     ) -> tuple[list[Comparison], list[Figure]]:
-        """Each contestant once a round, in an order that turns by one each time."""
+        """Each contestant once a round, in an order that turns by one each time; those far behind only in the first."""
         order = [ours, *peers]
+        behind: set[str] = set()
         done: dict[str, list[Run]] = {each.name: [] for each in order}
         errors: dict[str, str] = {}
         beyond: list[float] = []
         for number in range(runs):
             for each in order[number % len(order) :] + order[: number % len(order)]:
-                if each.name in errors:
+                if each.name in errors or each.name in behind:
                     continue
                 try:
                     run, received = self._run(each)
@@ -234,7 +236,13 @@ class Course:
                 note(f"{self.name}: {each.name}: {run.wall_s:.2f} s, {run.cpu_s:.2f} s of processor time\n")
                 if each is ours:
                     beyond.append(received / sum(file.size for file in self.files) - 1)
+            first = {each.name: done[each.name][0].wall_s for each in peers if done[each.name]}
+            behind = {name for name, wall_s in first.items() if wall_s > FAR_BEHIND * min(first.values())}
         return self._compared(ours, peers, done, errors), self._figures(ours, done, beyond)
+
+    def warm_up(self, ours: Contestant) -> None:
+        """Have Python compile the modules of a run that does not count."""
+        self._run(ours)
 
     def _run(self, contestant: Contestant) -> tuple[Run, int]:
         """One run, and what came over the link for it."""
@@ -264,7 +272,7 @@ class Course:
                 title=self.title(),
                 peer=each.name,
                 limit=self.cell.bar if each.name == best else None,
-                runs=() if errors.keys() & {each.name, ours.name} else tuple(zip(done[ours.name], done[each.name])),  # noqa: B905
+                runs=() if errors.keys() & {each.name, ours.name} else _paired(done[ours.name], done[each.name]),
                 error=f"OURS: {errors[ours.name]}" if ours.name in errors else errors.get(each.name),
             )
             for each in peers
@@ -325,6 +333,13 @@ def files_of(cell: Cell, site: Site) -> list[Served]:
     return [site.file(f"{size}-{number}.bin", size) for number in range(cell.count)]
 
 
+def _paired(ours: Sequence[Run], theirs: Sequence[Run]) -> tuple[tuple[Run, Run], ...]:
+    """Runs of the same round; a peer that was run once is compared with our median run."""
+    if len(theirs) == len(ours):
+        return tuple(zip(ours, theirs, strict=True))
+    return ((sorted(ours, key=lambda run: run.wall_s)[len(ours) // 2], theirs[0]),)
+
+
 def main() -> int:
     """Measure, show and write; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -359,6 +374,8 @@ def main() -> int:
                     contestants = Peers(cell, files, directory, site.out)
                     course = Course(name, cell, bench, lab, site, files)
                     peers = list(contestants.others(arguments.against))
+                    if name == names[0]:
+                        course.warm_up(contestants.ours())
                     comparisons, figures = course.measure(contestants.ours(), peers, arguments.runs)
                 report.comparisons += comparisons
                 report.figures += figures
