@@ -23,6 +23,7 @@ IMMUTABLE, APPEND_ONLY, MOUNT_POINT = 0x10, 0x20, 0x2000  # statx(2): stx_attrib
 _AT_NO_FOLLOW = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
 _AT_CWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 _FSGETXATTR, _PROJECT_INHERITED = 0x801C581F, 0x200  # linux/fs.h
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _process_settings_allowed = False
 
@@ -71,6 +72,16 @@ def sync_directory_at(path: str) -> None:
         sync_directory(descriptor)
     finally:
         os.close(descriptor)
+
+
+def start_writing(descriptor: int) -> None:
+    """Have the system begin to write an open file to disk: sync_file_range(2), where there is one.
+
+    This is only a hint, so that a later fsync(2) has less to do; that also reports errors.
+    """
+    import ctypes
+
+    _call("sync_file_range", descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def set_mode(descriptor: int, mode: int) -> None:

@@ -22,6 +22,7 @@ from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.filesystem.own_files import create_unnamed, open_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.filesystem.spilled import Bytes, keep_bytes
+from perfkit.libc import start_writing
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.draft import DIGEST_BYTES, made_for
@@ -32,6 +33,7 @@ from perfkit.updates.digest_index import BlobIndex, BlobSet
 
 _RETRIES_OF_ONE = 2  # of each site where there are mirrors
 _PREFIX = layout.FETCHED_OBJECT.rpartition("/")[2]
+_WRITE_BACK_BYTES = 1 << 20
 _BLOB = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
 
 
@@ -395,17 +397,22 @@ class StagingArea:
 
 
 class _PartialBlob:
-    """A blob that is being written; hashed on the way if it is written in order, without a break."""
+    """A blob that is being written; hashed on the way if it is written in order, without a break.
 
-    __slots__ = ("_end", "_hash", "descriptor", "digest")
+    The disk writes meanwhile, so that the commit waits only for the last part.
+    """
+
+    __slots__ = ("_end", "_hash", "_waiting", "descriptor", "digest")
 
     def __init__(self, digest: bytes, descriptor: int, *, begun: bool) -> None:
         self.digest = digest
         self.descriptor = descriptor
         self._hash = None if begun else hashlib.sha256()
         self._end = 0
+        self._waiting = 0  # bytes that the disk was not told to write
 
     def write(self, offset: int, data: memoryview) -> None:
+        self._waiting += len(data)
         if self._hash is not None and offset == self._end:
             self._hash.update(data)
             self._end += len(data)
@@ -414,6 +421,9 @@ class _PartialBlob:
         while data:
             count = os.pwrite(self.descriptor, data, offset)
             data, offset = data[count:], offset + count
+        if self._waiting >= _WRITE_BACK_BYTES:
+            start_writing(self.descriptor)
+            self._waiting = 0
 
     @property
     def sha256(self) -> str | None:

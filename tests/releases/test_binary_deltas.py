@@ -23,6 +23,7 @@ from perfkit.releases.publish import binary_groups, delta_encoder
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.similarity import SimilarityIndex
 from perfkit.server.server import Server
+from perfkit.updates import staging
 from perfkit.updates.local_tree import LocalTree
 from tests.support.release_client import Client, manifest_of
 from tests.support.trees import Tree, lines, noise, tree_of, write_tree
@@ -118,6 +119,23 @@ def test_an_old_file_is_opened_once_for_all_its_parts(
     assert report.route == "delta"
     parts = sum(len(group.sources) for group in groups_of(Client(tmp_path / "site")))
     assert len(opened) <= len(OLD) < parts
+
+
+def test_the_disk_writes_while_a_large_file_is_made(
+    kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the commit waits only for the last part."""
+    begun: list[int] = []
+    monkeypatch.setattr(staging, "_WRITE_BACK_BYTES", 100_000)
+    monkeypatch.setattr(staging, "start_writing", begun.append)
+    (tmp_path / "site").mkdir()
+    with Server(tmp_path / "site") as server:
+        for version, tree in (("1", OLD), ("2", NEW)):
+            kit.publish(write_tree(tmp_path / version, tree), tmp_path / "site", version=version)
+            begun.clear()
+            report = kit.sync(server.url, tmp_path / "tree")
+    assert report.route == "delta"
+    assert begun
 
 
 def test_compressed_files_are_compared_only_where_they_share_content(
