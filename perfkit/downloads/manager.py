@@ -117,7 +117,8 @@ class DownloadManager:
         self._lock = threading.RLock()  # guards the state below
         self._batches: set[_Batch] = set()
         self._claims = PathClaims()
-        self._tick_lock = threading.Lock()
+        self._tick_lock = threading.RLock()  # a callback for progress may use this manager
+        self._ticking = False
         self._meter = Meter()
         self._network: Network | None = None
         self._throttle = Throttle(self._rate_limit)
@@ -427,25 +428,32 @@ class DownloadManager:
 
     def _tick(self) -> None:
         """Show progress, expire overdue responses, adjust the number of streams. One caller does it for all."""
-        if self._tick_lock.locked():
+        if self._ticking:
             return
         with self._tick_lock:  # a Ctrl-C between a call of `acquire` and a `try` would leave it locked
-            network = self._network
-            if network is not None:
-                network.transport.expire()
-            snapshot = self._meter.snapshot(files=not isinstance(self._progress, Silent))
-            rate = self._throttle.rate
-            changed = self._controller.observe(
-                received_bytes=snapshot.received_bytes - snapshot.resumed_bytes,
-                files_done=snapshot.files_done,
-                busy=self._scheduler.busy,
-                cpu_s=time.process_time(),
-                throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
-                path=network.transport.path() if network is not None else None,
-            )
-            if changed:
-                self._scheduler.notify()
-            self._progress.update(snapshot)
+            self._ticking = True
+            try:
+                self._steer()
+            finally:
+                self._ticking = False
+
+    def _steer(self) -> None:
+        network = self._network
+        if network is not None:
+            network.transport.expire()
+        snapshot = self._meter.snapshot(files=not isinstance(self._progress, Silent))
+        rate = self._throttle.rate
+        changed = self._controller.observe(
+            received_bytes=snapshot.received_bytes - snapshot.resumed_bytes,
+            files_done=snapshot.files_done,
+            busy=self._scheduler.busy,
+            cpu_s=time.process_time(),
+            throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
+            path=network.transport.path() if network is not None else None,
+        )
+        if changed:
+            self._scheduler.notify()
+        self._progress.update(snapshot)
 
     def _ended(self, batch: _Batch, transfer: Transfer, download: Download) -> None:
         self._scheduler.ended(transfer)

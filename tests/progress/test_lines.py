@@ -239,6 +239,21 @@ def test_a_callback_that_raises(tmp_path: Path) -> None:
         assert kit.download(f"{server.url}f", tmp_path / "out").bytes == 300_000
 
 
+def test_a_callback_that_downloads(tmp_path: Path) -> None:
+    """While another download runs, and after the last one."""
+    (tmp_path / "f").write_bytes(b"x" * 300_000)
+    fetched = []
+
+    def function(snapshot: Snapshot) -> None:
+        if (number := len(fetched)) < 2 and (snapshot.received_bytes if number == 0 else snapshot.files_done):
+            fetched.append(None)
+            kit.download(f"{server.url}f", tmp_path / f"{number}")
+
+    with Server(tmp_path, bytes_per_s=500_000) as server, Toolkit(progress=CallbackProgress(function)) as kit:
+        kit.download(f"{server.url}f", tmp_path / "out")
+    assert [(tmp_path / name).stat().st_size for name in ("out", "0", "1")] == [300_000] * 3
+
+
 # -- JSON lines -------------------------------------------------------------------------------------------------------
 
 
