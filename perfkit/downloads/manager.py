@@ -431,29 +431,26 @@ class DownloadManager:
         if self._ticking:
             return
         with self._tick_lock:  # a Ctrl-C between a call of `acquire` and a `try` would leave it locked
-            self._ticking = True
             try:
-                self._steer()
+                self._ticking = True
+                network = self._network
+                if network is not None:
+                    network.transport.expire()
+                snapshot = self._meter.snapshot(files=not isinstance(self._progress, Silent))
+                rate = self._throttle.rate
+                changed = self._controller.observe(
+                    received_bytes=snapshot.received_bytes - snapshot.resumed_bytes,
+                    files_done=snapshot.files_done,
+                    busy=self._scheduler.busy,
+                    cpu_s=time.process_time(),
+                    throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
+                    path=network.transport.path() if network is not None else None,
+                )
+                if changed:
+                    self._scheduler.notify()
+                self._progress.update(snapshot)
             finally:
                 self._ticking = False
-
-    def _steer(self) -> None:
-        network = self._network
-        if network is not None:
-            network.transport.expire()
-        snapshot = self._meter.snapshot(files=not isinstance(self._progress, Silent))
-        rate = self._throttle.rate
-        changed = self._controller.observe(
-            received_bytes=snapshot.received_bytes - snapshot.resumed_bytes,
-            files_done=snapshot.files_done,
-            busy=self._scheduler.busy,
-            cpu_s=time.process_time(),
-            throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
-            path=network.transport.path() if network is not None else None,
-        )
-        if changed:
-            self._scheduler.notify()
-        self._progress.update(snapshot)
 
     def _ended(self, batch: _Batch, transfer: Transfer, download: Download) -> None:
         self._scheduler.ended(transfer)
