@@ -75,7 +75,8 @@ class ClusterProgress:
         counts = [self._ended, *self._running.values()]
         files, failed = sum(each.files for each in counts), sum(each.failed for each in counts)
         received = sum(each.bytes for each in counts) + sum(each.received_bytes for each in active)
-        self._most = max(received, self._most)  # what a lost worker had is received again
+        # What a lost worker had is received again; a file that ends while its worker reports may be counted twice.
+        self._most = received if ended else max(received, self._most)
         total = self._known_bytes if self._all_known else round(received / files * self._files) if files else None
         speed = self._pace.record(now, self._most - self._resumed)
         return Snapshot(

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import Download, Request, UpdateError
+from perfkit import CallbackProgress, Download, Request, UpdateError
 from perfkit.contrib.dask.batch import cut_into_shards
 from perfkit.contrib.dask.checkpoint import Checkpoint
+from perfkit.contrib.dask.cluster import ClusterState, ShardCount, WorkerReport
+from perfkit.contrib.dask.cluster_progress import ClusterProgress
+from perfkit.progress.meter import FileProgress, Snapshot, State
 from tests.support.dask_cluster import Cluster
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.waiting import wait_until
@@ -22,6 +25,17 @@ from tests.support.warm import WarmPython
 pytestmark = pytest.mark.once
 FILES = 40
 BODY = b"x" * 1000
+
+
+def test_a_file_that_ends_while_its_worker_reports_counts_once_at_the_end() -> None:
+    """Until then, the report may have it both among the active files and among those that have ended."""
+    shown: list[Snapshot] = []
+    progress = ClusterProgress(CallbackProgress(shown.append), [None], (), unit="file")
+    active = FileProgress("a", State.ACTIVE, 1000, None, 0, 0.0, None)
+    progress.update(ClusterState({}, [WorkerReport({0: ShardCount(1, 0, 1000)}, (active,), 0.0)]))
+    progress.ended(0, [Download(url="http://host/a", path="a", bytes=1000)])
+    progress.finish()
+    assert [each.received_bytes for each in shown][-1] == 1000
 
 
 class Log:
