@@ -193,9 +193,10 @@ def test_every_setting_is_explained() -> None:
         assert row[1] == repr(default), item.name
 
 
-def test_the_chart_shows_the_figures_of_the_table() -> None:
-    made = runpy.run_path(str(DOCS / "images/make_peers.py"))
-    rows = made["figures"]()
+@pytest.mark.parametrize("chart", ["peers.png", "links.png"])
+def test_the_chart_shows_the_figures_of_the_table(chart: str) -> None:
+    made = runpy.run_path(str(DOCS / "images/make_charts.py"))
+    rows = made["figures"](*made["CHARTS"][chart])
     assert len(rows) > 10
-    drawn = (DOCS / "images/peers.png").read_bytes()
-    assert made["fingerprint"](rows).encode() in drawn, "run docs/images/make_peers.py"
+    drawn = (DOCS / "images" / chart).read_bytes()
+    assert made["fingerprint"](rows).encode() in drawn, "run docs/images/make_charts.py"
