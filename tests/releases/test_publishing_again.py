@@ -7,15 +7,17 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from perfkit import ManifestError
 from perfkit.progress.stage import Stage
+from perfkit.releases.format.delta import Group
 from perfkit.releases.format.draft import draft_bytes
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress, stored_content, zstd
@@ -332,3 +334,23 @@ def test_what_deltas_share_takes_little_memory(monkeypatch: pytest.MonkeyPatch) 
     for content in (b"a", b"b", b"a", b"b"):
         assert cache.get(partial(make, content), "", [content]) == (content * 60, 7)
     assert made == [b"a", b"b", b"b"]
+
+
+def test_progress_of_a_delta_begins_before_all_is_compared() -> None:
+    found: list[int] = []
+
+    def tasks() -> Iterator[Callable[[], tuple[Group, bytes]]]:
+        for number in range(3):
+            found.append(number)
+            yield lambda: (Group((), (), 0), b"")
+
+    class AtOnce(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_result(fn(*arguments))
+            return future
+
+    results = delta_encoder._results(tasks(), AtOnce())
+    next(results)
+    assert found == [0]
+    assert len(list(results)) == 2

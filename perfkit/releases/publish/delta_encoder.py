@@ -7,8 +7,9 @@ as text is if that is smaller.
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
@@ -88,11 +89,22 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
     parts = manifest_slices(old.raw, draft_bytes(between.new, between.wanted))
     slices = list(threads.map(lambda make: make(), parts))  # first: searching old content takes memory, too
     groups, frames = [], []
-    for group, frame in threads.map(lambda make: make(), _tasks(between)):
+    for group, frame in _results(_tasks(between), threads):
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
     write_delta(writer.write, old, between.new, slices, groups, frames)
+
+
+def _results(tasks: Iterable[_Task], threads: ThreadPoolExecutor) -> Iterator[tuple[Group, bytes]]:
+    """The results in order; `map` would yield none before the last task is found, which takes as long as several."""
+    pending = deque[Future[tuple[Group, bytes]]]()
+    for make in tasks:
+        pending.append(threads.submit(make))
+        while pending and pending[0].done():
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _tasks(between: Comparison) -> Iterator[_Task]:
