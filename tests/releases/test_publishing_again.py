@@ -7,24 +7,28 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from perfkit import ManifestError
 from perfkit.progress.stage import Stage
+from perfkit.releases.format.delta import Group
 from perfkit.releases.format.draft import draft_bytes
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress, stored_content, zstd
-from perfkit.releases.publish import delta_encoder, publisher
+from perfkit.releases.publish import binary_groups, delta_encoder, publisher, work_cache
 from perfkit.releases.publish.large_files import LastRelease
 from perfkit.releases.publish.manifest_patch import manifest_slices
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.similarity import SimilarityIndex
 from perfkit.releases.publish.site import Site
 from perfkit.releases.publish.source_tree import SourceTree
+from perfkit.releases.publish.work_cache import WorkCache
 from tests.support.release_client import Client
 from tests.support.trees import lines, noise, write_tree
 
@@ -284,3 +288,69 @@ print(peak_kib() - before)
 """
     grown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert int(grown) < 40 << 10
+
+
+def test_deltas_from_several_releases_share_their_work(
+    again: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what differs between the earlier releases is compressed, or compared, once more."""
+    compared, encoded = [], []
+    covers, frame, prefixed = binary_groups._covers, delta_encoder._predicted_frame, delta_encoder._prefixed_frame
+    monkeypatch.setattr(
+        binary_groups, "_covers", lambda before, content: compared.append(content) or covers(before, content)
+    )
+    monkeypatch.setattr(
+        delta_encoder, "_predicted_frame", lambda content, *others: encoded.append(content) or frame(content, *others)
+    )
+    monkeypatch.setattr(
+        delta_encoder, "_prefixed_frame", lambda content, prefix: encoded.append(content) or prefixed(content, prefix)
+    )
+    monkeypatch.setattr(delta_encoder, "MAX_GROUP_BYTES", 20_000)
+    text, program = lines(1, 400), b"\0" + noise(2, 50_000)
+    for version in range(3):
+        tree = {"a.txt": text, "notes.txt": b"%d\n" % version * 9000, "program": program}
+        write_tree(tmp_path / "src", tree)
+        again(keep_deltas=0)
+    changed = {"a.txt": text + b"one more line\n", "notes.txt": b"3\n" * 9000, "program": program + b"more"}
+    write_tree(tmp_path / "src", changed)
+    again(keep_deltas=3)
+    client = Client(tmp_path / "site")
+    assert len(client.pointer.deltas) == 3
+    assert client.follow(tree) == changed
+    assert len(compared) == 1
+    assert {content for content in encoded if encoded.count(content) > 1} == {changed["notes.txt"]}
+    assert set(encoded) > {changed["notes.txt"]}
+
+
+def test_what_deltas_share_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_cache, "_KEPT_BYTES", 100)
+    made: list[bytes] = []
+
+    def make(content: bytes) -> tuple[bytes, int]:
+        made.append(content)
+        return content * 60, 7
+
+    cache = WorkCache()
+    for content in (b"a", b"b", b"a", b"b"):
+        assert cache.get(partial(make, content), "", [content]) == (content * 60, 7)
+    assert made == [b"a", b"b", b"b"]
+
+
+def test_progress_of_a_delta_begins_before_all_is_compared() -> None:
+    found: list[int] = []
+
+    def tasks() -> Iterator[Callable[[], tuple[Group, bytes]]]:
+        for number in range(3):
+            found.append(number)
+            yield lambda: (Group((), (), 0), b"")
+
+    class AtOnce(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_result(fn(*arguments))
+            return future
+
+    results = delta_encoder._results(tasks(), AtOnce())
+    next(results)
+    assert found == [0]
+    assert len(list(results)) == 2

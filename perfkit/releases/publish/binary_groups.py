@@ -5,10 +5,11 @@ HDiffPatch (extra `publish`) finds the approximate matches; without it, binaries
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import BinaryIO, NamedTuple
 
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Span
@@ -16,6 +17,7 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import is_noise
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.similarity import SimilarityIndex, joined
+from perfkit.releases.publish.work_cache import WorkCache
 
 try:
     import hdiffpatch
@@ -55,6 +57,7 @@ def predicted_groups(
     opened: Callable[[int], BinaryIO],
     spans: Iterable[Span],
     similar: Callable[[], SimilarityIndex],
+    cache: WorkCache,
 ) -> Iterator[PredictedGroup]:
     """The groups of these spans of `new`, in order. `Comparison` has the other arguments."""
     outputs: list[Span] = []
@@ -67,14 +70,14 @@ def predicted_groups(
             while content := file.read(min(_BATCH_BYTES, end - offset)):
                 full = len(contents) + len(content) > _BATCH_BYTES or len(outputs) == MAX_GROUP_SPANS
                 if outputs and full:
-                    yield from _matched(old, joined(blocks), bytes(contents), outputs)
+                    yield from _matched(old, joined(blocks), bytes(contents), outputs, cache)
                     outputs, blocks, contents = [], set(), bytearray()
                 outputs.append(Span(entry, offset, len(content)))
                 contents += content
                 blocks |= _like(old, new, entry, offset, content, similar)
                 offset += len(content)
     if outputs:
-        yield from _matched(old, joined(blocks), bytes(contents), outputs)
+        yield from _matched(old, joined(blocks), bytes(contents), outputs, cache)
 
 
 def _like(
@@ -98,12 +101,14 @@ def _like(
     return {*blocks, Span(before, start, end - start)}
 
 
-def _matched(old: BlobReader, spans: list[Span], content: bytes, outputs: list[Span]) -> Iterator[PredictedGroup]:
+def _matched(
+    old: BlobReader, spans: list[Span], content: bytes, outputs: list[Span], cache: WorkCache
+) -> Iterator[PredictedGroup]:
     """Compare a batch, and cut it into groups."""
     before = b"".join(old.read(span.entry, span.offset, span.length) for span in spans)
     ends = list(accumulate(span.length for span in spans))
-    # HDiffPatch would take a second for each MiB of noise.
-    matches = list(_approximate_matches(before, content)) if before and not is_noise(content, before=before) else []
+    found = cache.get(functools.partial(_covers, before, content), "covers", (before, content))
+    matches = list(_approximate_matches(*found))
     del before
     reached = 0
     for start in range(0, len(content), MAX_GROUP_BYTES):
@@ -139,22 +144,32 @@ def _between(outputs: list[Span], start: int, end: int) -> Iterator[Span]:
         place += span.length
 
 
-def _approximate_matches(before: bytes, content: bytes) -> Iterator[_Match]:
-    """The covers of an HDIFF13 patch: ascending in the new content, without overlap.
+def _covers(before: bytes, content: bytes) -> tuple[bytes, int]:
+    """The covers of an HDIFF13 patch, and how many there are.
 
     The patch begins with `HDIFF13&`, the name of the compression (none) and a zero; eleven integers follow, of which
-    the third counts the covers, then the covers. The bytes of an integer come most significant first; the highest bit
-    of each says whether another follows. A cover has three integers: the distance of its old place from the old end of
-    the cover before, with its sign in the highest bit of the first byte; the number of new bytes since the cover
-    before; and its length.
+    the third counts the covers, and the fourth their bytes, which come next. The bytes of an integer come most
+    significant first; the highest bit of each says whether another follows.
     """
+    if not before or is_noise(content, before=before):  # noise would take HDiffPatch a second for each MiB
+        return b"", 0
     patch = hdiffpatch.diff(before, content, validate=False)
     if not patch.startswith(b"HDIFF13&\0"):
         raise ValueError("this version of hdiffpatch writes another format; install one that setup.cfg allows")
-    numbers = _Numbers(patch, patch.index(b"\0") + 1)
+    numbers = _Numbers(memoryview(patch)[patch.index(b"\0") + 1 :])
     header = [numbers.unsigned() for _ in range(11)]
+    return numbers.take(header[3]), header[2]
+
+
+def _approximate_matches(covers: bytes, count: int) -> Iterator[_Match]:
+    """Matches that are ascending in the new content, without overlap.
+
+    A cover has three integers: the distance of its old place from the old end of the cover before, with its sign in the
+    highest bit of the first byte; the number of new bytes since the cover before; and its length.
+    """
+    numbers = _Numbers(covers)
     old_end = new_end = 0
-    for _ in range(header[2]):
+    for _ in range(count):
         old_at = old_end + numbers.signed()
         new_at = new_end + numbers.unsigned()
         length = numbers.unsigned()
@@ -165,8 +180,12 @@ def _approximate_matches(before: bytes, content: bytes) -> Iterator[_Match]:
 class _Numbers:
     """Reads the integers of a patch."""
 
-    def __init__(self, data: bytes, place: int) -> None:
-        self._bytes = iter(memoryview(data)[place:])
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._bytes = iter(data)
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        return bytes(islice(self._bytes, count))
 
     def unsigned(self) -> int:
         return self._rest(next(self._bytes), 7)

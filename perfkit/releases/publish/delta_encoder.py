@@ -7,8 +7,9 @@ as text is if that is smaller.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
@@ -25,6 +26,7 @@ from perfkit.releases.publish.frame_table import FrameTable
 from perfkit.releases.publish.manifest_patch import manifest_slices
 from perfkit.releases.publish.similarity import BLOCK_BYTES, SimilarityIndex, joined, line_marks, unknown_bytes
 from perfkit.releases.publish.site import ObjectWriter
+from perfkit.releases.publish.work_cache import WorkCache
 
 _Task = Callable[[], tuple[Group, bytes]]
 
@@ -74,6 +76,7 @@ class Comparison(NamedTuple):
     pieces: FrameTable  # the small frames of the new release
     wanted: list[int]  # the entries of `new` to make, as from `new_blobs`
     opened: Callable[[int], BinaryIO]  # opens the new file of an entry
+    cache: WorkCache  # of the deltas of one release
 
 
 def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolExecutor, shown: Stage) -> None:
@@ -86,16 +89,27 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
     parts = manifest_slices(old.raw, draft_bytes(between.new, between.wanted))
     slices = list(threads.map(lambda make: make(), parts))  # first: searching old content takes memory, too
     groups, frames = [], []
-    for group, frame in threads.map(lambda make: make(), _tasks(between)):
+    for group, frame in _results(_tasks(between), threads):
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
     write_delta(writer.write, old, between.new, slices, groups, frames)
 
 
+def _results(tasks: Iterable[_Task], threads: ThreadPoolExecutor) -> Iterator[tuple[Group, bytes]]:
+    """The results in order; `map` would yield none before the last task is found, which takes as long as several."""
+    pending = deque[Future[tuple[Group, bytes]]]()
+    for make in tasks:
+        pending.append(threads.submit(make))
+        while pending and pending[0].done():
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
 def _tasks(between: Comparison) -> Iterator[_Task]:
     """Functions that make each group and its frame: first for large files with long equal ranges, then for others."""
-    old, new, opened = between.old, between.new, between.opened
+    old, new, opened, cache = between.old, between.new, between.opened, between.cache
     # Indexing the whole old tree takes a while, so it happens only on the first search.
     similar = [functools.cache(functools.partial(_indexed, old, binary=binary)) for binary in (False, True)]
     runs = exact_runs(old, new, between.pieces, between.wanted)
@@ -106,11 +120,11 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
         found = similar[False] if any(size > few for size in unknown) else None
         finder = _SourceFinder(old, new, found, sum(span.length for span in spans))
         for sources, outputs in _grouped(opened, spans, finder):
-            yield functools.partial(_against_prefix, old, opened, sources, outputs)
+            yield functools.partial(_against_prefix, between, sources, outputs)
 
     def predicted(spans: list[Span]) -> Iterator[_Task]:
-        for group in predicted_groups(old, new, opened, spans, similar[True]):
-            yield functools.partial(_against_prediction, old, opened, group)
+        for group in predicted_groups(old, new, opened, spans, similar[True], cache):
+            yield functools.partial(_against_prediction, between, group)
 
     for entry, copied in runs.items():
         kind = (prefixed, predicted)[_is_binary(opened, entry)]
@@ -198,29 +212,35 @@ def _read(spans: Iterable[Span], opened: Callable[[int], BinaryIO]) -> bytes:
     return b"".join(content)
 
 
-def _against_prefix(
-    old: BlobReader, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
-) -> tuple[Group, bytes]:
-    count = len(old.manifest)
+def _against_prefix(between: Comparison, sources: list[Span], outputs: list[Span]) -> tuple[Group, bytes]:
+    old, opened, count = between.old, between.opened, len(between.old.manifest)
     repeated = [span._replace(entry=span.entry - count) for span in sources if span.entry >= count]
     before = [old.read(span.entry, span.offset, span.length) for span in sources if span.entry < count]
-    prefix = b"".join((*before, _read(repeated, opened)))
-    frame = compress(_read(outputs, opened), level=_LEVEL, prefix=prefix)
+    prefix, content = b"".join((*before, _read(repeated, opened))), _read(outputs, opened)
+    frame, _ = between.cache.get(functools.partial(_prefixed_frame, content, prefix), "prefix", (content, prefix))
     return Group(tuple(sources), tuple(outputs), len(frame)), frame
 
 
-def _against_prediction(
-    old: BlobReader, opened: Callable[[int], BinaryIO], predicted: PredictedGroup
-) -> tuple[Group, bytes]:
-    content = _read(predicted.outputs, opened)
-    sources = [old.read(span.entry, span.offset, span.length) for span in predicted.sources]
-    frame, differences = encode_differences(content, sources, predicted.gaps)
+def _prefixed_frame(content: bytes, prefix: bytes) -> tuple[bytes, int]:
+    """A frame without differences, as `_predicted_frame`."""
+    return compress(content, level=_LEVEL, prefix=prefix), 0
+
+
+def _against_prediction(between: Comparison, predicted: PredictedGroup) -> tuple[Group, bytes]:
+    content, gaps = _read(predicted.outputs, between.opened), tuple(predicted.gaps)
+    sources = [between.old.read(span.entry, span.offset, span.length) for span in predicted.sources]
+    make = functools.partial(_predicted_frame, content, sources, gaps)
+    frame, differences = between.cache.get(make, f"prediction {gaps}", (content, *sources))
     spans = tuple(predicted.sources), tuple(predicted.outputs)
-    if len(frame) > _POOR_SHARE * len(content):
-        other = compress(content, level=_LEVEL, prefix=b"".join(sources))
-        if len(other) < len(frame):
-            return Group(*spans, len(other)), other
-    return Group(*spans, len(frame), differences, tuple(predicted.gaps)), frame
+    return Group(*spans, len(frame), differences, gaps if differences else ()), frame
+
+
+def _predicted_frame(content: bytes, sources: Sequence[bytes], gaps: Sequence[int]) -> tuple[bytes, int]:
+    """A frame, and how many bytes of differences it decodes to; 0: it was compressed against a prefix."""
+    found = encode_differences(content, sources, gaps)
+    if len(found[0]) <= _POOR_SHARE * len(content):
+        return found
+    return min(found, _prefixed_frame(content, b"".join(sources)), key=lambda each: len(each[0]))
 
 
 def _grouped(

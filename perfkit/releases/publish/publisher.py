@@ -46,6 +46,7 @@ from perfkit.releases.publish.packing import (
 )
 from perfkit.releases.publish.site import ObjectWriter, Site, referenced
 from perfkit.releases.publish.source_tree import SourceTree, open_source
+from perfkit.releases.publish.work_cache import WorkCache
 from perfkit.releases.statcache import StatCache
 
 _log = logging.getLogger(__name__)
@@ -218,6 +219,7 @@ class _Publisher:
         self._readers: dict[PackedRef, BlobReader] = {}
         self._manifests: dict[str, Manifest] = {}  # those that were read, by digest
         self._hashed: Mapping[str, HashedPieces] = {}
+        self._cache = WorkCache()
         if before is not None:
             self._manifests[before.manifest.sha256.hex()] = before.manifest
             if before.reader is not None and self._previous is not None and self._previous.fine == before.fine:
@@ -430,5 +432,6 @@ class _Publisher:
             wanted = new_blobs(old.manifest, self._first)
             size = self._size(wanted)
             with Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown:
-                encode_delta(Comparison(old, self._manifest, fine, wanted, self._open), writer, threads, shown)
+                between = Comparison(old, self._manifest, fine, wanted, self._open, self._cache)
+                encode_delta(between, writer, threads, shown)
         return size
