@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from perfkit.config import Auth, Config, LocalChanges, checks_arguments
 from perfkit.downloads.http.transport import HttpTransport, SessionSource, Transport
@@ -184,8 +184,10 @@ class Toolkit:
         Raises:
             BatchError: some failed; the others are complete, and `results` has all of them, in input order.
         """
-        found = dict(self.iter_downloads(requests, dest))
-        results = [found[index] for index in sorted(found)]
+        results: list[Any] = []
+        for index, download in self.iter_downloads(requests, dest):
+            results.extend([None] * (index + 1 - len(results)))
+            results[index] = download
         if any(download.error is not None for download in results):
             raise BatchError(results)
         return results

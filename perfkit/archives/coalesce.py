@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
+
+from perfkit.filesystem.compact import sort_numbers
 
 _REQUEST_BYTES = 500  # headers of a request and its response: a shorter gap costs less than another request
 _WASTE = 0.04  # of the wanted bytes may be gaps
@@ -14,19 +17,23 @@ def coalesce(ranges: Iterable[tuple[int, int]], *, gap: int) -> list[tuple[int, 
     The shortest gaps are closed first. Those longer than the headers of a request may add up to 4 % of the wanted bytes
     at most, so that a fast connection does not fetch everything.
     """
-    wanted = sorted(pair for pair in ranges if pair[0] < pair[1])
-    budget = int(_WASTE * sum(end - start for start, end in wanted))
-    joined = set()  # indexes of ranges that are merged with the one before
-    for index in sorted(range(1, len(wanted)), key=lambda index: wanted[index][0] - wanted[index - 1][1]):
-        between = wanted[index][0] - wanted[index - 1][1]
+    starts, ends = array("Q"), array("Q")  # lists of pairs would take hundreds of bytes a range
+    for start, end in ranges:
+        if start < end:
+            starts.append(start)
+            ends.append(end)
+    budget = int(_WASTE * (sum(ends) - sum(starts)))
+    joined = bytearray(len(starts))  # 1: merged with the one before
+    for index in sort_numbers(range(1, len(starts)), lambda index: starts[index] - ends[index - 1]):
+        between = starts[index] - ends[index - 1]
         if between > _REQUEST_BYTES:
             budget -= between
             if between > gap or budget < 0:
                 break
-        joined.add(index)
+        joined[index] = 1
     merged: list[tuple[int, int]] = []
-    for index, (start, end) in enumerate(wanted):
-        if index in joined:
+    for start, end, join in zip(starts, ends, joined, strict=True):
+        if join:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
             merged.append((start, end))

@@ -11,6 +11,7 @@ from perfkit.archives import limits
 from perfkit.archives.links import follow_links
 from perfkit.config import check_type
 from perfkit.errors import ConfigError, ManifestError, UnsafePathError
+from perfkit.filesystem.compact import LazySequence, Lookup, Names
 from perfkit.filesystem.paths import check_name, check_names, name_matcher
 from perfkit.redact import value_shown
 
@@ -119,7 +120,9 @@ class MemberNames:
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
-        self._files: dict[str, str] = {}  # by name in the tree: path in the archive, the same object where it is equal
+        self._names = names = Names()  # of the files, in the tree
+        self._paths = Names()  # of the files, in the archive; empty: the same
+        self._rows = Lookup(lambda row: hash(names[row]))  # without `self`: a cycle would delay freeing it
         self._directories: set[str] = set()
         self._links: dict[str, str] = {}  # by path in the archive
         self._count = 0
@@ -174,10 +177,12 @@ class MemberNames:
             raise ManifestError(f"member {member!r} is more than {limits.DEPTH} directories deep")
 
     def _add(self, member: str, name: str) -> None:
-        if name in self._files:
+        key, path = hash(name), _plain(member)
+        if self._rows.find(key, lambda row: self._names[row] == name) is not None:
             raise ManifestError(f"member {member!r} occurs twice")
-        path = _plain(member)
-        self._files[name] = name if path == name else path
+        self._names.append(name)
+        self._paths.append("" if path == name else path)
+        self._rows.add(len(self._names) - 1, key)
 
     def close(self) -> dict[str, str]:
         """Check that no names collide. Returns the names that links add, each with that of the file it is a copy of.
@@ -189,16 +194,18 @@ class MemberNames:
         """
         copies = {}
         if self._links:
-            names = {path: name for name, path in self._files.items()}
+            every = range(len(self._names))
+            names = {self._paths[row] or self._names[row]: self._names[row] for row in every}
             for path, file in follow_links(self._links, names, most=limits.MEMBERS).items():
                 if (name := self._selection.name(path)) is not None:
                     self._check(path, name)
                     self._add(path, name)
                     copies[name] = names[file]
-        check_names(self._files)
-        folded = {name.casefold() for name in self._files}
-        for name in self._directories:
-            if name.casefold() in folded:
+        files = LazySequence(self._names.__getitem__, range(len(self._names)))
+        check_names(files)
+        directories = {name.casefold() for name in self._directories}
+        for name in files:
+            if name.casefold() in directories:
                 raise UnsafePathError(name, "it is both a file and a directory")
         return copies
 

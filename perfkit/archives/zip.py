@@ -6,8 +6,9 @@ Format: APPNOTE.TXT 6.3.10 (PKWARE).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import replace
+from array import array
+from bisect import bisect_left
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from typing import BinaryIO, NamedTuple, NoReturn
@@ -23,6 +24,7 @@ from perfkit.archives.zip_directory import (
     STORED,
     ReadRange,
     ZipMember,
+    ZipMembers,
     apply_zip64,
     extra_fields,
     list_members,
@@ -39,10 +41,10 @@ class FetchRange(NamedTuple):
 
     start: int
     end: int
-    members: tuple[ZipMember, ...]
+    members: Sequence[ZipMember]
 
 
-def read_directory(read_range: ReadRange, size: int, *, selection: Selection = Selection()) -> list[ZipMember]:
+def read_directory(read_range: ReadRange, size: int, *, selection: Selection = Selection()) -> ZipMembers:
     """The wanted files of an archive of `size` bytes, in the order of their offsets.
 
     Up to three ranges are read, plus those of links to be followed. The file that a link points to is listed under both
@@ -56,18 +58,15 @@ def read_directory(read_range: ReadRange, size: int, *, selection: Selection = S
         Anything that `read_range` raises.
     """
     names = MemberNames(selection)
-    found = list_members(read_range, size, names)
-    for each in plan_ranges([member for member in found if member.link is not None], gap=_LINK_GAP_BYTES):
+    members, links = list_members(read_range, size, names)
+    for each in plan_ranges(links, gap=_LINK_GAP_BYTES):
         for member, content in read_members(each, BytesIO(read_range(each.start, each.end))):
             if member.size > _TARGET_BYTES:
                 _refuse(member, f"it is a link with a target of {member.size} bytes")
             names.add_link(member.link or "", b"".join(content).decode(errors="surrogateescape"))
-    members = [member for member in found if member.link is None]
     if copies := names.close():
-        by_name = {member.name: member for member in members}
-        members += [replace(by_name[original], name=name) for name, original in copies.items()]
-        members.sort(key=lambda member: member.start)
-    check_ratio(sum(member.size for member in members), size)
+        members = members.with_copies(copies)
+    check_ratio(sum(members.sizes), size)
     return members
 
 
@@ -85,16 +84,17 @@ def matches_file(member: ZipMember, file: BinaryIO) -> bool:
     return crc == member.crc32
 
 
-def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
-    """The ranges to fetch for these members, in order; `gap` as for `coalesce`."""
-    waiting = sorted(members, key=lambda member: member.start)
+def plan_ranges(members: Sequence[ZipMember], *, gap: int) -> list[FetchRange]:
+    """The ranges to fetch for these members, which are in the order of their offsets; `gap` as for `coalesce`."""
+    starts, ends = array("Q"), array("Q")
+    for member in members:
+        starts.append(member.start)
+        ends.append(member.end)
     ranges = []
     position = 0
-    for start, end in coalesce([(member.start, member.end) for member in waiting], gap=gap):
-        begin = position
-        while position < len(waiting) and waiting[position].start < end:
-            position += 1
-        ranges.append(FetchRange(start, end, tuple(waiting[begin:position])))
+    for start, end in coalesce(zip(starts, ends, strict=True), gap=gap):
+        begin, position = position, bisect_left(starts, end, position)
+        ranges.append(FetchRange(start, end, members[begin:position]))
     return ranges
 
 

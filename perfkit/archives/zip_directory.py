@@ -9,12 +9,15 @@ from __future__ import annotations
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from perfkit.archives import limits
-from perfkit.archives.members import SYMLINK, Member, MemberNames
+from perfkit.archives.members import SYMLINK, MemberNames
 from perfkit.errors import ManifestError
+from perfkit.filesystem.compact import LazySequence, Names, sort_numbers
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END_SIGNATURE = b"PK\x05\x06"
@@ -36,10 +39,12 @@ _WINDOWS_SYSTEMS = (0, 10, 11, 14)  # FAT, NTFS, that of Info-ZIP, VFAT
 ReadRange = Callable[[int, int], bytes]  # the bytes of an archive from start (inclusive) to end (exclusive)
 
 
-@dataclass(frozen=True, slots=True)
-class ZipMember(Member):
+class ZipMember(NamedTuple):
     """A regular file in a zip archive, all of which is between `start` and `end`."""
 
+    name: str  # in the tree: safe, with forward slashes
+    size: int  # unpacked bytes
+    executable: bool
     crc32: int
     method: int
     packed: int  # compressed bytes
@@ -59,7 +64,54 @@ class _Directory:
     shift: int  # to add to all offsets, in archives with a prefix, such as self-extracting ones
 
 
-def list_members(read_range: ReadRange, size: int, names: MemberNames) -> list[ZipMember]:
+class ZipMembers(LazySequence[ZipMember]):
+    """Files in a zip archive, in the order of their offsets. Each is made from the central directory on access, since
+    objects would take six hundred bytes a file.
+
+    Attributes:
+        names: of the files, in the tree.
+        sizes: of the files, unpacked, in bytes.
+    """
+
+    def __init__(self, data: bytes, shift: int) -> None:
+        self.names = Names()
+        self.sizes = array("Q")
+        self._headers = array("I")  # where each is in the central directory; those of copies are equal
+        self._ends = array("Q")
+        self._data = data
+        self._shift = shift
+        super().__init__(self._member, range(0))
+
+    def add(self, name: str, size: int, header: int, end: int) -> None:
+        """Add the member with this header, which is at or after the last one."""
+        self.names.append(name)
+        self.sizes.append(size)
+        self._headers.append(header)
+        self._ends.append(end)
+        self._places = range(len(self._headers))
+
+    def is_copy(self, at: int) -> bool:
+        """Whether this file is the same member as the one before, under another name."""
+        return at > 0 and self._headers[at - 1] == self._headers[at]
+
+    def _member(self, at: int) -> ZipMember:
+        entry, _, _, _ = _parse_entry(self._data, self._headers[at], self._shift)
+        return entry._replace(name=self.names[at], end=self._ends[at])
+
+    def with_copies(self, copies: Mapping[str, str]) -> ZipMembers:
+        """The same files and copies of some of them: their names, each with that of the file it is a copy of."""
+        more: dict[str, list[str]] = {}
+        for name, original in copies.items():
+            more.setdefault(original, []).append(name)
+        every = ZipMembers(self._data, self._shift)
+        for at, header in enumerate(self._headers):
+            own = self.names[at]
+            for name in (own, *more.get(own, ())):
+                every.add(name, self.sizes[at], header, self._ends[at])
+        return every
+
+
+def list_members(read_range: ReadRange, size: int, names: MemberNames) -> tuple[ZipMembers, list[ZipMember]]:
     """The wanted files of an archive of `size` bytes, and links to be followed, in the order of their offsets.
 
     One or two ranges are read; three, where a long comment leaves no room for the Zip64 records in the first one. The
@@ -70,7 +122,7 @@ def list_members(read_range: ReadRange, size: int, names: MemberNames) -> list[Z
     if directory.count > limits.MEMBERS:
         raise ManifestError(f"the archive has more than {limits.MEMBERS} members")
     data = tail.read(directory.start, directory.end)
-    return list(_parse_directory(data, directory, names))
+    return _parse_directory(data, directory, names)
 
 
 class _Tail:
@@ -134,11 +186,13 @@ def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int,
     raise ManifestError("the zip archive has no Zip64 end record where its locator points")
 
 
-def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> Iterator[ZipMember]:
-    entries = sorted(_parse_entries(data, directory), key=lambda entry: entry[0].start, reverse=True)
-    while entries:
-        entry, kind, flags = entries.pop()
-        end = entries[-1][0].start if entries else directory.start
+def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> tuple[ZipMembers, list[ZipMember]]:
+    members, links = ZipMembers(data, directory.shift), []
+    places, starts = _parse_entries(data, directory)
+    order = array("I", sort_numbers(range(len(places)), starts.__getitem__))
+    for at, row in enumerate(order, 1):
+        entry, kind, flags, _ = _parse_entry(data, places[row], directory.shift)
+        end = starts[order[at]] if at < len(order) else directory.start
         least = entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed
         if least > end:
             raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
@@ -152,37 +206,49 @@ def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> 
             raise ManifestError(f"member {entry.name!r} is stored, but has two sizes: {entry.packed} and {entry.size}")
         # The local header may have a longer extra field than this one, and a data descriptor may follow.
         end = min(end, least + _COMMENT_BYTES + _DESCRIPTOR_BYTES)
-        yield replace(entry, name=name, end=end, link=entry.name if kind == SYMLINK else None)
+        if kind == SYMLINK:
+            links.append(entry._replace(name=name, end=end, link=entry.name))
+        else:
+            members.add(name, entry.size, places[row], end)
+    return members, links
 
 
-def _parse_entries(data: bytes, directory: _Directory) -> Iterator[tuple[ZipMember, str, int]]:
-    """Each member, under its name in the archive and without its end; its kind; and its flags."""
-    position = 0
+def _parse_entries(data: bytes, directory: _Directory) -> tuple[array[int], array[int]]:
+    """Where the header of each member is in the central directory, and its offset in the archive."""
+    places, starts, position = array("I"), array("Q"), 0
     for _ in range(directory.count):
         if len(data) - position < _CENTRAL.size:
             raise ManifestError("the central directory of the zip archive is truncated")
-        record = _CENTRAL.unpack_from(data, position)
-        signature, made_by, flags, method, crc, packed, size, *lengths, disk, attributes, start = record
-        name_length, extra_length, comment_length = lengths
-        position += _CENTRAL.size
-        raw_name = data[position : position + name_length]
-        extra = data[position + name_length : position + name_length + extra_length]
-        position += name_length + extra_length + comment_length
-        if signature != b"PK\x01\x02" or position > len(data):
-            raise ManifestError("the central directory of the zip archive is damaged")
-        fields = extra_fields(extra)
-        size, packed, start, disk = apply_zip64((size, packed, start, disk), fields.get(0x0001, b""))
-        if disk:
-            raise ManifestError("the zip archive is split over several files")
-        name = _decode_name(raw_name, flags, fields.get(0x7075, b""))
-        if made_by >> 8 in _WINDOWS_SYSTEMS and "/" not in name:
-            name = name.replace("\\", "/")  # as unzip reads what .NET wrote before version 4.6.1
-        mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
-        start += directory.shift
-        member = ZipMember(name, size, bool(mode & 0o100), crc, method, packed, start, raw_name, end=0)
-        yield member, _kind(name, mode), flags
+        places.append(position)
+        entry, _, _, position = _parse_entry(data, position, directory.shift)
+        starts.append(min(entry.start, directory.end))  # one beyond that is refused, and might not fit
     if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
         raise ManifestError("the central directory of the zip archive is followed by other data")
+    return places, starts
+
+
+def _parse_entry(data: bytes, position: int, shift: int) -> tuple[ZipMember, str, int, int]:
+    """A member, under its name in the archive and without its end; its kind; its flags; where the next header is."""
+    record = _CENTRAL.unpack_from(data, position)
+    signature, made_by, flags, method, crc, packed, size, *lengths, disk, attributes, start = record
+    name_length, extra_length, comment_length = lengths
+    position += _CENTRAL.size
+    raw_name = data[position : position + name_length]
+    extra = data[position + name_length : position + name_length + extra_length]
+    position += name_length + extra_length + comment_length
+    if signature != b"PK\x01\x02" or position > len(data):
+        raise ManifestError("the central directory of the zip archive is damaged")
+    fields = extra_fields(extra)
+    if 0x0001 in fields:
+        size, packed, start, disk = apply_zip64((size, packed, start, disk), fields[0x0001])
+    if disk:
+        raise ManifestError("the zip archive is split over several files")
+    name = _decode_name(raw_name, flags, fields.get(0x7075, b""))
+    if made_by >> 8 in _WINDOWS_SYSTEMS and "/" not in name:
+        name = name.replace("\\", "/")  # as unzip reads what .NET wrote before version 4.6.1
+    mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
+    member = ZipMember(name, size, bool(mode & 0o100), crc, method, packed, start + shift, raw_name, end=0)
+    return member, _kind(name, mode), flags, position
 
 
 def extra_fields(extra: bytes) -> dict[int, bytes]:

@@ -8,7 +8,9 @@ import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import Any
+from typing import Any, TypeVar, overload
+
+T = TypeVar("T")
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
 _TEXTS = 64  # in a block
@@ -30,7 +32,7 @@ class Names:
 
     def append(self, name: str) -> None:
         """Add a name."""
-        data = name.encode()
+        data = name.encode(errors="surrogatepass")
         if len(self._ends) % _BLOCK == 0:
             self._shared.append(data[: data.rfind(b"/", 0, _MAX_SHARED) + 1])
             self._blocks.append(bytearray())
@@ -46,13 +48,46 @@ class Names:
         return len(self._ends)
 
     def __getitem__(self, at: int) -> str:
-        return self.encoded(at).decode()
+        return self.encoded(at).decode(errors="surrogatepass")
 
     def encoded(self, at: int) -> bytes:
         """The UTF-8 bytes of a name, which sort as the names do."""
         block = self._blocks[at // _BLOCK]
         begin = self._ends[at - 1] if at % _BLOCK else 0
         return self._shared[at // _BLOCK][: block[begin]] + block[begin + 1 : self._ends[at]]
+
+
+class LazySequence(Sequence[T]):
+    """A sequence whose items are made on access."""
+
+    def __init__(self, at: Callable[[int], T], places: Sequence[int]) -> None:
+        self._at = at
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[T]: ...
+    def __getitem__(self, number: int | slice) -> T | Sequence[T]:
+        if isinstance(number, slice):
+            return LazySequence(self._at, self._places[number])
+        return self._at(self._places[number])
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._at, self._places)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # its items may change
+
+    def __repr__(self) -> str:
+        return f"LazySequence({list(self)!r})"
 
 
 class Texts:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
-from perfkit.filesystem.compact import DigestIndex, pack_numbers
+from perfkit.filesystem.compact import DigestIndex, LazySequence, pack_numbers
 from perfkit.filesystem.paths import backup_name
 from perfkit.progress.text import counted
-from perfkit.releases.format.manifest import Entry, EntrySubset, LazySequence
+from perfkit.releases.format.manifest import Entry, EntrySubset
 from perfkit.updates.routes import LATENCY_S, Offer, route_seconds
 
 _NAMES_SHOWN = 5  # in an error

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     _I64 = NDArray[np.int64]
     _Bool = NDArray[np.bool_]
 
-_WINDOW_BYTES = 4 << 20  # of the old file, read at once
+_WINDOW_BYTES = 512 << 10  # of the old file, read at once
 _STRIDE = 64 << 10  # offsets searched at once: the arrays fit into the cache
-_RUN_BYTES = 256 << 10  # of a run of blocks, compared at once
+_RUN_BYTES = 128 << 10  # of a run of blocks, compared at once
 _WORTH_BYTES = 16 << 10  # searching each offset of this many bytes takes as long as skipping over a change
 _BATCH_BYTES = 8 << 20  # of blocks whose MD4 is computed at once: about 20,000 numpy calls, however many blocks
 _FILTER_BITS = (16, 22)  # log2 of a filter's size in bytes: minimum and maximum
@@ -129,7 +129,7 @@ class _Target:
         self.open = len(keys)
         self.keys = keys[_is_first(keys)]
         least, most = _FILTER_BITS
-        self.filter_bits = min(max(len(self.keys).bit_length() + 6, least), most)
+        self.filter_bits = min(max(len(self.keys).bit_length() + 4, least), most)
         self.filters = []
         for multiplier in _MULTIPLIERS:
             one = np.zeros(1 << self.filter_bits, np.bool_)

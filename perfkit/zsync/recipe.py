@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _BLOCKS = 2 << 20  # the most blocks to search for, each of which takes 90 bytes: 8 GiB with the blocks of zsyncmake
 _PIECE_BYTES = 256 << 10
-_JOINED_BYTES = 1 << 20
-_PIECES_AHEAD = 3  # read, but not yet hashed
+_JOINED_BYTES = 512 << 10
+_PIECES_AHEAD = 2  # read, but not yet hashed
 
 
 class Copy(NamedTuple):

@@ -145,7 +145,7 @@ def test_neighbours_are_coalesced_within_a_budget() -> None:
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 60))), st.integers(0, 700))
 def test_coalesced_ranges_cover_all_and_stay_apart(pairs: list[tuple[int, int]], gap: int) -> None:
     """Whatever the ranges: each is covered, the results are in order and do not touch."""
-    ranges = [(start, start + length) for start, length in pairs]
+    ranges = sorted((start, start + length) for start, length in pairs)
     merged = coalesce(ranges, gap=gap)
     assert all(any(a <= start and end <= b for a, b in merged) for start, end in ranges if start < end)
     assert all(first[1] < second[0] for first, second in itertools.pairwise(merged))

@@ -195,7 +195,7 @@ def unpack_zip(data: bytes, selection: Selection = Selection()) -> dict[str, byt
     """All wanted members of a zip archive, by way of directory, ranges and streams."""
     members = read_directory(Ranges(data), len(data), selection=selection)
     found: dict[int, bytes] = {}
-    for fetched in plan_ranges({member.start: member for member in members}.values(), gap=1000):
+    for fetched in plan_ranges([*{member.start: member for member in members}.values()], gap=1000):
         for member, content in read_members(fetched, Drip(data[fetched.start : fetched.end])):
             found[member.start] = b"".join(content)
     return {member.name: found[member.start] for member in members}

@@ -12,13 +12,14 @@ import operator
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from struct import Struct
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple
 
 from perfkit.errors import ManifestError, UnsafePathError
+from perfkit.filesystem.compact import Digests, LazySequence, Names, sort_numbers
 from perfkit.filesystem.paths import FoldedNames, check_name, check_names, fold_name, most_directories
 from perfkit.filesystem.spilled import Bytes, chunks
 from perfkit.releases.format.columns import Reader, pack_column
@@ -27,8 +28,6 @@ MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
 MAX_NAME_BYTES = 4096  # PATH_MAX of Linux
 MAX_FILE_BYTES = 1 << 50
-
-T = TypeVar("T")
 
 _MAGIC = b"perfkit manifest 1\n"
 _WHAT = "manifest"
@@ -71,13 +70,19 @@ class Manifest:
             ManifestError: an invalid size or digest; too many entries.
             UnsafePathError: an unsafe name, or two that collide.
         """
-        listed = sorted(entries, key=lambda entry: entry.name.encode(errors="surrogatepass"))
-        if wrong := next((e for e in listed if len(e.sha256) != 32 or not 0 <= e.size <= MAX_FILE_BYTES), None):
-            raise ManifestError(f"{wrong.name}: a file of {wrong.size} bytes with digest {wrong.sha256.hex()!r}")
-        names = [entry.name for entry in listed]
-        rest = ([entry.size for entry in listed], (entry.executable for entry in listed), (e.sha256 for e in listed))
+        listed, sizes, executable, digests = Names(), array("Q"), bytearray(), Digests()
+        for name, size, digest, flag in entries:
+            if len(digest) != 32 or not 0 <= size <= MAX_FILE_BYTES:
+                raise ManifestError(f"{name}: a file of {size} bytes with digest {digest.hex()!r}")
+            listed.append(name)
+            sizes.append(size)
+            executable.append(flag)
+            digests.append(digest)
+        order = array("I", sort_numbers(range(len(listed)), listed.encoded))
+        names = LazySequence(listed.__getitem__, order)
+        flags, rest = (executable[row] == 1 for row in order), map(digests.__getitem__, order)
         try:
-            return cls.parse(_encode(names, *rest))
+            return cls.parse(_encode(names, map(sizes.__getitem__, order), flags, rest))
         except (ManifestError, UnsafePathError, UnicodeEncodeError):
             check_names(names)  # says which name it is
             raise
@@ -309,39 +314,6 @@ class EntrySubset(Mapping[str, Entry]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-class LazySequence(Sequence[T]):
-    """A sequence whose items are made on access."""
-
-    def __init__(self, at: Callable[[int], T], places: Sequence[int]) -> None:
-        self._at = at
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, number: int) -> T: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[T]: ...
-    def __getitem__(self, number: int | slice) -> T | Sequence[T]:
-        if isinstance(number, slice):
-            return LazySequence(self._at, self._places[number])
-        return self._at(self._places[number])
-
-    def __iter__(self) -> Iterator[T]:
-        return map(self._at, self._places)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]  # its items may change
-
-    def __repr__(self) -> str:
-        return f"LazySequence({list(self)!r})"
 
 
 def _encode(names: Sequence[str], sizes: Iterable[int], executable: Iterable[bool], digests: Iterable[bytes]) -> bytes:

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
-from perfkit.filesystem.compact import Digests, Lookup, Texts, sort_numbers, unpack_texts
+from perfkit.filesystem.compact import Digests, LazySequence, Lookup, Texts, sort_numbers, unpack_texts
 from perfkit.filesystem.paths import is_url
 from perfkit.libc import mmap_large_allocations, trim_heap
-from perfkit.releases.format.manifest import LazySequence, Manifest
+from perfkit.releases.format.manifest import Manifest
 from perfkit.updates.installed import Installed, as_recorded
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer

@@ -27,7 +27,16 @@ class TarSource(ArchiveSource):
     type = SourceType.TAR
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
-        entries: dict[str, Entry] = {}
+        copies: list[Member] = []
+
+        def entries() -> Iterator[Entry]:
+            for member, content in read_members(source, selection=self._selection):
+                if member.copy_of is not None:
+                    copies.append(member)
+                    continue
+                digest = _digest(member, content, local, staging)
+                yield Entry(member.name, member.size, digest, member.executable)
+
         path = self._archive.whole()
         self._routes = ["tar"]
         with (
@@ -35,17 +44,21 @@ class TarSource(ArchiveSource):
             open(path, "rb", buffering=0) as source,
             staging.show_progress(),
         ):
-            for member, content in read_members(source, selection=self._selection):
-                if member.copy_of is not None:
-                    entries[member.name] = entries[member.copy_of]._replace(name=member.name)
-                    continue
-                digest = _digest(member, content, local, staging)
-                entries[member.name] = Entry(member.name, member.size, digest, member.executable)
-            check_ratio(sum(entry.size for entry in entries.values()), self._archive.size)
-        return Manifest.of(entries.values())
+            manifest = Manifest.of(entries())
+            if copies:
+                manifest = Manifest.of(chain(manifest, _copied(copies, manifest)))
+            check_ratio(manifest.total_bytes, self._archive.size)
+        return manifest
 
     def _stage(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
         self.resolve(local, staging)  # stages whatever the tree has not under the same name
+
+
+def _copied(copies: Iterable[Member], manifest: Manifest) -> Iterator[Entry]:
+    for copy in copies:
+        at = manifest.find(copy.copy_of or "")
+        assert at is not None
+        yield manifest[at]._replace(name=copy.name)
 
 
 def _digest(member: Member, content: Content, local: LocalTree, staging: StagingArea) -> bytes:

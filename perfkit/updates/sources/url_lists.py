@@ -13,9 +13,8 @@ from xml.etree import ElementTree
 from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.request import Request, split_line
 from perfkit.errors import ConfigError, ManifestError
-from perfkit.filesystem.compact import Names, Texts
+from perfkit.filesystem.compact import LazySequence, Names, Texts
 from perfkit.filesystem.paths import check_names, is_url, safe_basename
-from perfkit.releases.format.manifest import LazySequence
 from perfkit.updates.sources.detect import METALINK_NAMESPACE
 from perfkit.updates.sources.pieces import Pieces
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Set
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence, Set
 
 from perfkit.archives.members import Selection
 from perfkit.archives.zip import matches_file, plan_ranges, read_directory, read_members
-from perfkit.archives.zip_directory import ZipMember
+from perfkit.archives.zip_directory import ZipMember, ZipMembers
+from perfkit.filesystem.compact import DigestIndex, Digests, LazySequence
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
@@ -33,7 +36,7 @@ class ZipSource(ArchiveSource):
     def __init__(self, archive: RemoteFile, selection: Selection, installed: Installed) -> None:
         super().__init__(archive, selection)
         self._installed = installed
-        self._directory: dict[str, ZipMember] | None = None
+        self._directory: ZipMembers | None = None
         self._checksums = str(installed.state.get("crc32", "")) if archive.unchanged else ""
         self._by_crc = installed.state.get("signers", []) == archive.signers.names
 
@@ -41,69 +44,98 @@ class ZipSource(ArchiveSource):
         return {**super().record(), "crc32": self._checksums}
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
-        members = self._members()
-        installed = self._installed_digests() if self._by_crc else {}
-        digests: dict[str, bytes] = {}
-        missing = []
-        for name, member in members.items():
-            digest = installed.get((member.size, member.crc32))
-            if digest is None and self._by_crc:
-                digest = _existing_digest(member, local)
+        members, installed = self._members(), self._installed_digests()
+        digests, missing = bytearray(32 * len(members)), array("I")
+        for row, member in enumerate(members):
+            if members.is_copy(row):
+                continue
+            digest = None
+            if self._by_crc:
+                digest = installed(member) or _existing_digest(member, local)
             if digest is None:
-                missing.append(member)
+                missing.append(row)
             else:
-                digests[name] = digest
-        fetched = self._fetch(missing, staging)
-        digests.update((member.name, fetched[member.start]) for member in missing)
-        manifest = Manifest.of(Entry(name, each.size, digests[name], each.executable) for name, each in members.items())
-        self._checksums = "".join(f"{members[entry.name].crc32:08x}" for entry in manifest)
+                digests[32 * row : 32 * row + 32] = digest
+        del installed
+        for row, digest in zip(missing, self._fetch(missing, staging), strict=True):
+            digests[32 * row : 32 * row + 32] = digest
+        crcs = array("I")
+
+        def entries() -> Iterator[Entry]:
+            start = 0
+            for row, member in enumerate(members):
+                crcs.append(member.crc32)
+                start = start if members.is_copy(row) else 32 * row
+                yield Entry(member.name, member.size, bytes(digests[start : start + 32]), member.executable)
+
+        manifest = Manifest.of(entries())
+        checksums = bytearray(4 * len(manifest))
+        for row, crc in enumerate(crcs):
+            at = manifest.find(members.names[row])
+            assert at is not None
+            checksums[4 * at : 4 * at + 4] = crc.to_bytes(4, "big")
+        self._checksums = checksums.hex()
         return manifest
 
     def _stage(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> None:
-        members = self._members()
-        self._fetch([members[e.name] for e in manifest if e.sha256 in missing and e.name in members], staging)
+        members, rows = self._members(), array("I")
+        for row in range(len(members)):
+            at = manifest.find(members.names[row])
+            if at is not None and manifest.digest(at) in missing and not members.is_copy(row):
+                rows.append(row)
+        self._fetch(rows, staging)
 
-    def _members(self) -> dict[str, ZipMember]:
+    def _members(self) -> ZipMembers:
         if self._directory is None:
-            members = read_directory(self._archive.read, self._archive.size, selection=self._selection)
-            self._directory = {member.name: member for member in members}
+            self._directory = read_directory(self._archive.read, self._archive.size, selection=self._selection)
         return self._directory
 
-    def _installed_digests(self) -> dict[tuple[int, int], bytes]:
-        """The SHA-256 of the installed files, by size and CRC-32."""
+    def _installed_digests(self) -> Callable[[ZipMember], bytes | None]:
+        """Finds the SHA-256 of an installed file with the size and the CRC-32 of a member."""
         checksums = str(self._installed.state.get("crc32", ""))
         manifest = self._installed.manifest
         if self._installed.type is not SourceType.ZIP or len(checksums) != 8 * len(manifest):
-            return {}
-        return {(e.size, int(checksums[8 * at : 8 * at + 8], 16)): e.sha256 for at, e in enumerate(manifest)}
+            return lambda member: None
+        index = DigestIndex(
+            _key(int(checksums[8 * at : 8 * at + 8], 16), size) for at, size in enumerate(manifest.sizes)
+        )
 
-    def _fetch(self, members: Iterable[ZipMember], staging: StagingArea) -> dict[int, bytes]:
-        """Fetch these members into the staging area; returns their digests, by their offsets.
+        def find(member: ZipMember) -> bytes | None:
+            found = index.candidates(_key(member.crc32, member.size))
+            return next((manifest.digest(at) for at in found if manifest.size(at) == member.size), None)
+
+        return find
+
+    def _fetch(self, rows: Sequence[int], staging: StagingArea) -> Digests:
+        """Fetch these members, none of which is a copy, into the staging area; returns their digests.
 
         Raises:
             ManifestError: one is damaged.
         """
-        ranges = plan_ranges({member.start: member for member in members}.values(), gap=_GAP_BYTES)
+        members, digests = self._members(), Digests()
+        ranges = plan_ranges(LazySequence(members.__getitem__, rows), gap=_GAP_BYTES)
         if not ranges:
-            return {}
+            return digests
         if sum(each.end - each.start for each in ranges) > _WHOLE_FROM * self._archive.size:
             self._archive.whole()
         labels = (each.members[0].name + " and others" * (len(each.members) > 1) for each in ranges)
         parts = self._archive.parts(((each.start, each.end) for each in ranges), labels)
         self._routes.append("whole" if self._archive.has_whole else "zip")
-        digests = {}
-        members = [member for each in ranges for member in each.members]
-        size = sum(member.size for member in members)
+        size = sum(map(members.sizes.__getitem__, rows))
         with (
             refetched_if_damaged(staging, [path for path, _ in parts]),
-            staging.show_progress(files=len(members), total_bytes=size),
+            staging.show_progress(files=len(rows), total_bytes=size),
         ):
             for each, (path, offset) in zip(ranges, parts, strict=True):
                 with open(path, "rb", buffering=0) as source:
                     source.seek(offset)
-                    for member, content in read_members(each, source):
-                        digests[member.start], _ = staging.add(content)
+                    for _, content in read_members(each, source):
+                        digests.append(staging.add(content)[0])
         return digests
+
+
+def _key(crc32: int, size: int) -> bytes:
+    return struct.pack(">2I", crc32, size & 0xFFFFFFFF)
 
 
 def _existing_digest(member: ZipMember, local: LocalTree) -> bytes | None:
