@@ -212,7 +212,11 @@ class Incoming:
         timeout_s = self.sock.gettimeout()
         return float("inf") if timeout_s is None else time.monotonic() + timeout_s
 
-    def readline(self, deadline_s: float | None) -> bytes:
+    def readline(self, limit: int = -1) -> bytes:
+        """The next line of the response to a CONNECT, which http.client reads itself."""
+        return self.line(None)
+
+    def line(self, deadline_s: float | None) -> bytes:
         """Read up to and including a line feed; less at the end of the stream, or if the line is too long.
 
         Raises:

@@ -33,7 +33,7 @@ class _Chunks:
 
     def readline(self, limit: int = -1) -> bytes:
         """The line with a chunk's size, or one of the trailer."""
-        line = self._incoming.readline(self._trailer_deadline_s)
+        line = self._incoming.line(self._trailer_deadline_s)
         if not line.endswith(b"\n"):
             raise http.client.IncompleteRead(b"")
         if self._trailer_deadline_s is not None:

@@ -16,6 +16,7 @@ import trustme
 
 from perfkit import CancelledError, Config, TransferError
 from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.exchange import Incoming
 from perfkit.downloads.http.transport import Get, HttpTransport, Response
 from perfkit.downloads.throttle import Throttle
 from tests.support.fakes import Exchange, MisbehavingServer
@@ -373,3 +374,12 @@ def test_a_window_grows_while_the_limit_has_room(transport: HttpTransport, misbe
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 80_000
         body += read_all(response)
     assert body == BODY
+
+
+def test_http_client_reads_lines_however_long_the_machine_has_been_up() -> None:
+    """It passes a limit in bytes, which was taken for a time: tunnels failed after 65,537 seconds."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.settimeout(100)
+        there.sendall(b"HTTP/1.1 200 OK\r\n")
+        assert Incoming(here, None).readline(1) == b"HTTP/1.1 200 OK\r\n"
