@@ -458,7 +458,8 @@ class DownloadManager:
             if transfer not in batch.open:
                 return
             self._claims.release(transfer.destination)
-            batch.finished.append((batch.open.pop(transfer), download))
+            batch.finished.append((batch.open[transfer], download))
+            del batch.open[transfer]  # last: a batch with nothing open has every result in `finished`
             if not batch.open or download.bytes >= _LARGE_BYTES:
                 batch.wake()
 

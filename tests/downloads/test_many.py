@@ -256,6 +256,34 @@ def test_a_server_with_room_for_one_connection(
     assert [(out / f"{number}").read_bytes() for number in range(8)] == [b"%d" % number for number in range(8)]
 
 
+def test_a_result_is_there_whenever_the_caller_looks(
+    kit: Toolkit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of a worker's last step, where a loaded machine may run the caller."""
+
+    class Open(dict[Transfer, int]):
+        """Gives the caller time to look as soon as a transfer has gone."""
+
+        def pop(self, transfer: Transfer, *default: Any) -> Any:
+            index = super().pop(transfer, *default)
+            time.sleep(0.1)
+            return index
+
+        def __delitem__(self, transfer: Transfer) -> None:
+            super().__delitem__(transfer)
+            time.sleep(0.1)
+
+    class Batch(manager._Batch):
+        def __init__(self, *, announced: bool) -> None:
+            super().__init__(announced=announced)
+            self.open = Open()
+
+    monkeypatch.setattr(manager, "_Batch", Batch)
+    monkeypatch.setattr(manager, "_TICK_S", 0.005)
+    server = misbehaving(lambda x: x.respond("200 OK", b"small"))
+    assert [result.bytes for result in kit.download_many([f"{server.url}/{n}" for n in range(3)], out)] == [5, 5, 5]
+
+
 def test_an_empty_batch(kit: Toolkit, out: Path) -> None:
     assert kit.download_many([], out) == []
 
