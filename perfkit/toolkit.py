@@ -718,6 +718,7 @@ class Toolkit:
         """The releases of a site that `sync(release=...)` can install, newest first.
 
         Raises:
+            ConfigError: `url` is not an http or https URL.
             ManifestError, TransferError: the site is damaged or can't be fetched.
         """
         from perfkit.updates.sources.earlier_releases import list_releases

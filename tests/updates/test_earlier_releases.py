@@ -41,6 +41,11 @@ def test_releases_are_listed_newest_first(kit: Toolkit, origin_v3: Origin) -> No
     assert len(origin_v3.sent) == 4
 
 
+def test_an_error_names_what_the_caller_gave(kit: Toolkit) -> None:
+    with pytest.raises(ConfigError, match=r"^'site' is not an http"):
+        kit.releases("site")
+
+
 def test_older_and_newer_releases_are_installed(kit: Toolkit, origin_v3: Origin, tmp_path: Path) -> None:
     """Older and newer ones, into an empty tree or over another; without a release, the newest again."""
     tree = tmp_path / "tree"

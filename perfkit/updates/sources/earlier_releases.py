@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from perfkit.downloads.http.urls import origin_of
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import ManifestError, UpdateError
 from perfkit.progress.text import printable
@@ -33,6 +34,7 @@ class OfferedRelease:
 
 def list_releases(downloads: DownloadManager, url: str) -> list[OfferedRelease]:
     """The releases of a site that can be installed. See `Toolkit.releases`."""
+    origin_of(url)  # an error names the URL as the caller spelt it
     with tempfile.TemporaryDirectory(prefix="perfkit-") as directory:
         site = SiteClient(Fetcher(downloads, directory, max_files=0), site_url(url))  # no list of files is read
         current = Pointer.parse(site.pointer()[0])
