@@ -241,8 +241,7 @@ class Committer:
     def _discard_fetched(self) -> None:
         with contextlib.suppress(OSError):
             for name in self.rootdir.iterdir(layout.FETCH):
-                if f"{layout.FETCH}/{name}".startswith(layout.FETCHED_OBJECT):
-                    self.rootdir.unlink(f"{layout.FETCH}/{name}")
+                self.rootdir.unlink(f"{layout.FETCH}/{name}")
 
     def recover(self) -> None:
         """Complete or discard what a crash left.
