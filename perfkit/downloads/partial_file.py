@@ -94,6 +94,7 @@ class PartialFile:
         self._journal = ResumeJournal(self.path)
         self._journal_lock = threading.Lock()
         self._synced: list[Range] = []
+        self._lost = False  # whether the system could not write what it had taken
         self._saved_at_s = self._synced_at_s = time.monotonic()
 
     @property
@@ -248,7 +249,7 @@ class PartialFile:
     @property
     def resumable(self) -> bool:
         """Whether a later request could continue it."""
-        return bool(self.ranges and self.map.size and (self.version.proves or self._checksum))
+        return bool(self.ranges and self.map.size and (self.version.proves or self._checksum)) and not self._lost
 
     def change_source(self, url: str) -> None:
         """Continue from another server, whose validators are unknown yet; only a checksum holds across servers."""
@@ -272,13 +273,23 @@ class PartialFile:
             return
         done = self.map.done()
         if time.monotonic() - self._synced_at_s >= _SYNC_EVERY_S:
-            getattr(os, "fdatasync", os.fsync)(self.descriptor)  # macOS has only fsync
+            self._sync(getattr(os, "fdatasync", os.fsync))  # macOS has only fsync
             self._synced = done
             self._synced_at_s = time.monotonic()
         checksum = None if self._checksum is None else str(self._checksum)
         size = self.map.size or 0
         self._journal.write(Resumable(self.source, self.version, size, self.part, checksum, done, self._synced))
         self._saved_at_s = time.monotonic()
+
+    def _sync(self, sync: Callable[[int], object]) -> None:
+        """Sync the file by this function. If that fails, nothing of it can be kept: which bytes are lost is unknown,
+        and a further sync would report nothing (fsync(2)).
+        """
+        try:
+            sync(self.descriptor)
+        except OSError:
+            self._lost = True
+            raise
 
     def verify(self, cancel: Cancel) -> None:
         """Check the digest of the whole file, if there is one to check.
@@ -333,8 +344,7 @@ class PartialFile:
                 set_mode(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
         if lasting := self.lasting:
             write_origin(self.descriptor, self.source, lasting)
-        if self._durable:
-            sync_file(self.descriptor)
+        self._sync(sync_file if self._durable else _flush)
         try:
             (os.replace if replace else rename_to_new)(self.path, path)
         except OSError as error:
@@ -357,6 +367,7 @@ class PartialFile:
         """Keep what a later run can resume, with a current journal; remove the rest. Returns whether it was kept."""
         if self.descriptor >= 0 and self.resumable and _total(self.map.done()) >= 2 * _COMPARED_BYTES:
             try:
+                self._sync(_flush)
                 with self._journal_lock:
                     self._save()
                 self.close()
@@ -391,7 +402,17 @@ class PartialFile:
         self.descriptor = self._directory = -1
         for descriptor in descriptors:
             if descriptor >= 0:
-                os.close(descriptor)
+                with contextlib.suppress(OSError):  # what is worth keeping was flushed
+                    os.close(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    """Raise what closing the file would: network file systems report only then what they could not write (close(2))."""
+    try:
+        copy = os.dup(descriptor)
+    except OSError:  # no descriptors are left
+        return
+    os.close(copy)
 
 
 def check_replaceable(status: os.stat_result, path: str) -> None:

@@ -215,7 +215,11 @@ class Committer:
         """Sync everything, then give the journal its name."""
         with self._open_journal(name) as written:
             files = chain.from_iterable(map(_files, read_ops(written)))
-            self._sync(chain([name], files), {"", layout.PRIVATE_DIR, layout.OBJECTS, self._staging})
+            try:
+                self._sync(chain([name], files), {"", layout.PRIVATE_DIR, layout.OBJECTS, self._staging})
+            except OSError:
+                self._discard_fetched()  # what was lost may still seem to be there, and no further sync would tell
+                raise
         self._lock.check()
         # link(2), not rename(2): it fails if there is a journal, which only a process that does not see our lock can
         # have written.
@@ -233,6 +237,11 @@ class Committer:
             self.rootdir.unlink(layout.JOURNAL)
             sync_directory(self.rootdir.directory(layout.PRIVATE_DIR))
             raise
+
+    def _discard_fetched(self) -> None:
+        with contextlib.suppress(OSError):
+            for name in self.rootdir.iterdir(layout.FETCH):
+                self.rootdir.unlink(f"{layout.FETCH}/{name}")
 
     def recover(self) -> None:
         """Complete or discard what a crash left.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import PerfkitError, Toolkit, TransferError, UnsafePathError
+from perfkit.downloads import partial_file
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.tools import mounted, need, need_root, unavailable
 from tests.support.warm import WarmPython
@@ -76,6 +77,46 @@ def test_a_disk_that_fills_up_in_the_middle(
     kit.download(f"{server.url}/f", small_disk / "file")
     assert (small_disk / "file").read_bytes() == body
     assert os.listdir(small_disk) == ["file"]
+
+
+def test_nothing_is_kept_of_what_could_not_be_synced(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync(2) reports a loss only once: the next run would take the rest for the whole file."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kit, server = make_kit(durable=True), misbehaving(serve)
+    with monkeypatch.context() as patched:
+        patched.setattr(partial_file, "sync_file", fail)
+        with pytest.raises(OSError, match="No space"):
+            kit.download(f"{server.url}/f", tmp_path / "file")
+    assert os.listdir(tmp_path) == []
+    assert kit.download(f"{server.url}/f", tmp_path / "file").resumed_from == 0
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_a_file_system_that_reports_at_close_what_it_lost(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does beyond a quota: the old file stays."""
+    close = os.close
+
+    def fail(descriptor: int) -> None:
+        lost = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")) in ("file", "file.perfkit-part")
+        close(descriptor)
+        if lost:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    (tmp_path / "file").write_bytes(b"old")
+    kit, server = make_kit(), misbehaving(serve)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", fail)
+        with pytest.raises(OSError, match="quota"):
+            kit.download(f"{server.url}/f", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_read_only_file_system(kit: Toolkit, misbehaving: Start, small_disk: Path) -> None:

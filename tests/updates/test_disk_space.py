@@ -15,6 +15,7 @@ from perfkit import Toolkit
 from perfkit.errors import TransferError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.server.server import Server
+from perfkit.transactions import commit
 from perfkit.transactions.tree import Tree
 from tests.support.sites import Origin
 from tests.support.tools import mounted_image, need
@@ -36,6 +37,31 @@ def test_packed_and_unpacked(kit: Toolkit, origin: Origin, small_disk: Path) -> 
     origin.publish({"a": os.urandom(800_000)}, "2")
     kit.sync(origin.url, small_disk / "tree")
     assert kit.verify(small_disk / "tree").intact
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_nothing_is_used_of_what_could_not_be_synced(
+    kit: Toolkit, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """A thinly provisioned disk that is full reports once what it lost, which seems to be there until it is read from
+    the disk again: the next sync writes it anew.
+    """
+
+    def fail(descriptor: int) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    origin.publish({"0": b"old"}, "1")
+    kit.sync(origin.url, tmp_path / "tree")
+    origin.publish({f"{number}": os.urandom(10_000) for number in range(count)}, "2")
+    with monkeypatch.context() as patched:
+        patched.setattr(commit, "sync_file", fail)
+        patched.setattr(commit, "syncfs", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            kit.sync(origin.url, tmp_path / "tree")
+    assert tree_of(tmp_path / "tree") == {"0": b"old"}
+    assert os.listdir(tmp_path / "tree" / ".perfkit" / "fetch") == []
+    kit.sync(origin.url, tmp_path / "tree")
+    assert kit.verify(tmp_path / "tree").intact
 
 
 def test_copies_count(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
