@@ -77,6 +77,11 @@ class BatchRun:
         if self._keep or result.error is not None:
             self.results.append(result)
 
+    def count(self, files: int) -> None:
+        """Add files that were handled, and whose names and sizes nobody needs."""
+        self.files += files
+        self._stage.count(files=files)
+
     def close(self) -> None:
         """Finish the progress display.
 
