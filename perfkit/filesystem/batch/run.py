@@ -23,7 +23,7 @@ class BatchResult(NamedTuple):
 
     name: str  # relative to the tree, or as it was given
     size: int = 0  # bytes that were written
-    how: str = ""  # reflink, copy, link, symlink, move or remove
+    how: str = ""  # reflink, copy, link, symlink or move
     error: Exception | None = None
 
 
