@@ -10,8 +10,10 @@ zstd and xdelta3 are programs.
 With --applying, prints how long a sync by the delta takes instead, relative to other ways to get the new tree on the
 same disk, that of --cache. All of them are durable when they end:
 
-  writing   the files in memory are written by Python: each is created, written, fsynced and renamed, and in the end
-            each directory is fsynced
+  applying  the part of the sync from when the delta is on disk, verified, to the end
+  writing   the files in memory are written by Python, which needs each created, written and renamed; then each file
+            and directory is fsynced, or if the files are more than eight, the file system is synced once, as fsyncs of
+            many files would take longer
   tar       `tar -xf` and `sync -f`
   install   perfkit's own first install of the same release
 
@@ -31,7 +33,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from binary_pairs import MADE, PACKAGES, made_pair, package
 from corpora import make_tar, patch_bytes, run
@@ -39,10 +42,12 @@ from measure import MB, Bench, Contestant, note
 from scale import serve
 
 from perfkit import Toolkit
-from perfkit.libc import sync_directory_at
+from perfkit.libc import sync_directory_at, syncfs
 from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish.publisher import publish
+from perfkit.updates.sources import delta_route
 
+FEW = 8  # files that are fsynced one by one
 CODERS = ("lzma2", "zstd", "bzip2")  # of HDiffPatch
 
 
@@ -123,10 +128,19 @@ class Took(NamedTuple):
     wall_s: float
     cpu_s: float  # of this process, and of those that it waited for
 
+    @classmethod
+    def so_far(cls) -> Took:
+        spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return cls(time.perf_counter(), sum(each.ru_utime + each.ru_stime for each in spent))
+
+    def since(self, began: Took) -> Took:
+        return Took(self.wall_s - began.wall_s, self.cpu_s - began.cpu_s)
+
 
 def measure_applying(pairs: dict[str, tuple[Path, Path]], cache: Path, rounds: int) -> None:
     """Print the table of --applying; the sites stay in the cache for the next run."""
-    print_head("pair", "MB", "changed", "÷ writing", "÷ tar", "÷ install", "seconds of each", "CPU of each", "peak MB")
+    against = ("applying ÷ writing", "sync ÷ writing", "÷ tar", "÷ install")
+    print_head("pair", "MB", "changed", *against, "seconds of each", "CPU of each", "peak MB")
     for name, (old, new) in pairs.items():
         site = cache / "applying" / name
         if not site.exists() or Pointer.parse((site / "perfkit.json").read_bytes()).version != "2":
@@ -152,17 +166,21 @@ class Applying:
         self.tar = make_tar(new, cache / "applying.tar")
         self.contents = {str(path.relative_to(new)): path.read_bytes() for path in new.rglob("*") if path.is_file()}
         self.written = 0  # bytes, by the sync
+        self.fetched = self.applying = Took(0, 0)  # when the last sync had its delta; how long it took from then
         self.ways = self.sync, self.write, self.extract, self.install
 
     def measure(self, rounds: int, bench: Bench) -> list[str]:
         """The columns of the table."""
         found: dict[Callable[[], object], list[Took]] = {way: [] for way in self.ways}
+        applying: list[Took] = []
         for number in range(rounds + 1):  # the first one warms up
             start = number % len(self.ways)
             for way in (*self.ways[start:], *self.ways[:start]):
                 took = self.clock(way)
                 if number:
                     found[way].append(took)
+                    if way == self.sync:
+                        applying.append(self.applying)
         command = (sys.executable, "-m", "perfkit", "sync", self.url, str(self.directory), "--quiet")
         for _ in range(2):  # the first one compiles modules, too
             self.clock(self.install_old)
@@ -171,8 +189,9 @@ class Applying:
         sizes = sum(map(len, self.contents.values())), self.written
         return [
             *(f"{size / MB:.1f}" for size in sizes),
+            ratios(applying, found[self.write]),
             *(ratios(found[self.sync], found[other]) for other in self.ways[1:]),
-            *(medians(found.values(), figure) for figure in Took._fields),
+            *(medians([applying, *found.values()], figure) for figure in Took._fields),
             f"{peak / MB:.0f}",
         ]
 
@@ -182,20 +201,28 @@ class Applying:
         if way == self.sync:
             self.install_old()
         os.sync()
-        began = time.perf_counter(), cpu_s()
+        began = Took.so_far()
         way()
-        return Took(time.perf_counter() - began[0], cpu_s() - began[1])
+        ended = Took.so_far()
+        self.applying = ended.since(self.fetched)
+        return ended.since(began)
 
     def install_old(self) -> None:
         self.kit.sync(self.url, self.directory, release="1")
 
     def sync(self) -> None:
-        report = self.kit.sync(self.url, self.directory)
+        def apply_deltas(*arguments: Any, **options: Any) -> Any:
+            self.fetched = Took.so_far()
+            return usual(*arguments, **options)
+
+        usual = delta_route.apply_deltas
+        with patch.object(delta_route, "apply_deltas", apply_deltas):
+            report = self.kit.sync(self.url, self.directory)
         assert report.route == "delta", report
         self.written = report.bytes_written
 
     def write(self) -> None:
-        directories = {self.directory}
+        directories, few = {self.directory}, len(self.contents) <= FEW
         for name, content in self.contents.items():
             path = self.directory / name
             if path.parent not in directories:
@@ -203,10 +230,15 @@ class Applying:
                 directories.update(path.parents[: len(Path(name).parts) - 1])
             with open(f"{path}~", "xb", buffering=0) as file:
                 file.write(content)
-                os.fsync(file.fileno())
+                if few:
+                    os.fsync(file.fileno())
             os.rename(f"{path}~", path)
-        for directory in directories:
-            sync_directory_at(str(directory))
+        if few:
+            for directory in directories:
+                sync_directory_at(str(directory))
+        else:
+            with open(path, "rb") as file:
+                syncfs(file.fileno())
 
     def extract(self) -> None:
         run(["tar", "-C", str(self.directory), "-xf", str(self.tar)])
@@ -214,12 +246,6 @@ class Applying:
 
     def install(self) -> None:
         self.kit.sync(self.url, self.directory)
-
-
-def cpu_s() -> float:
-    """User and system time of this process, and of those that it waited for."""
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in spent)
 
 
 def ratios(ours: list[Took], theirs: list[Took]) -> str:

@@ -292,6 +292,36 @@ def delta_of(group: Group, frame: bytes) -> Delta:
     return Delta.open(file)
 
 
+def test_a_damaged_group_spares_those_around_it() -> None:
+    """Whatever their kinds, they are made, and the error comes last."""
+    old_content = bytes(range(256)) * 8
+    contents = [bytes((number,)) + old_content[1:] for number in range(1, 7)]
+    old = manifest_of({"old": old_content})
+    new = manifest_of({"old": old_content} | {str(number): each for number, each in enumerate(contents)})
+    groups, frames = [], []
+    for number, content in enumerate(contents):
+        frame, decoded = encode_differences(content, [old_content], [0])
+        if number in (2, 5):
+            frame, decoded = compress(content, prefix=old_content), 0
+        elif number == 3:
+            changes = bytes((content[0] - old_content[0],)) + bytes(len(content) - 1)
+            frame, decoded = compress(differences._planes(changes)), len(content)
+        span = Span(0, 0, len(old_content))
+        groups.append(Group((span,), (Span(number, 0, len(content)),), len(frame), decoded, (0,)))
+        frames.append(bytes(len(frame)) if number == 1 else frame)
+    file = io.BytesIO()
+    write_delta(file.write, old, new, [Slice(len(new.raw), 0, 0, compress(new.raw))], groups, frames)
+    delta, written = Delta.open(file), dict[int, bytes]()
+    draft = delta.draft(old)
+    with pytest.raises(ManifestError):
+        delta.apply(
+            delta.groups(old, draft),
+            lambda span: old_content[span.offset : span.offset + span.length],
+            lambda entry, offset, data: written.update({entry: written.get(entry, b"") + bytes(data)}),
+        )
+    assert written == {number: content for number, content in enumerate(contents) if number != 1}
+
+
 @pytest.mark.parametrize(
     ("group", "message"),
     [

@@ -12,7 +12,7 @@ from perfkit.filesystem.rootdir import RootDir
 from perfkit.filesystem.scan import ScanOptions, totals
 from perfkit.progress.meter import Progress
 
-_REMOVED = BatchResult("", how="remove")  # the names of what was removed are not kept
+_COUNTED = 256  # files that are counted at once: each count takes a sixth of the time of a removal
 
 
 def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | None = None) -> int:
@@ -51,12 +51,12 @@ def _remove_directory(rootdir: RootDir, name: str, run: BatchRun) -> None:
             rootdir.name_in(error, name)
         run.add(BatchResult(name, error=error))
         return
-    run.add(_REMOVED)
+    run.count(1)
 
 
 def _unlink_files(rootdir: RootDir, directory: str, run: BatchRun) -> list[str]:
     """Remove everything in a directory except its subdirectories, whose names are returned."""
-    unlink, add = os.unlink, run.add
+    unlink, removed = os.unlink, 0
     prefix, directories = f"{directory}/" if directory else "", []
     try:
         descriptor = rootdir.directory(directory)
@@ -71,13 +71,17 @@ def _unlink_files(rootdir: RootDir, directory: str, run: BatchRun) -> list[str]:
                     pass  # another process was faster
                 except OSError as error:
                     rootdir.name_in(error, prefix + entry.name)
-                    add(BatchResult(prefix + entry.name, error=error))
+                    run.add(BatchResult(prefix + entry.name, error=error))
                     if run.stopped:
                         break
                     continue
-                add(_REMOVED)
+                removed += 1
+                if removed == _COUNTED:
+                    run.count(removed)
+                    removed = 0
     except FileNotFoundError:
         pass  # another process was faster
     except (OSError, UnsafePathError) as error:
-        add(BatchResult(directory or os.curdir, error=error))
+        run.add(BatchResult(directory or os.curdir, error=error))
+    run.count(removed)
     return directories

@@ -23,7 +23,7 @@ class BatchResult(NamedTuple):
 
     name: str  # relative to the tree, or as it was given
     size: int = 0  # bytes that were written
-    how: str = ""  # reflink, copy, link, symlink, move or remove
+    how: str = ""  # reflink, copy, link, symlink or move
     error: Exception | None = None
 
 
@@ -76,6 +76,11 @@ class BatchRun:
             self._stage.count(files=1, count_bytes=result.size)
         if self._keep or result.error is not None:
             self.results.append(result)
+
+    def count(self, files: int) -> None:
+        """Add files that were handled, and whose names and sizes nobody needs."""
+        self.files += files
+        self._stage.count(files=files)
 
     def close(self) -> None:
         """Finish the progress display.

@@ -223,7 +223,7 @@ def _parts(gap: int, span: Span) -> Iterable[tuple[int, Span]]:
     return zip(chain((gap,), repeat(0)), parts, strict=False)
 
 
-def _scatter(outputs: tuple[Span, ...], chunks: Iterable[bytes], write: Write) -> None:
+def _scatter(outputs: tuple[Span, ...], chunks: Iterable[bytes | bytearray], write: Write) -> None:
     spans = iter(outputs)
     span, done = next(spans), 0
     for chunk in chunks:

@@ -30,6 +30,7 @@ AVAILABLE = lzma is not None
 
 _DICT_BYTES = 4 << 20
 _CHUNK_BYTES = 16 << 10  # that are added at once, unless their differences are zeros
+_SHORT_RUN = 16  # one of fewer bytes is added byte by byte
 _ZEROS = bytes(_CHUNK_BYTES)
 _LOW, _HIGH = (int.from_bytes(bytes((bits,)) * _CHUNK_BYTES, "little") for bits in (0x7F, 0x80))
 _OUTPUT_BYTES = 64 << 10
@@ -90,7 +91,7 @@ def _runs(differences: bytes) -> bytes:
 
 def restore(
     frame: Iterator[bytes], decoded: int, literals: int, size: int, pieces: Iterable[tuple[int, bytes]]
-) -> Iterator[bytes]:
+) -> Iterator[bytes | bytearray]:
     """The content of a frame, in chunks.
 
     Args:
@@ -111,20 +112,20 @@ def restore(
     extra = stream.take(literals)
     differences = _Runs(stream.take(decoded - literals), size - literals) if in_runs else stream
     inserts: list[tuple[int, bytes]] = []
-    content = bytearray()
-    place = 0
+    sources: list[bytes] = []
+    length = place = 0
     for gap, source in pieces:
         if gap:
-            inserts.append((len(content), extra[place : place + gap]))
+            inserts.append((length, extra[place : place + gap]))
             place += gap
-        content += source
-        if len(content) >= _OUTPUT_BYTES:
-            differences.add_to(content)
-            yield _insert(content, inserts)
-            content.clear()
+        sources.append(source)
+        length += len(source)
+        if length >= _OUTPUT_BYTES:
+            yield _insert(differences.add_to(b"".join(sources)), inserts)
+            sources.clear()
             inserts.clear()
-    differences.add_to(content)
-    yield _insert(content, [*inserts, (len(content), extra[place:])])
+            length = 0
+    yield _insert(differences.add_to(b"".join(sources)), [*inserts, (length, extra[place:])])
     for _ in parts:  # is the end as it should be?
         pass
 
@@ -143,23 +144,21 @@ class _Stream:
 
     def __init__(self, chunks: Iterable[bytes | bytearray]) -> None:
         self._chunks = iter(chunks)
-        self._rest = bytearray()
+        self._rest = memoryview(b"")
 
     def take(self, count: int) -> bytes:
         """The next bytes, which must be there."""
-        while len(self._rest) < count:
-            self._rest += next(self._chunks)
-        found = bytes(memoryview(self._rest)[:count])
-        del self._rest[:count]
-        return found
+        parts = []
+        while count:
+            self._rest = self._rest or memoryview(next(self._chunks))
+            parts.append(self._rest[:count])
+            self._rest = self._rest[count:]
+            count -= len(parts[-1])
+        return b"".join(parts)
 
-    def add_to(self, content: bytearray) -> None:
-        """Add the next differences to old content."""
-        for start in range(0, len(content), _CHUNK_BYTES):
-            each = slice(start, min(start + _CHUNK_BYTES, len(content)))
-            differences = self.take(each.stop - start)
-            if differences != _ZEROS[: each.stop - start]:
-                content[each] = _sum(differences, content[each])
+    def add_to(self, content: bytes) -> bytes:
+        """The sum of old content and the next differences."""
+        return _sums(self.take(len(content)), content)
 
 
 class _Runs:
@@ -177,31 +176,34 @@ class _Runs:
             raise ManifestError("delta: the differences are longer than the content")
         edges = array("I", accumulate(chain.from_iterable(zip(gaps, lengths, strict=True))))
         self._starts, self._ends = edges[::2], edges[1::2]
-        self._bytes = _Stream([reader.take(sum(lengths))])
-        self._place = 0
+        self._bytes = reader.take(sum(lengths))
+        self._place = self._done = 0  # of the content, and of the bytes of runs
         reader.end()
 
-    def add_to(self, content: bytearray) -> None:
-        """Add the next differences to old content."""
+    def add_to(self, content: bytes) -> bytes | bytearray:
+        """The sum of old content and the next differences."""
         start, self._place = self._place, self._place + len(content)
         runs = slice(bisect_right(self._ends, start), bisect_left(self._starts, self._place))
         if runs.start == runs.stop:
-            return
-        places = [
-            slice(max(0, first - start), last - start)
-            for first, last in zip(self._starts[runs], self._ends[runs], strict=True)
-        ]
-        old = list(map(content.__getitem__, places))
-        joined = b"".join(old)
-        sums = _sums(self._bytes.take(len(joined)), joined)
-        done = 0
-        for place, part in zip(places, old, strict=True):
-            content[place] = sums[done : done + len(part)]
-            done += len(part)
+            return content
+        changed, differences, done = bytearray(content), self._bytes, self._done
+        for begin, end in zip(self._starts[runs], self._ends[runs], strict=True):
+            first, last = max(0, begin - start), min(end - start, len(content))
+            if last - first < _SHORT_RUN:  # as most are
+                for place in range(first, last):
+                    changed[place] = changed[place] + differences[done] & 0xFF
+                    done += 1
+            else:
+                changed[first:last] = _sums(differences[done : done + last - first], content[first:last])
+                done += last - first
+        self._done = done
+        return changed
 
 
-def _insert(content: bytes | bytearray, inserts: Iterable[tuple[int, bytes]]) -> bytes:
+def _insert(content: bytes | bytearray, inserts: Sequence[tuple[int, bytes]]) -> bytes | bytearray:
     """The content with other bytes before each of these places, which are in order."""
+    if not inserts:
+        return content
     parts, start = list[bytes | bytearray](), 0
     for place, literal in inserts:
         parts += (content[start:place], literal)
@@ -236,14 +238,16 @@ def _decoder(first: bytes) -> Decoder:
     return lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
 
 
-def _sums(left: bytes, right: bytes | bytearray) -> bytes:
+def _sums(left: bytes, right: bytes) -> bytes:
     """The sum of each pair of bytes, modulo 256."""
     chunks = (slice(start, start + _CHUNK_BYTES) for start in range(0, len(left), _CHUNK_BYTES))
     return b"".join(_sum(left[each], right[each]) for each in chunks)
 
 
-def _sum(left: bytes, right: bytes | bytearray) -> bytes:
+def _sum(left: bytes, right: bytes) -> bytes:
     """`_sums` of at most a chunk: the low seven bits of each byte are added, and the eighth without carry."""
     size = len(left)
+    if left == _ZEROS[:size]:
+        return right
     a, b = int.from_bytes(left, "little"), int.from_bytes(right, "little")
     return (((a & _LOW) + (b & _LOW)) ^ ((a ^ b) & _HIGH)).to_bytes(size, "little")
