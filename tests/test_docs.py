@@ -18,6 +18,7 @@ import pytest
 
 import perfkit
 from perfkit import Config, errors
+from tests.support.dask_cluster import CALM
 from tests.support.tools import first_everywhere, need
 from tests.support.waiting import wait_until
 from tests.support.warm import WarmPython
@@ -78,10 +79,9 @@ def run(block: Block, where: Path, port: int, warm: WarmPython) -> str:
         code = re.sub(r"^(perfkit serve .*)&$", r"\1> /dev/null 2>&1 &\nwait_for_server", code, flags=re.MULTILINE)
     command = ["bash", "-ec", WAIT.format(port=port) + code] if block.language == "sh" else warm.python("-c", code)
     paths = f"{warm.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environ = {**os.environ, "PATH": paths, "HOME": str(where), "PYTHONUNBUFFERED": "1"}
+    environ = {**os.environ, "PATH": paths, "HOME": str(where), "PYTHONUNBUFFERED": "1", **CALM}
     environ.pop("AWS_CA_BUNDLE", None)  # rclone before 1.63 refuses to work with it
     environ["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "forkserver"  # takes half the time
-    environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
     environ["TMPDIR"] = str(where)  # a page that runs pytest does not clean up what other runs have left in /tmp
     ended = subprocess.run(
         command,

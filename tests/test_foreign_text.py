@@ -23,9 +23,9 @@ from tests.support.fakes import MisbehavingServer
 pytestmark = pytest.mark.once
 
 ROOT = Path(perfkit.__file__).parent
-SIZE = 64 << 10
-# Of CPU time. Linear takes some milliseconds, quadratic ten seconds or more.
-MOST_S = 3.0
+SIZE = 32 << 10
+# Of CPU time. Linear takes at most 5 milliseconds, quadratic 400 or more.
+MOST_S = 0.2
 UNITS = [
     "a", "a://", "://", "a:", ":", "/", "//", "@", "a@", "x://a@", "'", '"', "<", "=", "a=", "&a=b", ";", "?", "#",
     "%", "%4", " ", "\t", "\n", "\r", "\r\n", "\r\n ", "a \r\n", "a: \n", "0", "0-", "1,", "*", "[", "]", "[a", "a.",
@@ -37,8 +37,8 @@ UNITS = [
 _USES = ("match", "fullmatch", "search", "findall", "finditer", "split", "sub")
 
 
-def expressions() -> list[Any]:
-    """Every regular expression in the package that is written out, with its flags and how it is used."""
+def expressions() -> list[tuple[str, re.Pattern[Any], list[str]]]:
+    """Every regular expression in the package that is written out, with its place, its flags and how it is used."""
     found = []
     for path in sorted(ROOT.rglob("*.py")):
         source = path.read_text(encoding="utf-8")
@@ -58,11 +58,8 @@ def expressions() -> list[Any]:
             made = re.compile(pattern, eval(flags[0], {"re": re}) if flags else 0)
             name = source.splitlines()[node.lineno - 1].split(" ")[0]
             uses = [each for each in _USES if each == use or (name and f"{name}.{each}(" in source)]
-            found.append(pytest.param(made, uses or ["search"], id=f"{path.relative_to(ROOT)}:{node.lineno}"))
+            found.append((f"{path.relative_to(ROOT)}:{node.lineno}", made, uses or ["search"]))
     return found
-
-
-EXPRESSIONS = expressions()
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -77,18 +74,16 @@ def texts() -> Iterator[str]:
         yield from (text, f"x{text}\0", f"https://{text}://x")
 
 
-@pytest.mark.parametrize(("expression", "uses"), EXPRESSIONS)
-def test_regular_expressions_are_linear(expression: re.Pattern[Any], uses: list[str]) -> None:
-    for text in texts():
-        given: Any = text.encode() if isinstance(expression.pattern, bytes) else text
-        for use in uses:
-            # Only `sub` and `finditer` go on after a match; they take the same steps.
-            call = getattr(expression, "findall" if use in ("sub", "finditer") else use)
-            assert seconds(functools.partial(call, given)) < MOST_S, (expression.pattern, use, text[:20])
-
-
-def test_there_are_expressions_to_try() -> None:
-    assert len(EXPRESSIONS) > 40
+def test_regular_expressions_are_linear() -> None:
+    found, tried = expressions(), list(texts())
+    assert len(found) > 40
+    for place, expression, uses in found:
+        for text in tried:
+            given: Any = text.encode() if isinstance(expression.pattern, bytes) else text
+            for use in uses:
+                # Only `sub` and `finditer` go on after a match; they take the same steps.
+                call = getattr(expression, "findall" if use in ("sub", "finditer") else use)
+                assert seconds(functools.partial(call, given)) < MOST_S, (place, expression.pattern, use, text[:20])
 
 
 def fails(function: Callable[[str], object], text: str) -> None:
@@ -153,5 +148,5 @@ def test_a_long_header_field(
     for number, url in enumerate(urls):
         ((_, download),) = kit.iter_downloads([Request(url, f"{number}", resume=False)], tmp_path)
         errors.append(f"{download.error} {download.error!r}")
-    assert time.process_time() - began_s < 10 * MOST_S
+    assert time.process_time() - began_s < 50 * MOST_S
     assert max(map(len, errors)) < 2000

@@ -251,21 +251,21 @@ def test_nobody_reads_the_results(misbehaving: Start, warm_python: WarmPython) -
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("arguments", [
-    ["--help"], ["get", "--help"], ["--version"], ["completion", "bash"], ["history", "tree"],
-    ["status", "tree", "--json"], ["history", "no-tree", "--json"],
-])  # fmt: skip
-def test_nobody_reads_standard_output(arguments: list[str], cli_origin: Origin) -> None:
+def test_nobody_reads_standard_output(cli_origin: Origin) -> None:
     """As after `| head -1`: no message, and the exit code of a program that SIGPIPE ends; unless the work fails."""
     assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "wb") as pipe:
-        options = {"stdout": pipe, "stderr": subprocess.PIPE, "env": ENVIRONMENT}
-        ended = subprocess.run([*PERFKIT, *arguments], **options, timeout=100, check=False)
-    fails = "no-tree" in arguments
-    assert ended.returncode == (1 if fails else 141)
-    assert ended.stderr.count(b"\n") == len(complaints(ended.stderr.decode())) == fails
+    for arguments in (
+        ["--help"], ["get", "--help"], ["--version"], ["completion", "bash"], ["history", "tree"],
+        ["status", "tree", "--json"], ["history", "no-tree", "--json"],
+    ):  # fmt: skip
+        reading, writing = os.pipe()
+        os.close(reading)
+        with open(writing, "wb") as pipe:
+            options = {"stdout": pipe, "stderr": subprocess.PIPE, "env": ENVIRONMENT}
+            ended = subprocess.run([*PERFKIT, *arguments], **options, timeout=100, check=False)
+        fails = "no-tree" in arguments
+        assert ended.returncode == (1 if fails else 141), arguments
+        assert ended.stderr.count(b"\n") == len(complaints(ended.stderr.decode())) == fails, arguments
 
 
 @pytest.mark.once

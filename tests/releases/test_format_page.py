@@ -26,10 +26,10 @@ def binary(values: list[float]) -> bytes:
 
 def test_every_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both indexes, deltas of each kind and in a chain, a manifest that is stored as a change, earlier releases."""
-    monkeypatch.setattr(publisher, "_LARGE_MANIFEST_BYTES", 10_000)
+    monkeypatch.setattr(publisher, "_LARGE_MANIFEST_BYTES", 5_000)
     chance = random.Random(1)
-    many: Tree = {f"many/{number // 100:02}/{number}": b"%d\n" % chance.getrandbits(60) for number in range(1000)}
-    values, code, notes = numbers(chance, 150_000), bytearray(chance.randbytes(100_000)), lines(2, 8000)
+    many: Tree = {f"many/{number // 100:02}/{number}": b"%d\n" % chance.getrandbits(60) for number in range(300)}
+    values, code, notes = numbers(chance, 150_000), bytearray(chance.randbytes(30_000)), lines(2, 3000)
     trees: list[Tree] = [
         {
             **many,

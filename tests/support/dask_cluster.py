@@ -15,6 +15,14 @@ from tests.support.warm import USED_BY_COMMANDS, WarmPython
 
 _DASK = ["dask.__main__", "distributed.cli.dask_scheduler", "distributed.cli.dask_worker", "perfkit.contrib.dask"]
 
+# What Dask does at other times than when it is asked to takes a tenth of a core: it samples its threads and its memory.
+CALM = {
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "10s",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "1s",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+}
+
 _PROGRAM = """
 import json, os, sys
 import dask
@@ -32,9 +40,9 @@ if __name__ == "__main__":
 def start_warm(place: Path) -> WarmPython:
     """A process from which those of clusters are forked. It has imported Dask, which reads its settings then."""
     settings = {
+        **CALM,
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
         "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
-        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # it samples a hundred times a second
         "DASK_TEMPORARY_DIRECTORY": str(place),
     }
     with mock.patch.dict(os.environ, settings):

@@ -1,4 +1,5 @@
-"""A Django project in one module, for tests that run it in processes of their own: gunicorn, Celery, gevent.
+"""A Django project in one module, for tests that run it in processes of their own: gunicorn, gevent, and Celery, for
+which it has another module, `django_celery`.
 
 The environment says where things are: DJANGO_TREE (the tree), DJANGO_SOURCE (the site).
 """
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import django
-from celery import Celery
 from django.conf import settings
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
@@ -70,24 +70,3 @@ def sync_view(request: HttpRequest) -> JsonResponse:
 
 urlpatterns = [path("sync", sync_view)]
 application = get_wsgi_application()
-
-celery = Celery("project", broker="filesystem://")
-queue = os.environ.get("CELERY_DIR", ".")
-celery.conf.update(
-    broker_transport_options={
-        "data_folder_in": queue,
-        "data_folder_out": queue,
-        "control_folder": f"{queue}/control",
-        "polling_interval": 0.1,
-    },
-    worker_prefetch_multiplier=1,
-)
-celery.autodiscover_tasks(["perfkit.contrib.django"])
-
-
-@celery.task
-def sync(name: str) -> None:
-    """What a project's own task would be; leaves a line with what came of it."""
-    report = trees.sync(name, wait_s=60)
-    with open(DEST.with_name("answers"), "a", encoding="utf-8") as file:
-        file.write(f"{report.version} {report.route}\n")

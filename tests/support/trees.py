@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import random
@@ -35,6 +36,7 @@ def litter(root: Path) -> set[str]:
     return own - {"lock", "state", "history", "objects", "manifest", "fetch"}
 
 
+@functools.lru_cache(64)
 def lines(seed: int, count: int) -> bytes:
     """Text of some variety."""
     chance = random.Random(seed)
@@ -72,6 +74,7 @@ def edited(tree: Tree, step: int) -> Tree:
     return new
 
 
+@functools.lru_cache(64)
 def text(seed: int, rows: int = 120) -> bytes:
     """Lines that compress as source code does, other ones for each seed."""
     return b"".join(b"value_%d = compute(%d)\n" % (seed * 1000 + row, seed * row * 7919) for row in range(rows))

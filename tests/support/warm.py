@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 USED_BY_COMMANDS = [
-    "cryptography.hazmat.primitives.asymmetric.ed25519",
-    "hdiffpatch",
+    *("cryptography.hazmat.primitives.asymmetric.ed25519", "hdiffpatch", "ctypes", "netrc"),
     *(f"perfkit.cli.{name}" for name in ("get", "keys", "publishing", "serve", "sync", "tree_commands")),
     *(f"perfkit.{name}" for name in ("toolkit", "server.server", "progress.bars", "releases.publish.publisher")),
-    *(f"perfkit.downloads.{name}" for name in ("manager", "scheduler", "transfer", "http.session")),
+    *(f"perfkit.downloads.{name}" for name in ("manager", "scheduler", "transfer")),
+    *(f"perfkit.downloads.http.{name}" for name in ("session", "callers_session", "failures")),
     *(f"perfkit.updates.{name}" for name in ("updater", "restore", "verify", "sources.open", "sources.release_source")),
+    *(f"perfkit.updates.sources.{name}" for name in ("detect", "pack_route")),
+    *("perfkit.archives.tar", "perfkit.archives.zip"),
 ]
 # Apps are loaded in each process: they need its settings.
 DJANGO = [

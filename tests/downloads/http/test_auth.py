@@ -327,6 +327,7 @@ class Negotiate(AuthBase):
 def test_a_handshake(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, way: str) -> None:
     """Two steps for each request, segments included, each on one connection, whose cookies count."""
     steps: dict[int, str] = {}
+    out_of_turn: list[str] = []
 
     def handler(x: Exchange) -> None:
         said = x.asked.headers.get("authorization", "")
@@ -337,6 +338,8 @@ def test_a_handshake(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, way:
             steps[id(x.connection)] = ""
             return x.serve(BODY, pause=lambda: x.server.wait_for(9), pause_at=0, WWW_Authenticate="Negotiate mutual")
         steps[id(x.connection)] = ""
+        if said:
+            out_of_turn.append(said)
         x.respond("401 Unauthorized", b"who?", WWW_Authenticate="Negotiate")
 
     auth = Negotiate()
@@ -356,4 +359,5 @@ def test_a_handshake(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, way:
     assert (tmp_path / "f").read_bytes() == BODY
     assert download.segments == 3
     assert download.retries == 0
-    assert auth.verified == len(server.requests) / 3
+    assert not out_of_turn
+    assert auth.verified >= 3  # or more: a slow range is split, and one that others have fetched is given up

@@ -21,10 +21,11 @@ from tests.support.kits import MakeKit, fetch
 from tests.support.network import BODY, Proxy, SocksProxy, server_context, unheard
 
 
-@pytest.fixture
-def make_single(make: MakeKit) -> MakeKit:
-    """Such kits, without segments."""
-    return lambda **options: make(segments=1, **options)
+@pytest.fixture(params=["own", "session"])
+def make_single(request: pytest.FixtureRequest, make_kit: MakeKit) -> MakeKit:
+    """Kits without segments, with perfkit's own sessions, and with a caller's."""
+    given = requests.Session() if request.param == "session" else None
+    return lambda **options: make_kit(given, segments=1, **options)
 
 
 # -- NO_PROXY --------------------------------------------------------------------------------------------------------
