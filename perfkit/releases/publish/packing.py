@@ -280,16 +280,24 @@ def merge_packs(table: FrameTable, old: BlobReader, writer: PackWriter) -> None:
     Args:
         old: the last release, whose frames have the same numbers as in the table.
     """
-    total = writer.flush()
+    total = writer.flush()  # of the new frames and of all smaller packs
+    merged: list[int] = []
+    smaller: list[int] = []  # packs that stay unless a larger one is merged
     used = {pack: frames for pack, frames in table.used().items() if pack < len(old.index.packs)}
     live = {pack: sum(table.packed[frame] for frame in frames) for pack, frames in used.items()}
     for pack in sorted(used, key=live.__getitem__):
         wasteful = live[pack] < _LIVE_SHARE * table.packs[pack].object.bytes
+        if not wasteful and table.packs[pack].dictionary != writer.shared:
+            continue
+        smaller.append(pack)
+        if wasteful or live[pack] <= total:
+            merged += smaller
+            smaller.clear()
+        total += live[pack]
+    for pack in merged:
         same = table.packs[pack].dictionary == writer.shared
-        if wasteful or (same and live[pack] <= total):
-            for frame in used[pack]:
-                writer.move(frame, old.compressed(frame) if same else writer.compress(old.frame(frame)))
-            total += live[pack]
+        for frame in used[pack]:
+            writer.move(frame, old.compressed(frame) if same else writer.compress(old.frame(frame)))
 
 
 class PackWriter:
