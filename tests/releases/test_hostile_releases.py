@@ -405,11 +405,14 @@ def test_pieces_are_cut_by_content(seed: int, edit: bytes, at: int, kind: str) -
     changed = content[:at] + edit + content[at:]
     fresh = {tag(piece) for piece in split_pieces(io.BytesIO(changed))} - {tag(piece) for piece in pieces}
     assert len(fresh) <= 4
-    parts = {part: piece for piece in pieces for part in split_parts(piece)}
+    parts = {part: piece for piece in pieces for part in split_parts(piece, len(piece))}
     assert b"".join(parts) == content
     assert all(len(part) < 8 << 10 for part in parts)
     assert sum(
-        len(part) for piece in split_pieces(io.BytesIO(changed)) for part in split_parts(piece) if part not in parts
+        len(part)
+        for piece in split_pieces(io.BytesIO(changed))
+        for part in split_parts(piece, len(piece))
+        if part not in parts
     ) < (40 << 10)
 
 

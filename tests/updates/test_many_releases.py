@@ -43,6 +43,34 @@ def test_far_behind(origin: Origin, kit: Toolkit, tmp_path: Path) -> None:
     assert tree_of(tmp_path / "fresh") == tree
 
 
+def test_few_packs_even_if_each_release_changes_less(origin: Origin, kit: Toolkit, tmp_path: Path) -> None:
+    """Each pack is larger than all smaller ones together, in whatever order they came."""
+    tree: Tree = {"large": noise(0, 60_000)}
+    origin.publish(tree, "0", keep_deltas=0)
+    kit.sync(origin.url, tmp_path / "tree")
+    for number in range(1, 13):
+        tree[f"f{number}"] = noise(number, 1600 - 100 * number)
+        origin.publish(tree, str(number), keep_deltas=0)
+    assert kit.sync(origin.url, tmp_path / "tree").requests <= 8
+    assert tree_of(tmp_path / "tree") == tree
+
+
+def test_only_new_lines_of_tiny_files_are_fetched(origin: Origin, kit: Toolkit, tmp_path: Path) -> None:
+    """Files of a few kilobytes are cut finely: a changed line costs some hundred bytes, not its whole file."""
+    tree: Tree = {f"f{number}": noise(number, 1500).hex("\n", 16).encode() for number in range(12)}
+    origin.publish(tree, "0", keep_deltas=0)
+    kit.sync(origin.url, tmp_path / "tree")
+    for number in range(12):
+        tree[f"f{number}"] = tree[f"f{number}"].replace(b"\n", b"\nchanged\n", 20).replace(b"\nchanged", b"", 19)
+        origin.publish(tree, str(number + 1), keep_deltas=0)
+    report = kit.sync(origin.url, tmp_path / "tree")
+    assert report.route == "blocks"
+    assert report.bytes_received < 12 * 600 + 3000
+    assert tree_of(tmp_path / "tree") == tree
+    kit.sync(origin.url, tmp_path / "fresh")
+    assert tree_of(tmp_path / "fresh") == tree
+
+
 @pytest.mark.parametrize("size", [20_000, 400_000])
 def test_only_new_parts_are_fetched(origin: Origin, kit: Toolkit, tmp_path: Path, size: int) -> None:
     """Of a small file and of the pieces of a large one, from any earlier release, however often they have changed."""

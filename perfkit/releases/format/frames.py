@@ -22,7 +22,7 @@ from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
 Write = Callable[[int, int, memoryview], object]  # entry of the manifest, offset in the file, bytes
 
 CUT_ABOVE_BYTES = 64 << 10  # a file up to this size is one piece
-LEAST_PIECE_BYTES = 8 << 10  # only the last piece of a file is shorter; every part of a piece is
+LEAST_PIECE_BYTES = 8 << 10  # only the last piece of a large file is shorter; every part of a piece is
 _LONG_LINE_BYTES = 1 << 10
 # Three bytes that end a line where there is no line feed: their lowest three bits are 3; 4, 6 or 7; and 1. They come
 # every 170 bytes in random content, and often enough in text, digits, hexadecimal, Base64 or DNA.
@@ -114,9 +114,13 @@ def split_pieces(file: Readable) -> Iterator[bytes]:
     return _split(file, LEAST_PIECE_BYTES, 24 << 10, 128 << 10)
 
 
-def split_parts(piece: bytes) -> Iterator[bytes]:
-    """Split a piece, or a file that is one piece, into parts of 0.5 to 8 KiB in the same way."""
-    return _split(BytesIO(piece), 512, 1 << 10, LEAST_PIECE_BYTES - 1)
+def split_parts(content: bytes, piece_bytes: int) -> Iterator[bytes]:
+    """Split content into parts below 8 KiB in the same way, as a piece of that size is split.
+
+    A piece can be a whole file. A part of a piece is one part again if the size of the piece is given.
+    """
+    least, mean = (512, 1 << 10) if piece_bytes >= LEAST_PIECE_BYTES else (256, 256)
+    return _split(BytesIO(content), least, mean, LEAST_PIECE_BYTES - 1)
 
 
 def _split(file: Readable, least: int, mean: int, most: int) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ from perfkit.errors import FileChangedError
 from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.thread_map import WorkerPool
 from perfkit.progress.stage import Stage
-from perfkit.releases.format.frames import CUT_ABOVE_BYTES, LEAST_PIECE_BYTES, split_parts, tag, tag_of_digest
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_parts, tag, tag_of_digest
 from perfkit.releases.format.index import Pack, Piece
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
@@ -47,6 +47,7 @@ _DICTIONARY_BYTES = 32 << 10
 _SAMPLES = 2000
 _SAMPLE_BYTES = 8 << 10
 _AHEAD_BYTES = 128 << 10  # of an old file: where to look for the parts of a piece, besides as much as the piece has
+_LEAST_CUT_BYTES = 1 << 10  # a smaller file is not compared with its old parts: they would be listed for little
 _PART_SHARE = 0.25  # of an old frame: if new pieces have less, it is not used for them
 _LIVE_SHARE = 0.5  # of a pack: if less of it is in use, the frames in use are copied to a new pack
 
@@ -142,7 +143,7 @@ def write_fine(
     fresh: dict[bytes, int] = {}
     for entry in entries:
         size, name = manifest.size(entry), manifest.name(entry)
-        numbers = [] if old is None or size < LEAST_PIECE_BYTES else old.pieces(name)
+        numbers = [] if old is None or size < _LEAST_CUT_BYTES else old.pieces(name)
         finder = _PartFinder(old, numbers)
         with opened(entry) as file:
             if name in hashed:
@@ -220,10 +221,10 @@ class _PartFinder:
             self._next += 1
             self._left -= index.lengths[number]
             at = 0
-            for part in split_parts(self._old.content(number)):
+            for part in split_parts(self._old.content(number), len(data)):
                 self._places[hashlib.sha256(part).digest()] = number, at
                 at += len(part)
-        found = [(part, self._places.get(hashlib.sha256(part).digest())) for part in split_parts(data)]
+        found = [(part, self._places.get(hashlib.sha256(part).digest())) for part in split_parts(data, len(data))]
         used: dict[int, int] = defaultdict(int)
         for part, place in found:
             if place is not None:
@@ -280,16 +281,24 @@ def merge_packs(table: FrameTable, old: BlobReader, writer: PackWriter) -> None:
     Args:
         old: the last release, whose frames have the same numbers as in the table.
     """
-    total = writer.flush()
+    total = writer.flush()  # of the new frames and of all smaller packs
+    merged: list[int] = []
+    smaller: list[int] = []  # packs that stay unless a larger one is merged
     used = {pack: frames for pack, frames in table.used().items() if pack < len(old.index.packs)}
     live = {pack: sum(table.packed[frame] for frame in frames) for pack, frames in used.items()}
     for pack in sorted(used, key=live.__getitem__):
         wasteful = live[pack] < _LIVE_SHARE * table.packs[pack].object.bytes
+        if not wasteful and table.packs[pack].dictionary != writer.shared:
+            continue
+        smaller.append(pack)
+        if wasteful or live[pack] <= total:
+            merged += smaller
+            smaller.clear()
+        total += live[pack]
+    for pack in merged:
         same = table.packs[pack].dictionary == writer.shared
-        if wasteful or (same and live[pack] <= total):
-            for frame in used[pack]:
-                writer.move(frame, old.compressed(frame) if same else writer.compress(old.frame(frame)))
-            total += live[pack]
+        for frame in used[pack]:
+            writer.move(frame, old.compressed(frame) if same else writer.compress(old.frame(frame)))
 
 
 class PackWriter:

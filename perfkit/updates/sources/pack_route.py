@@ -204,7 +204,7 @@ class Seeds:
         with open(path, "rb", opener=open_own) as file:
             small = os.fstat(file.fileno()).st_size <= CUT_ABOVE_BYTES
             for data in (file.read(),) if small else split_pieces(file):
-                parts = (data,) if (tag(data), len(data)) in wanted else split_parts(data)
+                parts = (data,) if (tag(data), len(data)) in wanted else split_parts(data, len(data))
                 for part in parts:
                     for number in wanted.get((tag(part), len(part)), ()):
                         self._found[number] = path, offset
