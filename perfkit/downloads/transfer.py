@@ -429,8 +429,8 @@ class Transfer:
         old.map.release(task.runner)
         runner = partial.map.claim(task.runner.cancel)
         assert runner is not None
-        old.retire(but=task.runner)
         task.partial, task.runner = partial, runner
+        old.retire()
         return partial
 
     def _replace(self, old: PartialFile, new: PartialFile | None) -> None:

@@ -1,0 +1,74 @@
+"""What happens if another thread runs between two steps. Each test gives it the time that a loaded machine may."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from perfkit.downloads.partial_file import PartialFile
+from perfkit.downloads.segments import Runner, SegmentMap
+
+_SOON_S = 0.2  # for another thread to do what it should not
+
+
+def begun(path: Path, kind: type[PartialFile] = PartialFile) -> PartialFile:
+    """A partial file of 100 bytes, all of which are missing."""
+    partial = kind(str(path), "http://example.com/f")
+    partial.create(100)
+    partial.map.set_size(100)
+    return partial
+
+
+def claimed(ranges: SegmentMap) -> Runner:
+    runner = ranges.claim()
+    assert runner is not None
+    return runner
+
+
+def test_a_partial_file_is_closed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second `close` of a descriptor would fail, or close what another thread has opened since."""
+
+    class Slow(PartialFile):
+        @property  # type: ignore[override]
+        def _directory(self) -> int:
+            """Read in the middle of `close`: two workers that leave at once are both there."""
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(_SOON_S)
+            return -1
+
+        @_directory.setter
+        def _directory(self, descriptor: int) -> None: ...
+
+    both = threading.Barrier(2)
+    partial = begun(tmp_path / "f", Slow)
+    worker = claimed(partial.map)
+    partial.retire()
+    partial.map.release(worker)
+    closed: list[int] = []
+    monkeypatch.setattr(os, "close", lambda descriptor, close=os.close: closed.append(descriptor) or close(descriptor))
+    descriptor = partial.descriptor
+    threads = [threading.Thread(target=partial.close_if_retired) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert closed.count(descriptor) == 1
+
+
+def test_a_partial_file_stays_open_for_the_slower_of_two_workers(tmp_path: Path) -> None:
+    """Else that one could write into a file that another thread has opened under the same number."""
+    partial = begun(tmp_path / "f")
+    first = claimed(partial.map)
+    slower = partial.map._run(first.segment, 0)
+    partial.map.advance(first, 100)
+    partial.map.release(first)
+    partial.retire()
+    assert partial.descriptor >= 0
+    assert slower.cancel.cancelled
+    partial.map.release(slower)
+    partial.close_if_retired()
+    assert partial.descriptor < 0
