@@ -577,11 +577,13 @@ class Transfer:
             starts_over = partial is None or (partial.descriptor >= 0 and not partial.resumable)
             if starts_over:
                 self._attempts.not_before_s = retry_at_s
+                self._partial = None  # under the same lock, since another worker may start over, too
+                self._attempts.start_over()
         self._meter.retrying(reason_of(error), retry_at_s - time.monotonic())
         if isinstance(task, RangeTask):
             task.retry_at_s = retry_at_s
         if partial is not None and starts_over:
-            self._replace(partial, None)
+            self._meter.reset()
             partial.retire(but=runner)
 
     # -- the end --------------------------------------------------------------------------------------------------

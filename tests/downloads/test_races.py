@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from perfkit import Request, Toolkit
 from perfkit.downloads.partial_file import PartialFile
 from perfkit.downloads.segments import Runner, SegmentMap
+from perfkit.downloads.transfer import Transfer
+from perfkit.progress.meter import FileMeter
+from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.network import BODY
+
+Start = Callable[[Callable[[Exchange], None]], MisbehavingServer]
 
 _SOON_S = 0.2  # for another thread to do what it should not
 
@@ -72,3 +81,47 @@ def test_a_partial_file_stays_open_for_the_slower_of_two_workers(tmp_path: Path)
     partial.map.release(slower)
     partial.close_if_retired()
     assert partial.descriptor < 0
+
+
+def test_two_workers_start_over_at_once(
+    kit: Toolkit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One goes to the mirror, while the other has got the whole file in place of a range. The former failed over it and
+    never left the file, so the batch never ended.
+    """
+    answered, failed, started_over = threading.Event(), threading.Event(), threading.Event()
+    raised: list[BaseException] = []
+
+    def origin(x: Exchange) -> None:
+        if x.number == 1:
+            x.serve(BODY, pause=lambda: answered.wait(100) and x.reset())
+        else:
+            x.respond("200 OK", BODY, ETag='"v1"')
+
+    def start_over(*args: Any, original: Any = Transfer._start_over) -> Any:
+        answered.set()
+        failed.wait(100)
+        try:
+            return original(*args)
+        finally:
+            started_over.set()
+
+    def retrying(*args: Any, original: Any = FileMeter.retrying) -> None:
+        failed.set()
+        started_over.wait(100)
+        original(*args)
+
+    def run(*args: Any, original: Any = Transfer.run) -> None:
+        try:
+            original(*args)
+        except BaseException as error:
+            raised.append(error)
+
+    monkeypatch.setattr(SegmentMap, "merge_back", lambda *_: False)  # as for a range that is under way
+    monkeypatch.setattr(Transfer, "_start_over", start_over)
+    monkeypatch.setattr(FileMeter, "retrying", retrying)
+    monkeypatch.setattr(Transfer, "run", run)
+    first, mirror = misbehaving(origin), misbehaving(lambda x: x.serve(BODY))
+    kit.download_many([Request(f"{first.url}/f", mirrors=(f"{mirror.url}/f",), retries=0, segments=2)], out)
+    assert raised == []
+    assert (out / "f").read_bytes() == BODY
