@@ -32,6 +32,7 @@ from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import ConfigError, PerfkitError, TransferError, reason_of
 from perfkit.progress.meter import WAITING, Meter, Progress, Silent
+from perfkit.progress.operation import OperationProgress
 
 if TYPE_CHECKING:
     from perfkit.downloads.shared_limits import LeaseKeeper, LimitStore
@@ -118,6 +119,8 @@ class DownloadManager:
         self._batches: set[_Batch] = set()
         self._claims = PathClaims()
         self._tick_lock = threading.RLock()  # a callback for progress may use this manager
+        if isinstance(self._progress, OperationProgress):
+            self._progress.lock = self._tick_lock
         self._ticking = False
         self._meter = Meter()
         self._network: Network | None = None

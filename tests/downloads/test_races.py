@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from perfkit import Request, Toolkit
+from perfkit import Request, Snapshot, Toolkit
 from perfkit.downloads.partial_file import PartialFile
 from perfkit.downloads.segments import Runner, SegmentMap
 from perfkit.downloads.transfer import Transfer
 from perfkit.progress.meter import FileMeter
+from perfkit.progress.stage import Stage
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.network import BODY
 
@@ -125,3 +126,36 @@ def test_two_workers_start_over_at_once(
     kit.download_many([Request(f"{first.url}/f", mirrors=(f"{mirror.url}/f",), retries=0, segments=2)], out)
     assert raised == []
     assert (out / "f").read_bytes() == BODY
+
+
+def test_what_threads_do_is_displayed_by_one_at_a_time(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path
+) -> None:
+    """A download ends in one thread while another's display of a stage takes its time."""
+    displaying, ended, inside = threading.Event(), threading.Event(), threading.Lock()
+    overlapped: list[bool] = []
+
+    class Slow:
+        def update(self, snapshot: Snapshot) -> None:
+            if snapshot.phase == "hashing":
+                with inside:
+                    displaying.set()
+                    ended.wait(_SOON_S)
+
+        def finish(self, snapshot: Snapshot) -> None:
+            overlapped.append(inside.locked())
+            ended.set()
+
+    def stage() -> None:
+        with Stage(kit._progress, "hashing") as shown:
+            shown._began_s -= 60
+            shown._drawn_s -= 60
+            shown.count(files=1)
+
+    kit, staging = make_kit(progress=Slow()), threading.Thread(target=stage)
+    url = misbehaving(lambda x: x.respond("200 OK", b"abc")).url
+    staging.start()
+    displaying.wait(100)
+    kit.download(f"{url}/f", out)
+    staging.join()
+    assert overlapped == [False, False]
