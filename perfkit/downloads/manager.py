@@ -370,12 +370,12 @@ class DownloadManager:
     def _leave(self, batch: _Batch) -> None:
         self._scheduler.leave(batch.queue)
         del batch.context  # which refers to the batch: its paths would stay until the garbage collector comes
-        with self._lock:
-            self._batches.remove(batch)
-            last = not self._batches
-        if last:
-            with self._tick_lock:
-                self._progress.finish(self._meter.snapshot())
+        with self._tick_lock:  # which another caller's run, with a meter of its own, can't be shown before
+            with self._lock:
+                self._batches.remove(batch)
+                ended = None if self._batches else self._meter
+            if ended is not None:
+                self._progress.finish(ended.snapshot())
 
     def _feed(self, batch: _Batch, source: Iterator[_Placed | Download | None], *, counted: bool) -> bool:
         """Keep a few files queued for each worker; returns True when there are no more."""

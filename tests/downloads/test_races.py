@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from perfkit import Request, Snapshot, Toolkit
+from perfkit.downloads import manager
 from perfkit.downloads.partial_file import PartialFile
 from perfkit.downloads.segments import Runner, SegmentMap
 from perfkit.downloads.transfer import Transfer
@@ -19,6 +20,7 @@ from perfkit.progress.meter import FileMeter
 from perfkit.progress.stage import Stage
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.network import BODY
+from tests.support.waiting import wait_until
 
 Start = Callable[[Callable[[Exchange], None]], MisbehavingServer]
 
@@ -126,6 +128,34 @@ def test_two_workers_start_over_at_once(
     kit.download_many([Request(f"{first.url}/f", mirrors=(f"{mirror.url}/f",), retries=0, segments=2)], out)
     assert raised == []
     assert (out / "f").read_bytes() == BODY
+
+
+def test_a_run_ends_with_its_own_numbers(make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path) -> None:
+    """Also if another thread's begins at the same moment. The summary said that none of no files had come."""
+    ended: list[int] = []
+
+    class Counting:
+        def update(self, snapshot: Snapshot) -> None: ...
+
+        def finish(self, snapshot: Snapshot) -> None:
+            ended.append(snapshot.files_done)
+
+    kit = make_kit(progress=Counting())
+    downloads = kit._downloads
+    downloads._ticking = True  # so that the first thread gets to its end
+    url = misbehaving(lambda x: x.respond("200 OK", b"abc")).url
+    ending = threading.Thread(target=kit.download, args=(f"{url}/f", out / "f"))
+    with downloads._tick_lock:  # a display holds the first thread up
+        ending.start()
+        wait_until(lambda: (out / "f").exists() and not downloads._scheduler._queues)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not downloads._batches, timeout_s=_SOON_S)
+        batch = manager._Batch(announced=False)
+        batch.context = downloads._make_context(batch, downloads._root)
+        downloads._join(batch, "download")
+    ending.join()
+    downloads._leave(batch)
+    assert ended == [1]
 
 
 def test_what_threads_do_is_displayed_by_one_at_a_time(
