@@ -191,8 +191,8 @@ class DownloadManager:
                     with contextlib.suppress(Empty):  # as in `_Batch.wait`; `future.done()` locks a Condition, too
                         done.get(timeout=_TICK_S)
                         answered = True
-                    network.transport.expire()
                     with self._tick_lock:
+                        network.transport.expire()
                         self._progress.update(waiting.snapshot())
             finally:
                 cancel.cancel()

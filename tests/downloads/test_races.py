@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from perfkit import Request, Snapshot, Toolkit
 from perfkit.downloads import manager
+from perfkit.downloads.http import outage
+from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.partial_file import PartialFile
 from perfkit.downloads.segments import Runner, SegmentMap
 from perfkit.downloads.transfer import Transfer
@@ -189,3 +194,42 @@ def test_what_threads_do_is_displayed_by_one_at_a_time(
     kit.download(f"{url}/f", out)
     staging.join()
     assert overlapped == [False, False]
+
+
+def test_an_outage_is_looked_for_by_one_thread(make_kit: Callable[..., Toolkit], misbehaving: Start) -> None:
+    """Also while a first request waits for its answer."""
+    kit = make_kit()
+    downloads = kit._downloads
+    transport = downloads._start().transport
+    alone: list[bool] = []
+    transport.expire = lambda: alone.append(downloads._tick_lock._is_owned())  # type: ignore[method-assign,attr-defined]
+    server = misbehaving(lambda x: x.respond("200 OK", b"abc"))
+    assert downloads.probe(f"{server.url}/f", most=10).first == b"abc"
+    assert alone
+    assert all(alone)
+
+
+class Read:
+    """A connection whose read ends while it is looked at."""
+
+    looked = False
+
+    @property
+    def waits_since_s(self) -> float | None:
+        self.looked = not self.looked
+        return time.monotonic() if self.looked else None
+
+
+def test_a_read_ends_while_an_outage_is_looked_for() -> None:
+    OutageWatch().look([Read()])  # type: ignore[list-item]
+
+
+def test_the_search_for_an_outage_is_closed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `Toolkit.close` in another thread."""
+    watch, answered = OutageWatch(), outage._answered
+    monkeypatch.setattr(outage, "_answered", lambda probe: watch.close() or answered(probe))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        silent = SimpleNamespace(sock=sock, waits_since_s=0.0, interrupt=lambda: None)
+        watch.look([silent])  # type: ignore[list-item]
+        watch.look([silent])  # type: ignore[list-item]
+    watch.close()
