@@ -175,7 +175,6 @@ class DownloadManager:
             HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
             CancelledError: the manager was closed.
         """
-        self._check_open()
         network = self._start()
         done: SimpleQueue[None] = SimpleQueue()
         waiting = Meter(phase=WAITING)
@@ -291,7 +290,6 @@ class DownloadManager:
         first: Iterable[tuple[int, Download]] = (),
     ) -> Generator[tuple[int, Download], None, None]:
         """As `run`; yields the results `first` as soon as the others have begun."""
-        self._check_open()
         source = iter(placed)
         with self._root.child() as cancel:
             batch = _Batch(announced=sizes is not None)
@@ -358,8 +356,13 @@ class DownloadManager:
         )
 
     def _start(self) -> Network:
-        """Return what requests need; made on first use."""
+        """Return what requests need; made on first use.
+
+        Raises:
+            ConfigError: the manager is closed, or can't be used in this process.
+        """
         with self._lock:
+            self._check_open()  # under the lock: `close` would not see what is made later
             if self._network is None:
                 transport = self._make_transport(self._config)
                 self._network = Network(self._config, transport, self._limiter, self._controller)
@@ -397,7 +400,7 @@ class DownloadManager:
                 elif (transfer := self._admit(batch, index, *placed)) is not None:
                     fresh.append(transfer)
             if first == 0 and self._throttle.rate is None and self._leases is None:
-                expect = getattr(self._start().transport, "expect", lambda urls: None)
+                expect = getattr(batch.context.network.transport, "expect", lambda urls: None)
                 expect([each.request.url for each in fresh if each.request.checksum is None])
         finally:  # the caller's source may raise: what it gave before is queued anyway, and ended there
             self._scheduler.add(batch.queue, fresh)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perfkit import Request, Snapshot, Toolkit
+from perfkit import PerfkitError, Request, Snapshot, Toolkit
 from perfkit.downloads import manager
 from perfkit.downloads.http import outage
 from perfkit.downloads.http.outage import OutageWatch
@@ -194,6 +194,22 @@ def test_what_threads_do_is_displayed_by_one_at_a_time(
     kit.download(f"{url}/f", out)
     staging.join()
     assert overlapped == [False, False]
+
+
+def test_a_download_that_begins_while_the_kit_is_closed(
+    kit: Toolkit, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves nothing open."""
+
+    class Batch(manager._Batch):
+        def __init__(self, *, announced: bool) -> None:
+            super().__init__(announced=announced)
+            kit.close()
+
+    monkeypatch.setattr(manager, "_Batch", Batch)
+    with pytest.raises(PerfkitError):
+        kit.download("http://127.0.0.1:9/f", out)
+    assert kit._downloads._network is None
 
 
 def test_an_outage_is_looked_for_by_one_thread(make_kit: Callable[..., Toolkit], misbehaving: Start) -> None:
