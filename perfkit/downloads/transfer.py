@@ -235,10 +235,7 @@ class Transfer:
 
     def abandon(self, error: Exception | None = None) -> None:
         """End a transfer that can't be queued, or whose batch was cancelled, if no worker is in it to do so."""
-        with self._lock:
-            self._busy += 1
-            self._error = self._error or error
-        self.leave()
+        self.leave(workers=0, error=error)
 
     # -- for a worker ------------------------------------------------------------------------------------------------
 
@@ -608,10 +605,16 @@ class Transfer:
         if not self._context.spawn(hash_behind):
             self._hashing = False
 
-    def leave(self) -> None:
-        """Leave the transfer; the last worker out concludes it if nothing is left to do."""
+    def leave(self, workers: int = 1, error: Exception | None = None) -> None:
+        """Leave the transfer; the last worker out concludes it if nothing is left to do.
+
+        Args:
+            workers: how many leave; 0: the caller was not counted, and a Ctrl-C can't leave it so.
+            error: why the transfer ends.
+        """
         with self._lock:
-            self._busy -= 1
+            self._busy -= workers
+            self._error = self._error or error
             partial = self._partial
             whole = partial is not None and partial.settled and partial.map.complete
             if self._busy or self._hashing or self._ended or not (self._closing or whole):

@@ -135,6 +135,26 @@ def test_two_workers_start_over_at_once(
     assert (out / "f").read_bytes() == BODY
 
 
+def test_a_ctrl_c_while_a_download_is_refused(kit: Toolkit, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the batch. The refused download counted as busy for ever, and the batch waited for it."""
+    interrupts = [KeyboardInterrupt]
+
+    def leave(*args: Any, original: Any = Transfer.leave, **options: Any) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        original(*args, **options)
+
+    def download() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            kit.download_many([("http://127.0.0.1:9/1", "f"), ("http://127.0.0.1:9/2", "f")], out)
+
+    monkeypatch.setattr(Transfer, "leave", leave)
+    caller = threading.Thread(target=download, daemon=True)
+    caller.start()
+    caller.join(100)
+    assert not caller.is_alive()
+
+
 def test_a_run_ends_with_its_own_numbers(make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path) -> None:
     """Also if another thread's begins at the same moment. The summary said that none of no files had come."""
     ended: list[int] = []
