@@ -16,6 +16,7 @@ import pytest
 
 from perfkit import PerfkitError, Request, Snapshot, Toolkit
 from perfkit.downloads import manager
+from perfkit.downloads.destination import Destination, PathClaims
 from perfkit.downloads.http import outage
 from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.partial_file import PartialFile
@@ -269,3 +270,15 @@ def test_the_search_for_an_outage_is_closed_meanwhile(monkeypatch: pytest.Monkey
         watch.look([silent])  # type: ignore[list-item]
         watch.look([silent])  # type: ignore[list-item]
     watch.close()
+
+
+def test_a_server_that_names_a_file_twice(tmp_path: Path) -> None:
+    """With two names, such as the time of each request: both are free again when it has ended."""
+    claims, request = PathClaims(), Request("http://example.com/f")
+    destination = Destination(request, str(tmp_path / "f"), claims, named=False)
+    claims.claim(destination.first_path, destination)
+    for name in ("first", "second"):
+        destination.take_name(request.url, [name])
+    claims.release(destination)
+    for name in ("f", "first", "second"):
+        claims.claim(str(tmp_path / name), Destination(request, str(tmp_path / name), claims, named=True))
