@@ -17,7 +17,7 @@ import pytest
 from perfkit import PerfkitError, Request, Snapshot, Toolkit
 from perfkit.downloads import manager
 from perfkit.downloads.destination import Destination, PathClaims
-from perfkit.downloads.http import outage
+from perfkit.downloads.http import dial, outage
 from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.partial_file import PartialFile
 from perfkit.downloads.segments import Runner, SegmentMap
@@ -282,3 +282,15 @@ def test_a_server_that_names_a_file_twice(tmp_path: Path) -> None:
     claims.release(destination)
     for name in ("f", "first", "second"):
         claims.claim(str(tmp_path / name), Destination(request, str(tmp_path / name), claims, named=True))
+
+
+def test_a_fork_forgets_for_which_hosts_connections_were_begun() -> None:
+    """The child has none of them, so it begins its own."""
+    place = ("192.0.2.1", 80)
+    dial._shared.add(place)
+    try:
+        if (child := os.fork()) == 0:
+            os._exit(place in dial._shared)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        dial._shared.discard(place)
