@@ -166,7 +166,7 @@ class FakeOrigin:
     def _content(self, url: str) -> bytes | None:
         content = self._files.get(url)
         if content is None:
-            for prefix, directory in self._mounts.items():
+            for prefix, directory in tuple(self._mounts.items()):  # the test may publish meanwhile
                 path = directory / unquote(url.removeprefix(prefix))
                 if url.startswith(prefix) and path.is_file() and path.resolve().is_relative_to(directory.resolve()):
                     return path.read_bytes()

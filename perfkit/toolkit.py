@@ -84,14 +84,12 @@ class Toolkit:
         if session is not None and transport is not None:
             raise ConfigError("give session or transport, not both: a custom transport does not use the session")
         self.config = config or Config()
-        self._progress = progress
         make = transport or type(self).default_transport
         if session is not None and make is HttpTransport:
             make = functools.partial(HttpTransport, session=session)
         self._operation = OperationProgress(progress or Silent())
-        self._downloads = DownloadManager(
-            self.config, transport=make, progress=progress if progress is None else self._operation, limits=limits
-        )
+        self._progress = None if progress is None else self._operation
+        self._downloads = DownloadManager(self.config, transport=make, progress=self._progress, limits=limits)
 
     def __enter__(self) -> Toolkit:
         return self

@@ -137,6 +137,20 @@ def test_what_is_not_there_and_what_is_wrong(tmp_path: Path) -> None:
             kit.download("https://example.org/m/a%20b", tmp_path / "b", checksum=wrong)
 
 
+def test_a_site_appears_while_another_is_asked(tmp_path: Path) -> None:
+    """The test publishes while the code under test syncs in another thread."""
+
+    class Mounted(type(tmp_path)):  # type: ignore[misc]
+        def __truediv__(self, name: str) -> Path:
+            origin.mount(f"https://two.example/{name}", tmp_path)
+            return tmp_path / name
+
+    with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
+        origin._mounts = {f"https://one.example/{number}/": Mounted(tmp_path) for number in range(2)}
+        (tmp_path / "f").write_bytes(b"abc")
+        assert kit.download("https://one.example/1/f", tmp_path / "got").bytes == 3
+
+
 def test_what_was_sent(tmp_path: Path) -> None:
     """Headers can be looked at."""
     origin = FakeOrigin()

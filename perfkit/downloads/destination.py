@@ -79,6 +79,7 @@ class PathClaims:
         name, url = os.path.basename(path), destination.request.url
         if is_reserved(name):
             raise TransferError(url, f"{name!r} is a name that perfkit itself uses; give another name")
+        destination.claimed.add(path)
         with self._lock:
             other = self._owners.setdefault(path, destination)
         if other is not destination:
@@ -87,7 +88,7 @@ class PathClaims:
     def release(self, destination: Destination) -> None:
         """Give up the paths of a download that has ended."""
         with self._lock:
-            for path in {destination.first_path, destination.path}:
+            for path in destination.claimed:
                 if self._owners.get(path) is destination:
                     del self._owners[path]
 
@@ -102,11 +103,13 @@ class Destination:
     Attributes:
         first_path: as given; the partial file is beside it.
         path: the final path: as given, or in the same directory under a name of the server's.
+        claimed: all paths that it has asked for; a server may name another one when it is asked again.
     """
 
     def __init__(self, request: Request, path: str, claims: PathClaims, *, named: bool) -> None:
         self.request = request
         self.first_path = self.path = path
+        self.claimed: set[str] = set()
         self._claims = claims
         self._named = named
         self._name_source: str | None = None  # the URL whose server gave the name

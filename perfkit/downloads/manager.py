@@ -32,6 +32,7 @@ from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import ConfigError, PerfkitError, TransferError, reason_of
 from perfkit.progress.meter import WAITING, Meter, Progress, Silent
+from perfkit.progress.operation import OperationProgress
 
 if TYPE_CHECKING:
     from perfkit.downloads.shared_limits import LeaseKeeper, LimitStore
@@ -118,6 +119,8 @@ class DownloadManager:
         self._batches: set[_Batch] = set()
         self._claims = PathClaims()
         self._tick_lock = threading.RLock()  # a callback for progress may use this manager
+        if isinstance(self._progress, OperationProgress):
+            self._progress.lock = self._tick_lock
         self._ticking = False
         self._meter = Meter()
         self._network: Network | None = None
@@ -172,7 +175,6 @@ class DownloadManager:
             HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
             CancelledError: the manager was closed.
         """
-        self._check_open()
         network = self._start()
         done: SimpleQueue[None] = SimpleQueue()
         waiting = Meter(phase=WAITING)
@@ -188,8 +190,8 @@ class DownloadManager:
                     with contextlib.suppress(Empty):  # as in `_Batch.wait`; `future.done()` locks a Condition, too
                         done.get(timeout=_TICK_S)
                         answered = True
-                    network.transport.expire()
                     with self._tick_lock:
+                        network.transport.expire()
                         self._progress.update(waiting.snapshot())
             finally:
                 cancel.cancel()
@@ -288,7 +290,6 @@ class DownloadManager:
         first: Iterable[tuple[int, Download]] = (),
     ) -> Generator[tuple[int, Download], None, None]:
         """As `run`; yields the results `first` as soon as the others have begun."""
-        self._check_open()
         source = iter(placed)
         with self._root.child() as cancel:
             batch = _Batch(announced=sizes is not None)
@@ -355,8 +356,13 @@ class DownloadManager:
         )
 
     def _start(self) -> Network:
-        """Return what requests need; made on first use."""
+        """Return what requests need; made on first use.
+
+        Raises:
+            ConfigError: the manager is closed, or can't be used in this process.
+        """
         with self._lock:
+            self._check_open()  # under the lock: `close` would not see what is made later
             if self._network is None:
                 transport = self._make_transport(self._config)
                 self._network = Network(self._config, transport, self._limiter, self._controller)
@@ -367,12 +373,12 @@ class DownloadManager:
     def _leave(self, batch: _Batch) -> None:
         self._scheduler.leave(batch.queue)
         del batch.context  # which refers to the batch: its paths would stay until the garbage collector comes
-        with self._lock:
-            self._batches.remove(batch)
-            last = not self._batches
-        if last:
-            with self._tick_lock:
-                self._progress.finish(self._meter.snapshot())
+        with self._tick_lock:  # which another caller's run, with a meter of its own, can't be shown before
+            with self._lock:
+                self._batches.remove(batch)
+                ended = None if self._batches else self._meter
+            if ended is not None:
+                self._progress.finish(ended.snapshot())
 
     def _feed(self, batch: _Batch, source: Iterator[_Placed | Download | None], *, counted: bool) -> bool:
         """Keep a few files queued for each worker; returns True when there are no more."""
@@ -394,7 +400,7 @@ class DownloadManager:
                 elif (transfer := self._admit(batch, index, *placed)) is not None:
                     fresh.append(transfer)
             if first == 0 and self._throttle.rate is None and self._leases is None:
-                expect = getattr(self._start().transport, "expect", lambda urls: None)
+                expect = getattr(batch.context.network.transport, "expect", lambda urls: None)
                 expect([each.request.url for each in fresh if each.request.checksum is None])
         finally:  # the caller's source may raise: what it gave before is queued anyway, and ended there
             self._scheduler.add(batch.queue, fresh)

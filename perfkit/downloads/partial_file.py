@@ -386,9 +386,13 @@ class PartialFile:
         self.close_if_retired()
 
     def close_if_retired(self) -> None:
-        """Close a retired partial file that has no runners left."""
-        if self.retired and not self.map.runners():
-            self.close()
+        """Close a retired partial file that has no runners left. Whichever thread is last does: if two did, the second
+        could close what another thread has opened since.
+        """
+        if self.retired:
+            with self._journal_lock:
+                if not self.map.runners():
+                    self.close()
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):

@@ -108,6 +108,7 @@ class SegmentMap:
         missing: Iterable[tuple[int, int | None]] = [(0, None)] if size is None else _complement(done, size)
         self._gaps = [Segment(*each) for each in missing]  # without runners
         self._active: list[Segment] = []  # with one or more
+        self._runners: set[Runner] = set()  # claimed and not released, those of finished ranges included
         self._ended_bytes = 0  # what runners that left have fetched, and how long they took
         self._ended_s = 0.0
         self._idle: list[float] = []  # speeds of connections that have read their responses, the latest last
@@ -263,6 +264,7 @@ class SegmentMap:
         if self._idle:
             self._idle.pop()
         segment.runners.append(runner)
+        self._runners.add(runner)
         segment.tries += 1
         return runner
 
@@ -312,6 +314,7 @@ class SegmentMap:
         with self._lock:
             segment = runner.segment
             segment.runners.remove(runner)
+            self._runners.remove(runner)
             self._ended_bytes += runner.position - runner.start
             self._ended_s += self._clock() - runner.started_s
             if runner.position == runner.asked_end and not runner.replaced:
@@ -327,8 +330,9 @@ class SegmentMap:
                 runner.cancel.cancel()
 
     def runners(self) -> list[Runner]:
+        """Those that may still write, also beyond what is missing: the slower ones of a range that another finished."""
         with self._lock:
-            return [runner for segment in self._active for runner in segment.runners]
+            return list(self._runners)
 
 
 def _patience_s(near_s: float, round_trip_s: float) -> float:

@@ -235,10 +235,7 @@ class Transfer:
 
     def abandon(self, error: Exception | None = None) -> None:
         """End a transfer that can't be queued, or whose batch was cancelled, if no worker is in it to do so."""
-        with self._lock:
-            self._busy += 1
-            self._error = self._error or error
-        self.leave()
+        self.leave(workers=0, error=error)
 
     # -- for a worker ------------------------------------------------------------------------------------------------
 
@@ -429,8 +426,8 @@ class Transfer:
         old.map.release(task.runner)
         runner = partial.map.claim(task.runner.cancel)
         assert runner is not None
-        old.retire(but=task.runner)
         task.partial, task.runner = partial, runner
+        old.retire()
         return partial
 
     def _replace(self, old: PartialFile, new: PartialFile | None) -> None:
@@ -577,11 +574,13 @@ class Transfer:
             starts_over = partial is None or (partial.descriptor >= 0 and not partial.resumable)
             if starts_over:
                 self._attempts.not_before_s = retry_at_s
+                self._partial = None  # under the same lock, since another worker may start over, too
+                self._attempts.start_over()
         self._meter.retrying(reason_of(error), retry_at_s - time.monotonic())
         if isinstance(task, RangeTask):
             task.retry_at_s = retry_at_s
         if partial is not None and starts_over:
-            self._replace(partial, None)
+            self._meter.reset()
             partial.retire(but=runner)
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -606,10 +605,16 @@ class Transfer:
         if not self._context.spawn(hash_behind):
             self._hashing = False
 
-    def leave(self) -> None:
-        """Leave the transfer; the last worker out concludes it if nothing is left to do."""
+    def leave(self, workers: int = 1, error: Exception | None = None) -> None:
+        """Leave the transfer; the last worker out concludes it if nothing is left to do.
+
+        Args:
+            workers: how many leave; 0: the caller was not counted, and a Ctrl-C can't leave it so.
+            error: why the transfer ends.
+        """
         with self._lock:
-            self._busy -= 1
+            self._busy -= workers
+            self._error = self._error or error
             partial = self._partial
             whole = partial is not None and partial.settled and partial.map.complete
             if self._busy or self._hashing or self._ended or not (self._closing or whole):

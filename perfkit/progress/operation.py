@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from perfkit.progress.meter import Progress, Snapshot
@@ -18,26 +18,29 @@ class OperationProgress:
     """A `Progress` that, inside an `operation` block, displays stages and downloads as parts of one piece of work.
 
     What takes less than 0.3 s is not displayed: a sync makes several downloads, most of them tiny, and each would print
-    a summary of its own. Thread-safe.
+    a summary of its own.
+
+    Attributes:
+        lock: held while it displays. A `DownloadManager` sets its own, so that threads that share a Toolkit take turns.
     """
+
+    lock: AbstractContextManager[object] = contextlib.nullcontext()
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._lock = threading.Lock()
-        self._operations: list[_Operation] = []  # nested or concurrent ones
+        # Nested or concurrent ones. Without a lock, which the child of a fork would find held for ever.
+        self._operations: list[_Operation] = []
         self._shown = False
 
     @contextlib.contextmanager
     def operation(self) -> Iterator[None]:
         """Display everything inside this block as one operation."""
         begun = _Operation(time.monotonic())
-        with self._lock:
-            self._operations.append(begun)
+        self._operations.append(begun)
         try:
             yield
         finally:
-            with self._lock:
-                self._operations.remove(begun)
+            self._operations.remove(begun)
 
     def expect(self, stages: Mapping[str, float | None]) -> None:
         """Set the stages that are left, in order, including the current one. Others, such as the download of an index,
@@ -50,20 +53,22 @@ class OperationProgress:
             operation.left = dict(stages)
 
     def update(self, snapshot: Snapshot) -> None:
-        if self._is_noticed(snapshot):
-            self._shown = True
-            self._progress.update(self._in_whole(snapshot))
+        with self.lock:
+            if self._is_noticed(snapshot):
+                self._shown = True
+                self._progress.update(self._in_whole(snapshot))
 
     def finish(self, snapshot: Snapshot) -> None:
-        shown, self._shown = self._shown, False
-        if shown or self._is_noticed(snapshot):
-            self._progress.finish(replace(self._in_whole(snapshot), elapsed_s=snapshot.elapsed_s))
+        with self.lock:
+            shown, self._shown = self._shown, False
+            if shown or self._is_noticed(snapshot):
+                self._progress.finish(replace(self._in_whole(snapshot), elapsed_s=snapshot.elapsed_s))
 
     def _is_noticed(self, snapshot: Snapshot) -> bool:
         return not self._operations or snapshot.elapsed_s >= SHOWN_FROM_S
 
     def _in_whole(self, snapshot: Snapshot) -> Snapshot:
-        operations = self._operations
+        operations = self._operations[:]  # other threads' may end
         return operations[0].place(snapshot, time.monotonic()) if len(operations) == 1 else snapshot
 
 

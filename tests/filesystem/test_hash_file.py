@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,33 @@ def test_large_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert None not in windows
     with path.open("r+b", buffering=0) as file:  # would wait for a lease
         file.write(b"x")
+
+
+def test_a_lease_is_kept_while_any_thread_has_a_mapping(tmp_path: Path) -> None:
+    """A writer is let in, and may truncate the file, when none has: reading what is gone would end in SIGBUS."""
+    path = tmp_path / "f"
+    path.write_bytes(bytes(9 * MIB))
+    kept: list[bool] = []
+
+    def is_kept() -> bool:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        except BlockingIOError:
+            return True
+        return False
+
+    def hash_the_next(view: memoryview) -> None:
+        kept.append(is_kept())  # from now on, a writer waits
+        buffer = memoryview(bytearray(MIB))
+        other = threading.Thread(target=source.feed, args=(lambda view: None, 4 * MIB, 8 * MIB, buffer))
+        other.start()
+        other.join()
+        kept.append(is_kept())
+
+    with _Source(str(path), "f", lease=True) as source:
+        source.feed(hash_the_next, 0, 2 * MIB, memoryview(bytearray(MIB)))
+        assert kept == [True, True]
+        assert not is_kept()
 
 
 _ATTACKER = """

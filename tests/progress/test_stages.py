@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +127,26 @@ def test_patience_ends_with_the_block() -> None:
         assert told[2:] == ["finish after 0.5 s"]
     delayed.finish(at("download", 0.1))
     assert told[-1] == "finish after 0.1 s"
+
+
+def test_an_operation_of_another_thread_ends_meanwhile() -> None:
+    """It is the only one when that is asked, and gone a moment later."""
+
+    class Operations(list[Any]):
+        asked = 0
+
+        def __len__(self) -> int:
+            count, self.asked = super().__len__(), self.asked + 1
+            if self.asked == 2:  # first, whether there are any
+                self.clear()
+            return count
+
+    seen: list[Snapshot] = []
+    progress = OperationProgress(CallbackProgress(seen.append))
+    with contextlib.suppress(ValueError), progress.operation():
+        progress._operations = Operations(progress._operations)
+        progress.update(at("download", 5.0))
+    assert len(seen) == 1
 
 
 def at(phase: str, elapsed_s: float, share: float | None = None, eta_s: float | None = None) -> Snapshot:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -334,6 +335,27 @@ def test_what_deltas_share_takes_little_memory(monkeypatch: pytest.MonkeyPatch) 
     for content in (b"a", b"b", b"a", b"b"):
         assert cache.get(partial(make, content), "", [content]) == (content * 60, 7)
     assert made == [b"a", b"b", b"b"]
+
+
+def test_what_two_threads_make_at_once_takes_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_cache, "_KEPT_BYTES", 130)
+    both, made = threading.Barrier(2), []
+
+    def make_both(content: bytes) -> tuple[bytes, int]:
+        both.wait(100)
+        return content * 60, 7
+
+    def make(content: bytes) -> tuple[bytes, int]:
+        made.append(content)
+        return content * 40, 7
+
+    cache = WorkCache()
+    with ThreadPoolExecutor() as threads:
+        asked = [threads.submit(cache.get, partial(make_both, b"a"), "", [b"a"]) for _ in range(2)]
+        assert [each.result() for each in asked] == [(b"a" * 60, 7)] * 2
+    for _ in range(2):
+        assert cache.get(partial(make, b"b"), "", [b"b"]) == (b"b" * 40, 7)
+    assert made == [b"b"]
 
 
 def test_progress_of_a_delta_begins_before_all_is_compared() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perfkit import Config, StaleSourceError, SyncReport, Toolkit
 from perfkit.downloads import manager
 from perfkit.downloads.http.transport import HttpTransport
+from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.request import Request
+from perfkit.downloads.transfer import Transfer
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.pointer import Pointer
 from perfkit.transactions import layout
@@ -115,14 +119,19 @@ def test_a_first_install_takes_three(kit: Toolkit, tmp_path: Path, origin: Origi
     assert tree_of(tmp_path / "tree") == NEW
 
 
-def test_a_dictionary_of_two_packs_is_asked_for_once(
-    kit: Toolkit, tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second download to the same file would fail, and its failure be taken for that of the first."""
+def publish_with_dictionary(origin: Origin) -> None:
+    """Three packs, of which two share a dictionary."""
     small = {f"small-{number}.py": lines(number, 200) for number in range(60)}
     for number in range(3):
         small[f"small-{number}.py"] = lines(100 + number, 200)
         origin.publish(small, f"{number}")
+
+
+def test_a_dictionary_of_two_packs_is_asked_for_once(
+    kit: Toolkit, tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second download to the same file would fail, and its failure be taken for that of the first."""
+    publish_with_dictionary(origin)
     begun: list[str | None] = []
     begin = Fetcher.begin
 
@@ -133,6 +142,32 @@ def test_a_dictionary_of_two_packs_is_asked_for_once(
     monkeypatch.setattr(Fetcher, "begin", noted)
     kit.sync(f"{origin.url}/", tmp_path / "tree")
     assert len(begun) == len(set(begun)) == 6, "the list of files, the index, three packs and the dictionary"
+
+
+def test_a_dictionary_is_used_when_its_download_has_ended(
+    kit: Toolkit, tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not as soon as its file is there: it was asked for again while its path was still taken, and the route failed."""
+    publish_with_dictionary(origin)
+    there, fetching = threading.Event(), threading.Event()
+
+    def ended(self: DownloadManager, batch: Any, transfer: Transfer, download: Any) -> None:
+        if transfer.request.label == "a dictionary":
+            there.set()
+            assert fetching.wait(100)
+            time.sleep(0.2)
+        _ended(self, batch, transfer, download)
+
+    def fetch_ranges(self: SiteClient, *args: Any, **options: Any) -> Iterator[Any]:
+        assert there.wait(100)
+        fetching.set()
+        yield from _fetch_ranges(self, *args, **options)
+
+    _ended, _fetch_ranges = DownloadManager._ended, SiteClient.fetch_ranges
+    monkeypatch.setattr(DownloadManager, "_ended", ended)
+    monkeypatch.setattr(SiteClient, "fetch_ranges", fetch_ranges)
+    assert kit.sync(f"{origin.url}/", tmp_path / "tree").route == "blocks"
+    assert not [message for message in caplog.messages if "route" in message]
 
 
 def read_pointer(origin: Origin) -> Pointer:

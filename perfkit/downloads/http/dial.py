@@ -36,6 +36,7 @@ _answered: dict[tuple[str, int], Any] = {}
 _begun: dict[tuple[str, int], deque[tuple[float, Future[socket.socket]]]] = {}
 _shared: set[tuple[str, int]] = set()  # those that may have been begun several times, for several requests
 os.register_at_fork(after_in_child=_begun.clear)
+os.register_at_fork(after_in_child=_shared.clear)
 _USUAL = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)  # urllib3's options
 _MOST_IDLE_S = 5.0  # servers and firewalls drop connections that have sent nothing for long
 _NEAR_S = 0.005  # the first round of requests to a server that takes longer to connect to goes out at once

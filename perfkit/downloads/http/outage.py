@@ -34,44 +34,45 @@ class OutageWatch:
 
     def look(self, connections: Sequence[Incoming]) -> None:
         """Check the connections; to be called a few times a second."""
-        now_s = self._clock()
-        since_s = [now_s if each.waits_since_s is None else each.waits_since_s for each in connections]
+        now_s, probe = self._clock(), self._probe  # which `close` may take away at any time
+        since_s = [now_s if (waits_s := each.waits_since_s) is None else waits_s for each in connections]
         if now_s - max(since_s, default=now_s) < _SILENT_S:
             self._unanswered = False
             self.close()
-        elif self._probe is not None and (local := _answered(self._probe)) is not None:
+        elif probe is not None and (local := _answered(probe)) is not None:
             for each in connections:
                 if self._unanswered or _local(each.sock) != local:
                     each.interrupt()
             self._unanswered, self._next_s = False, now_s + _REST_S
             self.close()
-        elif self._probe is not None and now_s - self._probe_from_s >= _SILENT_S:
+        elif probe is not None and now_s - self._probe_from_s >= _SILENT_S:
             self._unanswered = True
             self.close()
             self._try(connections[0].sock, now_s)
-        elif self._probe is None and now_s >= self._next_s:
+        elif probe is None and now_s >= self._next_s:
             self._try(connections[0].sock, now_s)
 
     def _try(self, like: Any, now_s: float) -> None:
         with contextlib.suppress(OSError):
             peer = like.getpeername()
-            self._probe, self._probe_from_s = socket.socket(like.family, socket.SOCK_STREAM), now_s
-            self._probe.setblocking(False)
+            probe = socket.socket(like.family, socket.SOCK_STREAM)
+            self._probe, self._probe_from_s = probe, now_s
+            probe.setblocking(False)
             with contextlib.suppress(OSError):  # in progress, or no route now, which counts as unanswered
-                self._probe.connect(peer)
+                probe.connect(peer)
 
     def close(self) -> None:
-        if self._probe is not None:
-            self._probe.close()
-            self._probe = None
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.close()
 
 
 def _answered(probe: socket.socket) -> object:
     """The local address of the probe; None if it is not connected."""
     poll = select.poll()
-    poll.register(probe, select.POLLOUT)
-    if poll.poll(0):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
+        poll.register(probe, select.POLLOUT)
+        if poll.poll(0):
             probe.getpeername()  # fails if the connection did
             return _local(probe)
     return None

@@ -9,6 +9,7 @@ import hashlib
 import mmap
 import os
 import stat
+import threading
 from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
@@ -72,12 +73,14 @@ def hash_one(base: str, entry: ScanEntry) -> FileHash:
 
 
 class _Source:
-    """An open file that is read in pieces, or mapped under a lease."""
+    """An open file that is read in pieces, or mapped under a lease; by several threads, if each has a buffer."""
 
     def __init__(self, path: str, name: str, *, flags: int = 0, lease: bool = False) -> None:
         self.path = path
         self.name = name
         self._leased = False
+        self._lock = threading.Lock()
+        self._windows = 0  # that are mapped, or about to be; under the lock
         self.descriptor = os.open(path, _FLAGS | flags)
         try:
             self.status = os.fstat(self.descriptor)
@@ -106,9 +109,12 @@ class _Source:
             window = self._map(start, min(end, start + _WINDOW_BYTES)) if mappable else None
             if window is not None:
                 mapped, skip = window
-                with mapped, memoryview(mapped) as whole, whole[skip:] as view:
-                    update(view)
-                    start += len(view)
+                try:
+                    with mapped, memoryview(mapped) as whole, whole[skip:] as view:
+                        update(view)
+                        start += len(view)
+                finally:
+                    self._unmapped()
                 continue
             received = preadv(self.descriptor, [buffer[: end - start]], start)
             if received == 0:
@@ -130,10 +136,12 @@ class _Source:
         """A mapped window, and the offset of `start` in it; None if it has to be read instead.
 
         While we hold the lease, other processes can't open the file for writing or truncate it: they wait until we
-        release it, which we do after the current window. Pages are populated at once, so that a media error is an
-        OSError and not a SIGBUS; reading then reports which one.
+        release it, which we do when no thread has a window left. Pages are populated at once, so that a media error is
+        an OSError and not a SIGBUS; reading then reports which one.
         """
         skip = start % mmap.ALLOCATIONGRANULARITY
+        with self._lock:
+            self._windows += 1
         try:
             if fcntl.fcntl(self.descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
                 length, offset = end - start + skip, start - skip
@@ -146,14 +154,17 @@ class _Source:
                 return mapped, skip
         except (OSError, ValueError):
             pass
-        self.release()
+        self._leased = False
+        self._unmapped()
         return None
 
-    def release(self) -> None:
-        """Let waiting writers open the file."""
-        if self._leased:
-            self._leased = False
-            fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    def _unmapped(self) -> None:
+        """Let waiting writers open the file, if this was the last window."""
+        with self._lock:
+            self._windows -= 1
+            if not (self._windows or self._leased):
+                with contextlib.suppress(OSError):  # another thread has
+                    fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
     def confirmed(self, sha256: str | None, chunk_bytes: int | None, chunks: tuple[str, ...]) -> FileHash:
         """The result; FileChangedError is raised if the file was modified since it was opened."""

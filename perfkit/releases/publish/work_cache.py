@@ -27,7 +27,7 @@ class WorkCache:
         if found is None:
             found = make()
             with self._lock:
-                if len(found[0]) <= self._left:
+                if key not in self._results and len(found[0]) <= self._left:  # another thread may have made it, too
                     self._left -= len(found[0])
                     self._results[key] = found
         return found

@@ -196,7 +196,8 @@ class SiteClient:
             before: objects to fetch at the same time; no range is yielded before all of these are there.
         """
         staged = self.staged_ranges()
-        unstaged = {ref.sha256: ref for ref in self.not_staged(before)}
+        # The file of one that was begun may be there although its download has not ended, and its path is still taken.
+        unstaged = {ref.sha256: ref for ref in before if self._fetcher.has_begun(ref.sha256) or self.not_staged([ref])}
         first = [self._request(ref, "a dictionary") for ref in unstaged.values()]
         ready, wanted = list[PackRange](), list[PackRange]()
         for each in ranges:
