@@ -106,6 +106,22 @@ sidecars of several gzip members
   (`findings/varnish-refuses-gzip-of-several-members.sh`). perfkit says that the connection closed before the response
   was complete. Write sidecars as one member.
 
+large files through nginx without a cache
+: nginx takes up to 1 GiB (`proxy_max_temp_file_size`) as fast as the origin sends, and then nothing until the client
+  has read it. If that takes longer than the origin waits, the transfer breaks off
+  (`findings/nginx-cuts-large-files-for-slow-clients.sh`). perfkit resumes if the origin has ranges. Set
+  `proxy_max_temp_file_size 0`.
+
+`Repr-Digest` through Varnish
+: perfkit verifies `Repr-Digest` (RFC 9530) and asks for files as they are. Varnish asks for gzip all the same, unpacks
+  what it gets, and passes on the digest of the gzip data (`findings/digests-outlive-what-they-are-of.sh`), so the
+  download fails with a checksum mismatch. Start Varnish with `-p http_gzip_support=off`.
+
+several caches under one name
+: By IPv6, all hosts of a network begin with the same address of a name, in whatever order the name server gives them
+  (`findings/dns-rotation-ends-with-ipv6.sh`). perfkit takes the first one that accepts the connection, so the others
+  are idle. Give each cache a name of its own.
+
 """
 
 _CLIENTS = """
