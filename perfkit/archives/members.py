@@ -120,9 +120,9 @@ class MemberNames:
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
-        self._names = names = Names()  # of the files, in the tree
+        self._names = Names()  # of the files, in the tree
         self._paths = Names()  # of the files, in the archive; empty: the same
-        self._rows = Lookup(lambda row: hash(names[row]))  # without `self`: a cycle would delay freeing it
+        self._rows = Lookup()
         self._directories: set[str] = set()
         self._links: dict[str, str] = {}  # by path in the archive
         self._count = 0

@@ -32,8 +32,8 @@ class BatchPaths:
     """The paths of a batch's files, those done included: no two files of a batch get the same one."""
 
     def __init__(self) -> None:
-        self._hashes = hashes = array("q")  # among a million, two collide in 1 of 10^7 batches
-        self._rows = Lookup(hashes.__getitem__)  # a set of numbers would take five times the memory
+        self._hashes = array("q")  # among a million, two collide in 1 of 10^7 batches
+        self._rows = Lookup()  # a set of numbers would take five times the memory
 
     def _has(self, key: int) -> bool:
         return self._rows.find(key, lambda row: self._hashes[row] == key) is not None

@@ -17,6 +17,7 @@ _TEXTS = 64  # in a block
 _DIGESTS = 1024  # in a block, for the same reason
 _MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte
 _SORT_CHUNK = 4096  # numbers that are sorted at a time
+_HALF = (1 << 32) - 1
 
 
 class Names:
@@ -140,20 +141,19 @@ def unpack_texts(block: bytes) -> list[str]:
 
 
 class Lookup:
-    """A hash table of row numbers; a dictionary of strings would take ten times the memory."""
+    """A hash table of row numbers; a dictionary of strings would take five times the memory."""
 
-    def __init__(self, hash_of: Callable[[int], int]) -> None:
-        self._hash_of = hash_of
-        self._slots = array("I", bytes(4 * 64))  # row number plus one; 0: free
+    def __init__(self) -> None:
+        self._slots = array("Q", bytes(8 * 64))  # half of the hash, and the row number plus one; 0: free
         self._used = 0
 
     def find(self, key: int, matches: Callable[[int], bool]) -> int | None:
         """The row with this hash that matches."""
-        mask = len(self._slots) - 1
-        at = key & mask
-        while found := self._slots[at]:
-            if matches(found - 1):
-                return found - 1
+        slots, mask, half = self._slots, len(self._slots) - 1, key & _HALF
+        at = half & mask
+        while found := slots[at]:
+            if found >> 32 == half and matches(row := (found & _HALF) - 1):
+                return row
             at = (at + 1) & mask
         return None
 
@@ -161,17 +161,17 @@ class Lookup:
         """Add a row, which has this hash."""
         self._used += 1
         if 3 * self._used > 2 * len(self._slots):
-            old, self._slots = self._slots, array("I", bytes(8 * len(self._slots)))
+            old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
             for each in filter(None, old):
-                self._insert(each, self._hash_of(each - 1))
-        self._insert(row + 1, key)
+                self._insert(each)
+        self._insert((key & _HALF) << 32 | row + 1)
 
-    def _insert(self, entry: int, key: int) -> None:
-        mask = len(self._slots) - 1
-        at = key & mask
-        while self._slots[at]:
+    def _insert(self, entry: int) -> None:
+        slots, mask = self._slots, len(self._slots) - 1
+        at = entry >> 32 & mask
+        while slots[at]:
             at = (at + 1) & mask
-        self._slots[at] = entry
+        slots[at] = entry
 
 
 class Digests:
@@ -203,8 +203,8 @@ class DigestSet(Set[bytes]):
     """A set of SHA-256 digests, in about fifty bytes each."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
-        self._digests = stored = Digests()
-        self._rows = Lookup(lambda row: hash(stored[row]))  # without `self`: a cycle would delay freeing it
+        self._digests = Digests()
+        self._rows = Lookup()
         for digest in digests:
             self.add(digest)
 
@@ -246,6 +246,17 @@ class DigestIndex:
         while at < end and keys[at] == key:
             yield self._order[at]
             at += 1
+
+    def first(self, digest: bytes) -> int | None:
+        """The first of the `candidates`."""
+        key, keys = _key(digest), self._keys
+        at = bisect_left(keys, key)
+        return self._order[at] if at < len(keys) and keys[at] == key else None
+
+    def repeated(self) -> Iterator[int]:
+        """Positions whose digest begins with the same 8 bytes as one before it."""
+        keys = self._keys
+        return (self._order[at] for at in range(1, len(keys)) if keys[at] == keys[at - 1])
 
     def count(self, digest: bytes) -> int:
         """How many digests begin with the same 8 bytes."""

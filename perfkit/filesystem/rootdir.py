@@ -90,6 +90,9 @@ class RootDir:
 
     def directory(self, name: str) -> int:
         """A descriptor of this directory, valid until the next call; the empty name is the root."""
+        if (cached := self._cached.get(name)) is not None:
+            self._cached.move_to_end(name)
+            return cached
         fd, missing = self._nearest(name)
         while missing:
             at, leaf = missing.pop()

@@ -281,10 +281,12 @@ def record_changes(
     seen_ns = 0
     with contextlib.suppress(OSError):  # without a clock no row is stored, and the files are hashed again
         seen_ns = next_tick_ns(clock)  # later than our own renames
+    prefix = os.path.join(root, "")
     for change in _files(changes):
-        found = None
-        with contextlib.suppress(OSError):
-            found = os.lstat(os.path.join(root, change.name))
+        try:
+            found = os.lstat(prefix + change.name)
+        except OSError:
+            found = None
         if change.after is None or found is None or signature(found) != change.signature or change.name in skip:
             rows.forget(change.name)
         else:

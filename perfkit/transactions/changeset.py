@@ -40,13 +40,13 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
 
     def __init__(self, staged: str, fetched: str, create_file: Callable[[], int], *, modes: bool = True) -> None:
         self._prefixes = staged, fetched
-        self._names = names = Names()
+        self._names = Names()
         self._flags = bytearray()
         self._contents = _Contents(create_file, modes=modes)
         self._after, self._before, self._recorded = (_Numbers() for _ in range(3))  # of contents
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
         self._signatures = array("q")  # of the files; empty: not known yet
-        self._rows = Lookup(lambda row: hash(names[row]))  # without `self`: a reference cycle would delay freeing it
+        self._rows = Lookup()
         self._order: Sequence[int] | None = None  # rows by name; None: to be sorted again
         self._count = 0
 
@@ -244,6 +244,10 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     def is_recorded(self, row: int) -> bool:
         """Whether a row is in the generation's record."""
         return not self._flags[row] & _OMIT and not self._same(self._recorded[row], self._result(row))
+
+    def is_there(self, row: int) -> tuple[bool, bool]:
+        """Whether the name exists before and after the change, in the generation's record."""
+        return self._recorded[row] != _NO_CONTENT, self._result(row) != _NO_CONTENT
 
     def _result(self, row: int) -> int:
         return self._after[row] if self.is_key(row) else self._before[row]

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 from perfkit.errors import PerfkitError, RecoveryError, RollbackError, UpdateError
 from perfkit.filesystem.compact import DigestSet
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.transactions.changeset import ChangeSet
+from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.layout import HISTORY, STATE, check_recorded_name, is_private, record_path
 from perfkit.transactions.object_store import ObjectStore, open_regular
 from perfkit.transactions.records import (
@@ -347,25 +347,30 @@ def state_lines(timeline: Timeline) -> Iterator[bytes]:
 
 
 def record_lines(
-    number: int, label: Mapping[str, str], change_set: ChangeSet, restored_with_edits: Collection[str] = ()
+    number: int,
+    label: Mapping[str, str],
+    change_set: ChangeSet,
+    changes: Changes,
+    restored_with_edits: Collection[str] = (),
 ) -> Iterator[bytes]:
     """A record: its header, the objects that undoing needs, and the changes, so that most readers can stop early.
 
     Args:
+        changes: the recorded ones of the change set.
         restored_with_edits: names of edited files whose original content is not stored: rollback restores the edits.
     """
-    changes = change_set.recorded_changes()
     once = change_set.recorded_once(changes.rows)
 
     def replaced() -> Iterator[Content]:
         return filter(None, map(change_set.recorded, once))
 
     added = changed = removed = 0
-    for change in changes:
-        if not is_private(change.name):
-            added += change.before is None
-            changed += change.before is not None and change.after is not None
-            removed += change.after is None
+    for row in changes.rows:
+        if not is_private(change_set.name(row)):
+            before, after = change_set.is_there(row)
+            added += not before
+            changed += before and after
+            removed += not after
     head = {
         "format": FORMAT,
         "generation": number,

@@ -81,12 +81,17 @@ def plan_ops(
     """
     deleted = array("I", (row for row in changed if not change_set.is_written(row)))
     written = array("I", (row for row in changed if change_set.is_written(row)))
+    new, existing = array("I"), array("I")  # those written under a name that is not there, and under one that is
     needed: set[str] = set()  # directories that new files need
     replaced: set[str] = set()  # directories that files replace
     for row in written:
         name = change_set.name(row)
         needed.update(_until(parents(name), needed))
-        found = rootdir.lstat(name) if change_set.is_new(row) else None
+        if not change_set.is_new(row):
+            existing.append(row)
+            continue
+        new.append(row)
+        found = rootdir.lstat(name)
         if found is not None and stat.S_ISDIR(found.st_mode):
             replaced.update(_directories(rootdir, name))
     in_the_way, others = array("I"), array("I")
@@ -97,8 +102,7 @@ def plan_ops(
         (in_the_way if blocks else others).append(row)
         emptied.update(_until(parents(name), emptied))
 
-    def renames(*, new: bool) -> Iterator[JournalOp]:
-        rows = (row for row in written if change_set.is_new(row) == new)
+    def renames(rows: Iterable[int]) -> Iterator[JournalOp]:
         return (JournalOp(RENAME, change_set.name(row), change_set.source(row), previous(row)) for row in rows)
 
     def deletions(rows: Iterable[int]) -> Iterator[JournalOp]:
@@ -122,8 +126,8 @@ def plan_ops(
     mkdirs = (
         JournalOp(MKDIR, name) for name in sorted(needed) if rootdir.folds_case or not _is_directory(rootdir, name)
     )
-    first = chain(deletions(in_the_way), rmdirs(replaced), mkdirs, renames(new=True))
-    last = chain(renames(new=False), deletions(others), rmdirs(unneeded))
+    first = chain(deletions(in_the_way), rmdirs(replaced), mkdirs, renames(new))
+    last = chain(renames(existing), deletions(others), rmdirs(unneeded))
     return first, last
 
 

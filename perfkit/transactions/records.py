@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 from perfkit.errors import UnsafePathError
 
 FORMAT = 1
+_DECODER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 # What reading a malformed file raises.
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, UnsafePathError)
@@ -125,9 +126,13 @@ def read_line(line: bytes) -> Any:
         ValueError: it is not JSON.
     """
     try:
-        return json.loads(line.decode(errors="surrogatepass"))
+        text = line.decode(errors="surrogatepass")
+        value, end = _DECODER.raw_decode(text)  # `json.loads` takes twice as long for a short line
     except (ValueError, RecursionError) as error:
         raise ValueError("truncated or damaged") from error
+    if text[end:].strip():
+        raise ValueError("truncated or damaged")
+    return value
 
 
 def is_count(value: object, limit: int = 1 << 53) -> bool:

@@ -106,7 +106,7 @@ class Transaction:
                 return timeline, changes, None
             if recorded:
                 timeline = timeline.append(self._keep_generations)
-                record = record_lines(timeline.current, self._label, change_set, restored_with_edits)
+                record = record_lines(timeline.current, self._label, change_set, recorded, restored_with_edits)
             return timeline, changes, committer.stage_journal(change_set, changes, timeline, record)
 
     def _commit(self) -> Commit:
@@ -209,9 +209,11 @@ class Transaction:
 
     def _set_staged(self, name: str, source: str, fd: int, mode: int, digest: str) -> Content:
         """Set the mode of a complete staged file, and add it to the change set."""
-        set_mode(fd, mode & 0o777)
         self._rootdir.hand_over(fd)
-        content = Content(digest, os.fstat(fd).st_size, mode & 0o777)
+        found = os.fstat(fd)
+        if stat.S_IMODE(found.st_mode) != mode & 0o777:
+            set_mode(fd, mode & 0o777)
+        content = Content(digest, found.st_size, mode & 0o777)
         self._change_set[name] = StagedFile(source, content)
         return content
 

@@ -11,7 +11,7 @@ from itertools import chain
 
 from perfkit.errors import FileChangedError, ManifestError, UpdateError
 from perfkit.progress.stage import Stage
-from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.statcache import StatCache, record_changes
 from perfkit.transactions import layout
 from perfkit.transactions.records import Change, Content
@@ -20,6 +20,7 @@ from perfkit.updates.planner import Plan
 from perfkit.updates.staging import StagingArea
 
 _EARLY_FILES = 1 << 14
+_MODES = 0o644, 0o755  # of a file that is not executable, and of one that is
 _DATABASE_BYTES = 512  # the size of a SQLite database is a multiple of this (sqlite.org/fileformat.html, section 1.3.2)
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
         if at is None:
             return None
         entry = manifest[at]
-        return Content(entry.sha256.hex(), entry.size, _mode(entry))
+        return Content(entry.sha256.hex(), entry.size, _MODES[entry.executable])
 
     return content
 
@@ -125,23 +126,23 @@ class PlanApplier:
 
     def _expect(self, name: str) -> None:
         """Have the first name of each staged content take it, and others get copies; write an empty file."""
-        at, entry = self._find(name)
-        if entry.size:
-            content = Content(entry.sha256.hex(), entry.size, _mode(entry))
+        manifest = self._manifest
+        at = manifest.find(name)
+        assert at is not None, name
+        size, mode = manifest.size(at), _MODES[manifest.executable(at)]
+        if size:
+            content = Content(manifest.digest(at).hex(), size, mode)
             self._tx.expect(name, content, copy=not self._staging.expected.has_first(at))
         else:
-            self._tx.write(name, b"", mode=_mode(entry))
-        self._count(entry.size)
-
-    def _find(self, name: str) -> tuple[int, Entry]:
-        at = self._manifest.find(name)
-        assert at is not None, name
-        return at, self._manifest[at]
+            self._tx.write(name, b"", mode=mode)
+        self._count(size)
 
     def _copy(self, name: str, path: str) -> None:
         """Copy another file, and check what was copied."""
-        _, entry = self._find(name)
-        content = self._tx.replace(name, path, mode=_mode(entry))
+        at = self._manifest.find(name)
+        assert at is not None, name
+        entry = self._manifest[at]
+        content = self._tx.replace(name, path, mode=_MODES[entry.executable])
         if content.sha256 != entry.sha256.hex():
             raise UpdateError(f"{path} changed while it was copied to {name}; the tree was not changed, sync again")
         self._count(entry.size)
@@ -171,7 +172,3 @@ def warn_of_logs(root: str, changes: Iterable[Change], manifest: Callable[[], Ma
                     path,
                     path,
                 )
-
-
-def _mode(entry: Entry) -> int:
-    return 0o755 if entry.executable else 0o644

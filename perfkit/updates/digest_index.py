@@ -30,10 +30,20 @@ class BlobIndex:
 
     def first(self, digest: bytes) -> int | None:
         """The index of the first entry with this SHA-256."""
-        return next(self.find(digest), None)
+        place = self._index.first(digest)
+        if place is None:
+            return None
+        at = self.places[place]
+        return at if self.manifest.digest(at) == digest else next(self.find(digest), None)
+
+    def repeated(self) -> Iterator[int]:
+        """The indexes of entries that may have the SHA-256 of an earlier one."""
+        return map(self.places.__getitem__, self._index.repeated())
 
     def bytes_of(self, digests: Iterable[bytes]) -> int:
         """The total size of these blobs."""
+        if isinstance(digests, BlobSet) and digests.index is self:
+            return sum(itertools.compress(self.manifest.sizes, digests._has))
         return sum(self.manifest.size(at) for at in map(self.first, digests) if at is not None)
 
 
@@ -55,8 +65,12 @@ class BlobSet(Set[bytes]):
     @classmethod
     def at(cls, manifest: Manifest, places: Iterable[int]) -> BlobSet:
         """The blobs of these entries, given in order."""
-        index = BlobIndex(manifest, places)
-        return cls(index, map(manifest.digest, index.places))
+        blobs = cls(BlobIndex(manifest, places))
+        for at in blobs.index.places:
+            blobs._has[at] = 1
+        for at in blobs.index.repeated():
+            blobs._has[at] = blobs.index.first(manifest.digest(at)) == at
+        return blobs
 
     def add(self, digest: bytes) -> bool:
         """Add a blob; False if the index does not have it."""

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from perfkit.filesystem.compact import DigestIndex, DigestSet, Names, pack_numbers, sort_numbers
+from perfkit.filesystem.compact import DigestIndex, DigestSet, Lookup, Names, pack_numbers, sort_numbers
 from tests.support.leaks import freed_at_once
 
 pytestmark = pytest.mark.once
@@ -41,6 +41,18 @@ def test_digest_set(numbers: list[int]) -> None:
     assert bytes(32) not in kept
 
 
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-3, 3).map((1 << 32).__mul__), max_size=200))
+def test_rows_are_found_by_hash(keys: list[int]) -> None:
+    """Also where hashes have the same half, of which the table has to ask the caller."""
+    rows, model = Lookup(), dict[int, int]()
+    for row, key in enumerate(keys):
+        if key not in model:
+            rows.add(row, key)
+        model.setdefault(key, row)
+    for key in {*keys, 7, 1 << 35}:
+        assert rows.find(key, lambda row, key=key: keys[row] == key) == model.get(key)
+
+
 @given(st.lists(st.integers(0, 400)))
 def test_digest_index(numbers: list[int]) -> None:
     """Every position of a digest is found, in order, and counted."""
@@ -51,6 +63,8 @@ def test_digest_index(numbers: list[int]) -> None:
         assert list(index.candidates(digest)) == places
         assert list(index.candidates(digest, skip=1)) == places[1:]
         assert index.count(digest) == len(places)
+        assert index.first(digest) == next(iter(places), None)
+    assert sorted(index.repeated()) == [at for at, each in enumerate(digests) if each in digests[:at]]
 
 
 @given(st.lists(st.integers(0, 5)) | st.integers(0, 9).map(lambda first: list(range(first, first + 4))))

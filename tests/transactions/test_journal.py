@@ -8,7 +8,7 @@ import io
 import pytest
 
 from perfkit.transactions.journal import check_ops, read_ops, write_ops
-from perfkit.transactions.records import JournalOp, Previous
+from perfkit.transactions.records import JournalOp, Previous, read_line
 
 pytestmark = pytest.mark.once
 
@@ -39,3 +39,11 @@ def test_journal_that_is_none() -> None:
     for data in (*(whole[:end] for end in range(len(whole))), whole.replace(b"d/x", b"d/y"), sealed, empty):
         with pytest.raises(ValueError, match=r"truncated|format"):
             check_ops(io.BytesIO(data))
+
+
+def test_line_of_more_than_one_value() -> None:
+    """Or of none: others may have written the file."""
+    assert read_line(b'["a",1]\n') == ["a", 1]
+    for line in (b'["a"] ["b"]\n', b'["a"]]', b"\n", b"", b'\xff["a"]\n', b"[" * 100_000):
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            read_line(line)

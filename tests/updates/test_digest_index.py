@@ -31,3 +31,15 @@ def test_operations_of_content_sets() -> None:
     assert contents.bytes_of([one, four]) == 2
     assert BlobIndex(tree, [2, 3]).first(one) == 2
     assert BlobIndex(tree, [3]).first(one) is None
+
+
+def test_contents_whose_digests_begin_alike_are_told_apart() -> None:
+    """The index compares 8 bytes first; only one entry of each content counts, whichever order they are given in."""
+    one, other = b"begins-1" + b"1" * 24, b"begins-1" + b"2" * 24
+    tree = Manifest.of(Entry(name, 1, digest) for name, digest in zip("abcd", (one, other, one, other), strict=True))
+    whole = BlobSet.at(tree, range(4))
+    assert [whole.has_first(at) for at in range(4)] == [True, True, False, False]
+    assert [whole.index.first(each) for each in (one, other, b"begins-1" + b"3" * 24)] == [0, 1, None]
+    later = BlobSet.at(tree, [2, 3, 0])
+    assert [later.has_first(at) for at in range(4)] == [False, False, True, True]
+    assert later.index.bytes_of(later) == later.index.bytes_of([one, other]) == 2

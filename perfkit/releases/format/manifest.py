@@ -193,7 +193,7 @@ class Manifest:
 
     def digest(self, index: int) -> bytes:
         """The SHA-256 of one entry."""
-        at = self._flags_at + len(self) + 32 * index
+        at = self._flags_at + len(self.sizes) + 32 * index
         return self.data[at : at + 32]
 
     def digests(self) -> Iterator[bytes]:

@@ -244,12 +244,12 @@ class _Known:
     def __init__(self, installed: Installed, type: SourceType, local: LocalTree) -> None:
         self._installed = installed
         self._local = local
-        self._rows = rows = Texts()
-        self._by_name = Lookup(lambda row: hash(json.loads(rows[row])["name"]))
+        self._rows = Texts()
+        self._by_name = Lookup()
         if installed.type == type:
             with _reporting_damage(installed):
                 for number, row in enumerate(_recorded(installed)):
-                    rows.append(json.dumps(row))
+                    self._rows.append(json.dumps(row))
                     self._by_name.add(number, hash(row["name"]))
 
     def version(self, each: ListedFile) -> Version:

@@ -50,10 +50,12 @@ class PackRoute:
         self._manifest = manifest
         self._index = Index.parse(site.get_packed(index, _INDEX), manifest)
         self._variant = variant
+        self._offered: tuple[Set[bytes], Sequence[int]] = frozenset(), ()  # blobs, and the pieces that they need
 
     def offer(self, missing: Set[bytes]) -> Offer:
         """What it costs to make these blobs."""
         pieces = self._pieces(missing)
+        self._offered = missing, pieces
         seeds = self._find_seeds(pieces)
         ranges = _ranges(self._index, _filtered(pieces, lambda number: number not in seeds))
         staged = self._site.staged_ranges()
@@ -128,6 +130,8 @@ class PackRoute:
         return self._manifest.name(entries[0]) + (" and others" if entries[0] != entries[1] else "")
 
     def _pieces(self, missing: Set[bytes]) -> Sequence[int]:
+        if missing is self._offered[0]:
+            return self._offered[1]
         return self._index.pieces(lambda entry: self._manifest.digest(entry) in missing)
 
     def _dictionaries(self, ranges: Collection[PackRange]) -> dict[int, PackedRef]:

@@ -450,9 +450,11 @@ class ReleaseSource:
         A file that the tree has in another version may need only some small frames.
         """
         entries = pack_numbers(at for at, digest in enumerate(manifest.digests()) if digest in missing)
-        new_bytes = sum(manifest.size(at) for at in entries if local.path_of(manifest.name(at)) is None)
-        total = max(1, manifest.total_bytes)
-        new_share, share = new_bytes / total, sum(map(manifest.size, entries)) / total
+        total, new_bytes = max(1, manifest.total_bytes), sum(map(manifest.size, entries))
+        share = new_bytes / total
+        if local:
+            new_bytes = sum(manifest.size(at) for at in entries if local.path_of(manifest.name(at)) is None)
+        new_share = new_bytes / total
         left = [variant for variant in (_FINE, _SOLID) if ("blocks", variant) not in self._exhausted]
         for variant in left:
             suits = new_share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
