@@ -306,7 +306,8 @@ class PartialFile:
         if cancel.cancelled and self.digest.position < size:
             raise CancelledError(self.url, "cancelled")
         for expected, found in self.digest.mismatches():
-            raise IntegrityError(self.url, "checksum mismatch", str(expected), f"{expected.algorithm}:{found}")
+            what = "checksum mismatch" if expected == self._checksum else "the server's Repr-Digest does not match"
+            raise IntegrityError(self.url, what, str(expected), f"{expected.algorithm}:{found}")
 
     def hash_behind(self, stopped: Callable[[], bool], cancel: Cancel) -> None:
         """Hash from front to back what the workers have written, until the whole file is hashed or `stopped`.

@@ -201,7 +201,8 @@ def test_repr_digest(kit: Toolkit, misbehaving: Start, tmp_path: Path, algorithm
     result = fetch(kit, misbehaving(lambda x: x.serve(BODY, Repr_Digest=field)), tmp_path)
     assert_right(tmp_path)
     assert result.checksum == f"{make.name}:{make.hexdigest()}"
-    assert_fails(kit, misbehaving(lambda x: x.serve(OTHER, Repr_Digest=field)), tmp_path, IntegrityError)
+    error = assert_fails(kit, misbehaving(lambda x: x.serve(OTHER, Repr_Digest=field)), tmp_path, IntegrityError)
+    assert "the server's Repr-Digest does not match" in str(error)
 
 
 def test_unreadable_repr_digest(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:

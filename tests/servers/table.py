@@ -115,7 +115,7 @@ large files through nginx without a cache
 `Repr-Digest` through Varnish
 : perfkit verifies `Repr-Digest` (RFC 9530) and asks for files as they are. Varnish asks for gzip all the same, unpacks
   what it gets, and passes on the digest of the gzip data (`findings/digests-outlive-what-they-are-of.sh`), so the
-  download fails with a checksum mismatch. Start Varnish with `-p http_gzip_support=off`.
+  download fails. Start Varnish with `-p http_gzip_support=off`.
 
 several caches under one name
 : By IPv6, all hosts of a network begin with the same address of a name, in whatever order the name server gives them
