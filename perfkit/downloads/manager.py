@@ -117,6 +117,7 @@ class DownloadManager:
         self._root = Cancel()
         self._lock = threading.RLock()  # guards the state below
         self._batches: set[_Batch] = set()
+        self._left: deque[tuple[_Batch, Cancel]] = deque()  # whose iterators were closed in a worker; needs no lock
         self._claims = PathClaims()
         self._tick_lock = threading.RLock()  # a callback for progress may use this manager
         if isinstance(self._progress, OperationProgress):
@@ -129,7 +130,7 @@ class DownloadManager:
         self._controller = AdaptiveController(
             config.most_streams, adaptive=config.adaptive, rate=lambda: self._throttle.rate
         )
-        self._scheduler = Scheduler(config, self._limiter, self._controller)
+        self._scheduler = Scheduler(config, self._limiter, self._controller, self._end_left)
         self._leases: LeaseKeeper | None = None
         if self._limits is not None:
             from perfkit.downloads.shared_limits import LeaseKeeper
@@ -318,7 +319,10 @@ class DownloadManager:
                         batch.wait()
                         self._tick()
             finally:
-                if batch.process == os.getpid():
+                if batch.process == os.getpid() and self._scheduler.runs_here():
+                    # The garbage collector is here, in the middle of anything. To wait would be to wait for ourselves.
+                    self._left.append((batch, cancel))
+                elif batch.process == os.getpid():
                     cancel.cancel()
                     while batch.open:
                         self._abandon(batch)
@@ -431,6 +435,17 @@ class DownloadManager:
             waiting = list(batch.open)
         for transfer in waiting:
             transfer.abandon()
+
+    def _end_left(self) -> None:
+        """End batches that the garbage collector left, without waiting: the worker that ends a last task comes here."""
+        for each in tuple(self._left):
+            batch, cancel = each
+            cancel.cancel()
+            self._abandon(batch)
+            if not batch.open:
+                with contextlib.suppress(ValueError):  # another worker was faster
+                    self._left.remove(each)
+                    self._leave(batch)
 
     def _tick(self) -> None:
         """Show progress, expire overdue responses, adjust the number of streams. One caller does it for all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
@@ -38,14 +39,22 @@ class Queue:
 
 
 class Scheduler:
-    """Worker threads for the queues of any number of callers: those at work, and one that waits to be the next."""
+    """Worker threads for the queues of any number of callers: those at work, and one that waits to be the next.
 
-    def __init__(self, config: Config, limiter: HostLimiter, controller: AdaptiveController) -> None:
+    Args:
+        between: called by workers between two tasks.
+    """
+
+    def __init__(
+        self, config: Config, limiter: HostLimiter, controller: AdaptiveController, between: Callable[[], None]
+    ) -> None:
         self._most = config.most_streams
         self._most_files = config.most_files
         self._low_water = config.most_streams * _QUEUED_PER_WORKER // 2
         self._limiter = limiter
         self._controller = controller
+        self._between = between
+        self._local = threading.local()
         self._lock = threading.RLock()  # guards the state below
         self._changed = threading.Condition(self._lock)  # notified when there may be work
         self._executor: ThreadPoolExecutor | None = None
@@ -62,6 +71,10 @@ class Scheduler:
     def busy(self) -> int:
         """How many workers are doing a task."""
         return len(self._running)
+
+    def runs_here(self) -> bool:
+        """Whether the current thread is one of ours."""
+        return getattr(self._local, "ours", False)
 
     def submit(self, function: Callable[[], T]) -> Future[T]:
         """Run something alongside the transfers.
@@ -142,7 +155,8 @@ class Scheduler:
 
     def _started(self) -> ThreadPoolExecutor:
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._most + _HELPERS, thread_name_prefix="perfkit")
+            most, mark = self._most + _HELPERS, functools.partial(setattr, self._local, "ours", True)
+            self._executor = ThreadPoolExecutor(most, thread_name_prefix="perfkit", initializer=mark)
         return self._executor
 
     # -- the workers --------------------------------------------------------------------------------------------------
@@ -160,6 +174,7 @@ class Scheduler:
         while (found := self._take(wait=not come)) is not None or come:
             if found is None:
                 finish()
+                self._between()
                 continue
             transfer, task = found
             transfer.run(task, finish)
@@ -169,6 +184,7 @@ class Scheduler:
             come.append(transfer)
             if not transfer.may_finish_later:
                 finish()
+            self._between()
 
     def _take(self, *, wait: bool) -> tuple[Transfer, Task] | None:
         """Take a task; None if there is none. With `wait`, wait for one; then None ends the worker: closed, no queues

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import threading
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 
 from perfkit import PerfkitError, Request, Snapshot, Toolkit
 from perfkit.downloads import manager
@@ -294,3 +296,38 @@ def test_a_fork_forgets_for_which_hosts_connections_were_begun() -> None:
         assert os.waitpid(child, 0)[1] == 0
     finally:
         dial._shared.discard(place)
+
+
+def test_an_iterator_that_is_collected_in_one_of_its_workers(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path
+) -> None:
+    """It ends, and the worker does not wait for itself. An exception that is kept can keep the iterator until then."""
+    begun: list[str] = []
+
+    class Collects(requests.auth.AuthBase):
+        def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+            begun.append(threading.current_thread().name)
+            wait_until(lambda: abandoned)
+            gc.collect()
+            return request
+
+    abandoned: list[bool] = []
+    server = misbehaving(lambda x: x.respond("200 OK", b"small"))
+    kit = make_kit(auth=Collects())
+
+    def abandon() -> None:
+        results = kit.iter_downloads((f"{server.url}/{n}" if n else server.url[1:] for n in range(100)), out)
+        cycle: list[Any] = [results]
+        cycle.append(cycle)
+        assert next(results)[1].error is not None
+        wait_until(lambda: begun)
+
+    gc.disable()
+    try:
+        abandon()
+        abandoned.append(True)
+        wait_until(lambda: not kit._downloads._batches)
+    finally:
+        gc.enable()
+    assert begun[0].startswith("perfkit")
+    assert kit.download(server.url, out / "other").bytes == 5
