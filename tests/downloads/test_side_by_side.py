@@ -54,7 +54,7 @@ def test_small_files_do_not_wait_for_large_ones(
 
 def test_files_begin_while_others_wait_for_a_round_trip_of_20_ms() -> None:
     """With as many streams as the controller wants, evenly spread over the round trip, which none outlasts."""
-    scheduler = Scheduler(Config(), HostLimiter(16), AdaptiveController(8, adaptive=False))
+    scheduler = Scheduler(Config(), HostLimiter(16), AdaptiveController(8, adaptive=False), between=lambda: None)
     began = {Task(0, "", None): (mock.Mock(), n * 0.02 / 8) for n in range(8)}
     with mock.patch.object(scheduler, "_running", began):
         assert scheduler._may_begin(0.019)
