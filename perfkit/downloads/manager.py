@@ -442,10 +442,13 @@ class DownloadManager:
             batch, cancel = each
             cancel.cancel()
             self._abandon(batch)
-            if not batch.open:
-                with contextlib.suppress(ValueError):  # another worker was faster
-                    self._left.remove(each)
-                    self._leave(batch)
+            if batch.open:
+                continue
+            try:
+                self._left.remove(each)
+            except ValueError:  # another worker was faster
+                continue
+            self._leave(batch)
 
     def _tick(self) -> None:
         """Show progress, expire overdue responses, adjust the number of streams. One caller does it for all."""

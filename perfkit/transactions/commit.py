@@ -130,11 +130,14 @@ class Committer:
 
     def _delete_staging(self, staging: str) -> None:
         try:
-            for name in self.rootdir.iterdir(staging):
-                self.rootdir.unlink(f"{staging}/{name}")
+            self._empty(staging)
             self.rootdir.rmdir(staging)
         except OSError as error:
             _log.warning("%s: could not delete staged files: %s", self.rootdir.root, error)
+
+    def _empty(self, directory: str) -> None:
+        for name in self.rootdir.iterdir(directory):
+            self.rootdir.unlink(f"{directory}/{name}")
 
     def stage_journal(
         self, change_set: ChangeSet, changes: Changes, timeline: Timeline, record: Iterable[bytes] | None = None
@@ -239,9 +242,10 @@ class Committer:
             raise
 
     def _discard_fetched(self) -> None:
-        with contextlib.suppress(OSError):
-            for name in self.rootdir.iterdir(layout.FETCH):
-                self.rootdir.unlink(f"{layout.FETCH}/{name}")
+        try:
+            self._empty(layout.FETCH)
+        except OSError as error:
+            _log.warning("%s: could not delete fetched files: %s", self.rootdir.root, error)
 
     def recover(self) -> None:
         """Complete or discard what a crash left.
