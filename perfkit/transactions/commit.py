@@ -113,6 +113,8 @@ class Committer:
         try:
             with self.rootdir.remember_missing():
                 yield
+        except GeneratorExit:  # collected after an interrupt that came before the block: the tree may be closed by now
+            raise
         except BaseException:
             self.abort()
             raise
