@@ -374,7 +374,7 @@ def test_second_one_waits_or_fails(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "LockedError" in ended.stderr
     threading.Timer(0.1, leave.set).start()
-    with Tree(tmp_path, wait_s=10):
+    with Tree(tmp_path, wait_s=100):
         pass
     holder.join()
 
