@@ -296,9 +296,9 @@ class DownloadManager:
             batch = _Batch(announced=sizes is not None)
             batch.context = self._make_context(batch, cancel)
             batch.finished.extend(first)
-            self._join(batch, phase)
-            self._meter.expect(total, sizes or ())
             try:
+                self._join(batch, phase)
+                self._meter.expect(total, sizes or ())
                 exhausted = False
                 while not exhausted or batch.open or batch.finished:
                     batch.check_process()
@@ -379,7 +379,7 @@ class DownloadManager:
         del batch.context  # which refers to the batch: its paths would stay until the garbage collector comes
         with self._tick_lock:  # which another caller's run, with a meter of its own, can't be shown before
             with self._lock:
-                self._batches.remove(batch)
+                self._batches.discard(batch)  # a Ctrl-C may have come before it was added
                 ended = None if self._batches else self._meter
             if ended is not None:
                 self._progress.finish(ended.snapshot())

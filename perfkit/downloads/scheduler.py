@@ -117,9 +117,10 @@ class Scheduler:
             self._changed.notify_all()
 
     def leave(self, queue: Queue) -> None:
-        """Stop working on a queue."""
+        """Stop working on a queue, if that has begun."""
         with self._lock:
-            self._queues.remove(queue)
+            if queue in self._queues:
+                self._queues.remove(queue)
             self._changed.notify_all()
 
     def ended(self, transfer: Transfer) -> None:

@@ -24,7 +24,7 @@ from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.partial_file import PartialFile
 from perfkit.downloads.segments import Runner, SegmentMap
 from perfkit.downloads.transfer import Transfer
-from perfkit.progress.meter import FileMeter
+from perfkit.progress.meter import FileMeter, Meter
 from perfkit.progress.stage import Stage
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.network import BODY
@@ -156,6 +156,33 @@ def test_a_ctrl_c_while_a_download_is_refused(kit: Toolkit, out: Path, monkeypat
     caller.start()
     caller.join(100)
     assert not caller.is_alive()
+
+
+def test_a_ctrl_c_while_a_download_begins(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run begins with its own numbers. It was taken for one beside the interrupted one, which never ended."""
+    interrupts, ended = [KeyboardInterrupt], []
+
+    def expect(*args: Any, original: Any = Meter.expect) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        original(*args)
+
+    class Counting:
+        def update(self, snapshot: Snapshot) -> None: ...
+
+        def finish(self, snapshot: Snapshot) -> None:
+            ended.append(snapshot.files_done)
+
+    monkeypatch.setattr(Meter, "expect", expect)
+    url = misbehaving(lambda x: x.respond("200 OK", b"abc")).url
+    kit = make_kit(progress=Counting())
+    with pytest.raises(KeyboardInterrupt):
+        kit.download(f"{url}/f", out / "f")
+    for _ in range(2):
+        kit.download(f"{url}/f", out / "f")
+    assert ended == [0, 1, 1]
 
 
 def test_a_run_ends_with_its_own_numbers(make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path) -> None:
