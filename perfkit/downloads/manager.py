@@ -17,7 +17,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from perfkit.config import Config, check_type
+from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
@@ -148,7 +148,6 @@ class DownloadManager:
         Raises:
             ConfigError: not a positive whole number, nor None.
         """
-        check_type("a rate limit", bytes_per_second, "int | None", secret=False)
         self._throttle.set_rate(bytes_per_second)
         self._rate_limit = bytes_per_second
 
