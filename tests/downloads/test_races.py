@@ -325,10 +325,26 @@ def test_a_fork_forgets_for_which_hosts_connections_were_begun() -> None:
         dial._shared.discard(place)
 
 
+class _FailsAtFirst:
+    """A display that raises at the end of its first run."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def update(self, snapshot: Snapshot) -> None: ...
+
+    def finish(self, snapshot: Snapshot) -> None:
+        self.runs += 1
+        if self.runs == 1:
+            raise RuntimeError("as the test requested")
+
+
 def test_an_iterator_that_is_collected_in_one_of_its_workers(
     make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path
 ) -> None:
-    """It ends, and the worker does not wait for itself. An exception that is kept can keep the iterator until then."""
+    """It ends, and the worker does not wait for itself. An exception that is kept can keep the iterator until then; one
+    of a display is logged, and ends no worker.
+    """
     begun: list[str] = []
 
     class Collects(requests.auth.AuthBase):
@@ -340,7 +356,7 @@ def test_an_iterator_that_is_collected_in_one_of_its_workers(
 
     abandoned: list[bool] = []
     server = misbehaving(lambda x: x.respond("200 OK", b"small"))
-    kit = make_kit(auth=Collects())
+    kit = make_kit(progress=_FailsAtFirst(), auth=Collects())
 
     def abandon() -> None:
         results = kit.iter_downloads((f"{server.url}/{n}" if n else server.url[1:] for n in range(100)), out)
@@ -353,7 +369,7 @@ def test_an_iterator_that_is_collected_in_one_of_its_workers(
     try:
         abandon()
         abandoned.append(True)
-        wait_until(lambda: not kit._downloads._batches)
+        wait_until(lambda: not kit._downloads._batches and not kit._downloads._scheduler._workers)
     finally:
         gc.enable()
     assert begun[0].startswith("perfkit")
