@@ -192,9 +192,9 @@ def test_a_damaged_index_gives_no_other_error(client: Client) -> None:
         with contextlib.suppress(ManifestError):
             index = Index.parse(bad, client.manifest)
             for frame in range(len(index)):
-                assert sum(index.place(frame)) <= index.packs[index.pack_of(frame)].object.bytes
+                assert index.at[frame] + index.packed[frame] <= index.packs[index.packs_of[frame]].object.bytes
                 for piece in map(index.piece, index.pieces_of(frame)):
-                    assert 0 <= piece.start < piece.start + piece.length <= index.content_bytes(frame)
+                    assert 0 <= piece.start < piece.start + piece.length <= index.sizes[frame]
 
 
 @given(st.data())

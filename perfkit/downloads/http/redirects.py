@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urljoin
 
 from perfkit.config import Auth
+from perfkit.downloads.http.semantics import as_utf8
 from perfkit.downloads.http.urls import as_sent, origin_of, split_url
 from perfkit.errors import ConfigError, TransferError
 from perfkit.redact import masked, redacted
@@ -58,11 +59,7 @@ def target_of(url: str, at: str, location: str, *, allow_downgrade: bool) -> str
     Raises:
         TransferError: it is not an http or https URL, or leads from https to http, which is not allowed.
     """
-    try:
-        # http.client decodes headers as Latin-1; browsers and servers mean UTF-8.
-        location = location.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        pass
+    location = as_utf8(location)
     shown = redacted(location[:_SHOWN])
     target = _joined(at, location)
     if (scheme := _SCHEME.match(target)) and scheme[0].lower() not in ("http:", "https:"):

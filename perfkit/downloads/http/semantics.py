@@ -261,12 +261,12 @@ def content_disposition_names(text: str | None) -> list[str]:
             with contextlib.suppress(UnicodeError, LookupError):
                 extended.append(value[2].encode("raw-unicode-escape").decode(value[0] or "utf-8"))
         elif name == "filename":
-            plain.append(_as_utf8(value))
+            plain.append(as_utf8(value))
     return [name for name in extended + plain if name]
 
 
-def _as_utf8(text: str) -> str:
-    """Header bytes arrive as Latin-1."""
+def as_utf8(text: str) -> str:
+    """A field of a response as it was meant: http.client decodes Latin-1, and servers and browsers mean UTF-8."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:

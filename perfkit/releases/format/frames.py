@@ -53,7 +53,7 @@ def decode_range(
     trained = None if shared is None else dictionary(shared)
     at = fetched.start
     for number in fetched.frames:
-        start, size = index.place(number)
+        start, size = index.at[number], index.packed[number]
         _skip(file, start - at)
         at = start + size
         each = index.pieces_of(number)
@@ -64,18 +64,19 @@ def decode_range(
 def _unpack_frame(
     index: Index, number: int, data: Iterator[bytes], write: Write, wanted: Sequence[int], shared: zstd.ZstdDict | None
 ) -> None:
-    in_order = all(one <= other for one, other in pairwise(map(index.start_of, wanted)))
-    later = iter(wanted if in_order else sorted(wanted, key=index.start_of))
+    start_of = index.starts.__getitem__
+    in_order = all(one <= other for one, other in pairwise(map(start_of, wanted)))
+    later = iter(wanted if in_order else sorted(wanted, key=start_of))
     following = next(later, None)
     begun: list[Piece] = []  # pieces that reach into the next chunk
     position = 0
-    for chunk in decompress_stream(data, index.content_bytes(number), shared):
+    for chunk in decompress_stream(data, index.sizes[number], shared):
         view, end = memoryview(chunk), position + len(chunk)
         left, begun = iter(begun), []
         while True:
             piece = next(left, None)
             if piece is None:
-                if following is None or index.start_of(following) >= end:
+                if following is None or start_of(following) >= end:
                     break
                 piece, following = index.piece(following), next(later, None)
             start, stop = max(piece.start, position), min(piece.start + piece.length, end)

@@ -83,22 +83,6 @@ class Index:
         tag = self.tags[number] if self.tags else 0
         return Piece(self.entries[number], self.offsets[number], self.starts[number], self.lengths[number], tag)
 
-    def start_of(self, number: int) -> int:
-        """The offset of a piece in its decompressed frame."""
-        return self.starts[number]
-
-    def place(self, number: int) -> tuple[int, int]:
-        """The offset of a frame in its pack, and its compressed size."""
-        return self.at[number], self.packed[number]
-
-    def pack_of(self, number: int) -> int:
-        """The pack of a frame."""
-        return self.packs_of[number]
-
-    def content_bytes(self, number: int) -> int:
-        """The decompressed size of a frame."""
-        return self.sizes[number]
-
     def pieces_of(self, number: int) -> range:
         """The numbers of a frame's pieces."""
         return range(self.first[number], self.first[number + 1])

@@ -63,21 +63,27 @@ def predicted_groups(
     outputs: list[Span] = []
     blocks: set[Span] = set()
     contents = bytearray()
-    for span in spans:
-        entry, offset, end = span.entry, span.offset, span.offset + span.length
-        with opened(entry) as file:
-            file.seek(offset)
-            while content := file.read(min(_BATCH_BYTES, end - offset)):
-                full = len(contents) + len(content) > _BATCH_BYTES or len(outputs) == MAX_GROUP_SPANS
-                if outputs and full:
-                    yield from _matched(old, joined(blocks), bytes(contents), outputs, cache)
-                    outputs, blocks, contents = [], set(), bytearray()
-                outputs.append(Span(entry, offset, len(content)))
-                contents += content
-                blocks |= _like(old, new, entry, offset, content, similar)
-                offset += len(content)
+    for part, content in read_parts(spans, opened, _BATCH_BYTES):
+        full = len(contents) + len(content) > _BATCH_BYTES or len(outputs) == MAX_GROUP_SPANS
+        if outputs and full:
+            yield from _matched(old, joined(blocks), bytes(contents), outputs, cache)
+            outputs, blocks, contents = [], set(), bytearray()
+        outputs.append(part)
+        contents += content
+        blocks |= _like(old, new, part.entry, part.offset, content, similar)
     if outputs:
         yield from _matched(old, joined(blocks), bytes(contents), outputs, cache)
+
+
+def read_parts(spans: Iterable[Span], opened: Callable[[int], BinaryIO], most: int) -> Iterator[tuple[Span, bytes]]:
+    """These spans in parts of at most that many bytes, each with its content."""
+    for span in spans:
+        offset, end = span.offset, span.offset + span.length
+        with opened(span.entry) as file:
+            file.seek(offset)
+            while content := file.read(min(most, end - offset)):
+                yield Span(span.entry, offset, len(content)), content
+                offset += len(content)
 
 
 def _like(

@@ -117,8 +117,8 @@ class BlobReader:
 
     def compressed(self, number: int) -> bytes:
         """The bytes of one frame, as they are in its pack."""
-        at, size = self.index.place(number)
-        return os.pread(self._pack(self.index.pack_of(number))[0], size, at)
+        index = self.index
+        return os.pread(self._pack(index.packs_of[number])[0], index.packed[number], index.at[number])
 
     def content(self, number: int) -> bytes:
         """The bytes of one piece."""
@@ -134,10 +134,10 @@ class BlobReader:
         return content
 
     def _decoded(self, number: int) -> bytes:
-        compressed, size = self.compressed(number), self.index.content_bytes(number)
+        compressed, size = self.compressed(number), self.index.sizes[number]
         if (content := stored_content(compressed, size)) is not None:
             return content
-        _, shared = self._pack(self.index.pack_of(number))
+        _, shared = self._pack(self.index.packs_of[number])
         return b"".join(decompress_stream((compressed,), size, shared))
 
     def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:

@@ -20,7 +20,7 @@ from perfkit.releases.format.differences import encode_differences, no_differenc
 from perfkit.releases.format.draft import draft_bytes
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
-from perfkit.releases.publish.binary_groups import HEAD_BYTES, PredictedGroup, is_binary, predicted_groups
+from perfkit.releases.publish.binary_groups import HEAD_BYTES, PredictedGroup, is_binary, predicted_groups, read_parts
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import FrameTable
 from perfkit.releases.publish.manifest_patch import manifest_slices
@@ -204,12 +204,7 @@ def _unknown_bytes(old: BlobReader, new: Manifest, opened: Callable[[int], Binar
 
 
 def _read(spans: Iterable[Span], opened: Callable[[int], BinaryIO]) -> bytes:
-    content = []
-    for span in spans:
-        with opened(span.entry) as file:
-            file.seek(span.offset)
-            content.append(file.read(span.length))
-    return b"".join(content)
+    return b"".join(content for _, content in read_parts(spans, opened, MAX_GROUP_BYTES))
 
 
 def _against_prefix(between: Comparison, sources: list[Span], outputs: list[Span]) -> tuple[Group, bytes]:
@@ -250,24 +245,19 @@ def _grouped(
     blocks: set[Span] = set()
     outputs: list[Span] = []
     size = source_bytes = 0
-    for span in spans:
-        entry, offset, end = span.entry, span.offset, span.offset + span.length
-        with opened(entry) as file:
-            file.seek(offset)
-            while content := file.read(min(_PART_BYTES, end - offset)):
-                mine = finder.find(entry, offset, content)
-                fresh = mine - blocks
-                more = sum(block.length for block in fresh)
-                full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
-                if outputs and (full or max(len(outputs), len(blocks) + len(fresh)) >= MAX_GROUP_SPANS):
-                    yield joined(finder.without_own(blocks, outputs[0])), outputs
-                    blocks, outputs, size, source_bytes = set(), [], 0, 0
-                    fresh, more = mine, sum(block.length for block in mine)
-                blocks |= fresh
-                source_bytes += more
-                outputs.append(Span(entry, offset, len(content)))
-                size += len(content)
-                offset += len(content)
+    for part, content in read_parts(spans, opened, _PART_BYTES):
+        mine = finder.find(part.entry, part.offset, content)
+        fresh = mine - blocks
+        more = sum(block.length for block in fresh)
+        full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
+        if outputs and (full or max(len(outputs), len(blocks) + len(fresh)) >= MAX_GROUP_SPANS):
+            yield joined(finder.without_own(blocks, outputs[0])), outputs
+            blocks, outputs, size, source_bytes = set(), [], 0, 0
+            fresh, more = mine, sum(block.length for block in mine)
+        blocks |= fresh
+        source_bytes += more
+        outputs.append(part)
+        size += len(content)
     if outputs:
         yield joined(finder.without_own(blocks, outputs[0])), outputs
 

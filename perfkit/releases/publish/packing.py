@@ -229,7 +229,7 @@ class _PartFinder:
         for part, place in found:
             if place is not None:
                 used[index.frame_of(place[0])] += len(part)
-        enough = {frame for frame, size in used.items() if size >= _PART_SHARE * index.content_bytes(frame)}
+        enough = {frame for frame, size in used.items() if size >= _PART_SHARE * index.sizes[frame]}
         found = [(part, place if place and index.frame_of(place[0]) in enough else None) for part, place in found]
         return found if enough else []
 

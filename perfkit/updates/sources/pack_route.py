@@ -67,7 +67,7 @@ class PackRoute:
             variant=self._variant,
             requests=len(unstaged) + len(dictionaries),
             bytes=sum(each.end - each.start for each in unstaged) + sum(ref.bytes for ref in dictionaries),
-            decoded_bytes=sum(self._index.content_bytes(frame) for each in ranges for frame in each.frames),
+            decoded_bytes=sum(self._index.sizes[frame] for each in ranges for frame in each.frames),
         )
 
     def fetch(self, missing: Set[bytes], staging: StagingArea) -> None:
