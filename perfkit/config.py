@@ -419,6 +419,7 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     ),
     "Callable[[Config], Transport]": (callable, "a callable that makes a Transport"),
     "Use": (lambda value: hasattr(value, "connections"), "a Use"),
+    "Selection": (lambda value: hasattr(value, "strip_components"), "a perfkit.archives.members.Selection"),
     "LimitStore": (lambda value: hasattr(value, "lease") and hasattr(value, "release"), "a LimitStore"),
 }
 

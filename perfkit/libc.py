@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 # ENOSYS: of the kernel or the file system; EPERM: refused by a container's filter of system calls (seccomp)
-_UNSUPPORTED = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL}
+_UNSUPPORTED = {errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EINVAL}
 
 IMMUTABLE, APPEND_ONLY, MOUNT_POINT = 0x10, 0x20, 0x2000  # statx(2): stx_attributes
 _AT_NO_FOLLOW = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
@@ -146,14 +146,27 @@ def link(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd:
 
 
 def rename_to_new(source: str, name: str) -> None:
-    """Rename a file to a name that must not exist: renameat2(2), or a hard link where the file system lacks it."""
+    """Rename a file to a name that must not exist: renameat2(2); where the file system lacks it, a hard link; where it
+    lacks both, such as exFAT, in place of an empty file.
+    """
     number = _call("renameat2", _AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(name), _RENAME_NOREPLACE)
     if number == 0:
         return
     if number not in _UNSUPPORTED:
         raise OSError(number, os.strerror(number), name)
-    link(source, name)
-    os.unlink(source)
+    try:
+        link(source, name)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+        try:
+            os.replace(source, name)
+        except OSError:
+            os.unlink(name)
+            raise
+    else:
+        os.unlink(source)
 
 
 def try_lock(descriptor: int) -> bool:
@@ -180,7 +193,7 @@ def take_lease(descriptor: int) -> None:
     import signal
 
     if not hasattr(fcntl, "F_SETLEASE"):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, 0)  # to no process

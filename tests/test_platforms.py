@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import runpy
 import struct
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -23,9 +25,14 @@ from tests.support.trees import tree_of
 FILES = {f"d{number % 3}/{number}": b"%d " % number * 300 for number in range(300)}  # enough for a second process
 LATER = {**FILES, "d0/0": b"changed"}
 
-# What macOS lacks, as typeshed has it (mypy --platform darwin), and PyPy: names of modules, which are taken away.
+# What macOS lacks, as typeshed has it (mypy --platform darwin), and PyPy: names of modules, which are taken away. File
+# systems say there that they have no hard links with ENOTSUP, which is another number than EOPNOTSUPP.
 _WITHOUT = """
-import fcntl, gc, mmap, os, socket, sys
+import errno, fcntl, gc, mmap, os, socket, sys
+errno.EOPNOTSUPP = 102
+def refuse(*arguments, **options):
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+os.link = refuse
 for module, names in {
     os: "O_PATH copy_file_range fdatasync getxattr setxattr listxattr sched_getaffinity posix_spawn POSIX_SPAWN_DUP2 "
         "POSIX_SPAWN_OPEN SEEK_DATA SEEK_HOLE posix_fadvise posix_fallocate memfd_create pidfd_open splice O_TMPFILE",
@@ -67,6 +74,18 @@ def test_without_what_only_linux_has(origin: Origin, tmp_path: Path) -> None:
     run("verify", tree)
     run("get", "-d", tmp_path / "got", f"{origin.url}/perfkit.json")
     assert (tmp_path / "got/perfkit.json").read_bytes() == (origin.site / "perfkit.json").read_bytes()
+
+
+def test_a_new_name_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """exFAT on macOS; what has the name stays."""
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "source").write_bytes(b"new")
+    monkeypatch.setattr(libc, "_function", lambda name: None)
+    monkeypatch.setattr(libc, "link", mock.Mock(side_effect=OSError(errno.ENOTSUP, "no hard links")))
+    with pytest.raises(FileExistsError):
+        libc.rename_to_new(str(tmp_path / "source"), str(tmp_path / "old"))
+    libc.rename_to_new(str(tmp_path / "source"), str(tmp_path / "new"))
+    assert tree_of(tmp_path) == {"old": b"old", "new": b"new"}
 
 
 @pytest.mark.parametrize("size", [0, 300, 3_000_000])

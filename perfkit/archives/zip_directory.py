@@ -27,7 +27,7 @@ _CENTRAL = struct.Struct("<4sH2x2H4x3L4H2x2L")  # 4.3.12, without version, times
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
 
 _COMMENT_BYTES = 0xFFFF  # maximum of an archive comment, and of an extra field
-_DIRECTORY_BYTES = 32 << 20
+_DIRECTORY_BYTES = 64 << 20  # enough for as many members as are allowed, with names of some 270 bytes
 _DESCRIPTOR_BYTES = 24  # maximum of a data descriptor, 4.3.9
 
 STORED, DEFLATED, _ZSTD = 0, 8, 93  # 4.4.5
@@ -171,7 +171,9 @@ def _locate_directory(tail: _Tail, position: int, fields: tuple[int, ...]) -> _D
         raise ManifestError("the zip archive is split over several files")
     start = position - length
     shift = start - offset
-    if start < 0 or shift < 0 or length > _DIRECTORY_BYTES or count * _CENTRAL.size > length:
+    if length > _DIRECTORY_BYTES:
+        raise ManifestError(f"the central directory of the zip archive has more than {_DIRECTORY_BYTES} bytes")
+    if start < 0 or shift < 0 or count * _CENTRAL.size > length:
         raise ManifestError(f"the zip archive has an impossible central directory: {count} members in {length} bytes")
     return _Directory(start, position, count, shift)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import queue
 import threading
@@ -16,7 +17,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from perfkit.config import Config, check_type
+from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 Item = str | tuple[str, str] | Request
 _Placed = tuple[Request, str, bool]  # and its path, and whether the caller chose its name
+
+_log = logging.getLogger(__name__)
 
 _LARGE_BYTES = 64 << 10  # the caller gets a result of this size at once, smaller ones with the next tick
 _TICK_S = 0.1  # how often the calling thread shows progress and adjusts the workers
@@ -145,7 +148,6 @@ class DownloadManager:
         Raises:
             ConfigError: not a positive whole number, nor None.
         """
-        check_type("a rate limit", bytes_per_second, "int | None", secret=False)
         self._throttle.set_rate(bytes_per_second)
         self._rate_limit = bytes_per_second
 
@@ -296,9 +298,9 @@ class DownloadManager:
             batch = _Batch(announced=sizes is not None)
             batch.context = self._make_context(batch, cancel)
             batch.finished.extend(first)
-            self._join(batch, phase)
-            self._meter.expect(total, sizes or ())
             try:
+                self._join(batch, phase)
+                self._meter.expect(total, sizes or ())
                 exhausted = False
                 while not exhausted or batch.open or batch.finished:
                     batch.check_process()
@@ -379,7 +381,7 @@ class DownloadManager:
         del batch.context  # which refers to the batch: its paths would stay until the garbage collector comes
         with self._tick_lock:  # which another caller's run, with a meter of its own, can't be shown before
             with self._lock:
-                self._batches.remove(batch)
+                self._batches.discard(batch)  # a Ctrl-C may have come before it was added
                 ended = None if self._batches else self._meter
             if ended is not None:
                 self._progress.finish(ended.snapshot())
@@ -424,7 +426,7 @@ class DownloadManager:
                 os.makedirs(directory, exist_ok=True)
                 batch.directories.add(directory)
         except (TransferError, OSError) as error:
-            transfer.abandon(error)
+            transfer.leave(workers=0, error=error)
             return None
         return transfer
 
@@ -434,7 +436,7 @@ class DownloadManager:
         with self._lock:
             waiting = list(batch.open)
         for transfer in waiting:
-            transfer.abandon()
+            transfer.leave(workers=0)
 
     def _end_left(self) -> None:
         """End batches that the garbage collector left, without waiting: the worker that ends a last task comes here."""
@@ -448,7 +450,10 @@ class DownloadManager:
                 self._left.remove(each)
             except ValueError:  # another worker was faster
                 continue
-            self._leave(batch)
+            try:
+                self._leave(batch)
+            except Exception:  # of a display, for which no caller is left
+                _log.exception("the end of downloads that nobody waits for could not be shown")
 
     def _tick(self) -> None:
         """Show progress, expire overdue responses, adjust the number of streams. One caller does it for all."""

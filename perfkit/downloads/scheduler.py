@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -15,6 +15,7 @@ from typing import TypeVar
 from perfkit.config import Config
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
 from perfkit.downloads.transfer import Task, Transfer
+from perfkit.filesystem.thread_map import submit_or_refuse
 
 _QUEUED_PER_WORKER = 8
 _LOOK_AHEAD = 32  # queued files examined for one whose host has a free place
@@ -83,7 +84,7 @@ class Scheduler:
             OSError: the system allows no more threads.
         """
         with self._lock:
-            future = _in_a_thread(self._started(), function)
+            future = submit_or_refuse(self._started().submit, function)
         if future is None:
             raise _no_thread()
         return future
@@ -91,7 +92,7 @@ class Scheduler:
     def spawn(self, function: Callable[[], None]) -> bool:
         """Run something optional alongside the transfers; False if closing, or if no thread can be started."""
         executor = self._executor
-        return executor is not None and _in_a_thread(executor, function) is not None
+        return executor is not None and submit_or_refuse(executor.submit, function) is not None
 
     def join(self, queue: Queue) -> None:
         """Begin to work on a queue."""
@@ -117,9 +118,10 @@ class Scheduler:
             self._changed.notify_all()
 
     def leave(self, queue: Queue) -> None:
-        """Stop working on a queue."""
+        """Stop working on a queue, if that has begun."""
         with self._lock:
-            self._queues.remove(queue)
+            if queue in self._queues:
+                self._queues.remove(queue)
             self._changed.notify_all()
 
     def ended(self, transfer: Transfer) -> None:
@@ -139,7 +141,7 @@ class Scheduler:
                 if len(self._running) < self._controller.target:  # waking it for nothing costs more than a small file
                     self._changed.notify_all()
             elif self._workers < self._most and self._executor is not None and not self._closed:
-                if _in_a_thread(self._executor, self._work) is not None:
+                if submit_or_refuse(self._executor.submit, self._work) is not None:
                     self._workers += 1  # last: a Ctrl-C between the two makes one too many, not one too few
                 elif not self._workers:
                     raise _no_thread()
@@ -272,26 +274,6 @@ class Scheduler:
             return None
         task.host = host
         return transfer, task
-
-
-def _in_a_thread(executor: ThreadPoolExecutor, function: Callable[[], T]) -> Future[T] | None:
-    """Run a function in a thread of the executor. If the system refuses a thread or the executor is shut down, return
-    None and never run it; an executor alone would keep it, and run it later.
-    """
-    turn, refused = threading.Lock(), False
-
-    def run() -> T:
-        with turn:
-            if refused:
-                raise CancelledError
-        return function()
-
-    with turn:
-        try:
-            return executor.submit(run)
-        except RuntimeError:
-            refused = True
-            return None
 
 
 def _no_thread() -> OSError:

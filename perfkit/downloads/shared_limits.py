@@ -27,6 +27,9 @@ _IDLE = 0.02  # of the rate, leased to all idle holders together, so that they c
 _CATCH_UP_S = 2.0  # in which bytes that were not used, or used beyond the rate, are made up for
 _MOST_FASTER, _MOST_SLOWER = 0.03, 0.1  # of the rate, while bytes are made up for
 _MOST_MISSED_S, _MOST_AHEAD_S = 0.25, 1.0  # no more than these seconds of the rate are made up for
+_lock = threading.Lock()  # of all `SharedLimits` of the process: a fork waits for it, or the child never could take it
+
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @checks_arguments
@@ -106,14 +109,13 @@ class SharedLimits:
         self._rate = rate
         self._most = connections
         self._clock = clock
-        self._lock = threading.Lock()
         self._holders: dict[str, _Holder] = {}
         self._paused: dict[str, float] = {}
         self._unused = 0.0  # bytes that the rate allowed and nobody received; negative: received beyond it
         self._settled_s = clock()
 
     def lease(self, holder: str, use: Use) -> Lease:
-        with self._lock:
+        with _lock:
             now = self._clock()
             self._holders = {name: each for name, each in self._holders.items() if each.until_s > now}
             own = self._holders.pop(holder, None) or _Holder(now)
@@ -134,7 +136,7 @@ class SharedLimits:
             return Lease(rate, _PERIODS * renew_s, renew_s, own.connections, paused)
 
     def release(self, holder: str) -> None:
-        with self._lock:
+        with _lock:
             self._holders.pop(holder, None)
 
     def _share(self, rate: int, demand: float, used: int, now: float) -> float:

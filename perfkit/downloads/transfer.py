@@ -233,10 +233,6 @@ class Transfer:
             return Task(attempts.source, attempts.url, attempts.at)
         return RangeTask(attempts.source, attempts.url, attempts.at, partial, runner)
 
-    def abandon(self, error: Exception | None = None) -> None:
-        """End a transfer that can't be queued, or whose batch was cancelled, if no worker is in it to do so."""
-        self.leave(workers=0, error=error)
-
     # -- for a worker ------------------------------------------------------------------------------------------------
 
     def run(self, task: Task, meanwhile: Callable[[], None]) -> None:
@@ -422,7 +418,10 @@ class Transfer:
         """Discard what there is, and continue the same request with an empty partial file."""
         old = task.partial
         partial = self._new_partial()
-        self._replace(old, partial)
+        with self._lock:
+            if self._partial is not old:
+                raise CancelledError(self.request.url, "superseded by a fresh start")
+            self._replace_partial(partial)
         old.map.release(task.runner)
         runner = partial.map.claim(task.runner.cancel)
         assert runner is not None
@@ -430,13 +429,10 @@ class Transfer:
         old.retire()
         return partial
 
-    def _replace(self, old: PartialFile, new: PartialFile | None) -> None:
-        """Replace the partial file; if another worker already has, raise CancelledError."""
-        with self._lock:
-            if self._partial is not old:
-                raise CancelledError(self.request.url, "superseded by a fresh start")
-            self._partial = new
-            self._attempts.start_over()
+    def _replace_partial(self, new: PartialFile | None) -> None:
+        """Forget what came so far. Needs the lock, and under it the check whether another worker did this already."""
+        self._partial = new
+        self._attempts.start_over()
         self._meter.reset()
 
     def _settle(self, task: RangeTask, response: Response, answer: Answer) -> None:
@@ -526,10 +522,8 @@ class Transfer:
                 self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")
                 return
             self._conditional = False
-            self._partial = None  # under the same lock, since several workers see the change at once
-            self._attempts.start_over()
+            self._replace_partial(None)
         _log.info("%s: starts over: %s", redacted(self.request.url), reason)
-        self._meter.reset()
         task.partial.retire(but=task.runner)
 
     def _await_other(self, partial: PartialFile | None) -> None:
@@ -574,13 +568,11 @@ class Transfer:
             starts_over = partial is None or (partial.descriptor >= 0 and not partial.resumable)
             if starts_over:
                 self._attempts.not_before_s = retry_at_s
-                self._partial = None  # under the same lock, since another worker may start over, too
-                self._attempts.start_over()
+                self._replace_partial(None)
         self._meter.retrying(reason_of(error), retry_at_s - time.monotonic())
         if isinstance(task, RangeTask):
             task.retry_at_s = retry_at_s
         if partial is not None and starts_over:
-            self._meter.reset()
             partial.retire(but=runner)
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -599,7 +591,7 @@ class Transfer:
                         self._error = error
             finally:
                 self._hashing = False
-                self.abandon()
+                self.leave(workers=0)
 
         self._hashing = True  # before the helper begins, since it may end at once
         if not self._context.spawn(hash_behind):
@@ -609,7 +601,8 @@ class Transfer:
         """Leave the transfer; the last worker out concludes it if nothing is left to do.
 
         Args:
-            workers: how many leave; 0: the caller was not counted, and a Ctrl-C can't leave it so.
+            workers: how many leave; 0: the caller was not counted, and a Ctrl-C can't leave it so. It ends a transfer
+                that can't be queued, or whose batch was cancelled, if no worker is in it to do so.
             error: why the transfer ends.
         """
         with self._lock:
@@ -678,8 +671,8 @@ class Transfer:
                 return False
             self._ended = False
             self._proofs.forget_signature()
+            self._replace_partial(None)
         _log.info("%s: starts over: %s", redacted(self.request.url), error)
-        self._replace(partial, None)
         partial.retire()
         return True
 

@@ -8,7 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,24 +41,38 @@ class WorkerPool(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **options: Any) -> Future[R]:
         """As `Executor.submit`."""
-        future: Future[R] = Future()
-        unclaimed = threading.Lock()
-
-        def run() -> None:
-            if not unclaimed.acquire(blocking=False) or not future.set_running_or_notify_cancel():
-                return
+        work = functools.partial(fn, *args, **options)
+        future = submit_or_refuse(super().submit, work)
+        if future is None:
+            future = Future()
             try:
-                future.set_result(fn(*args, **options))
+                future.set_result(work())
             except BaseException as error:
                 future.set_exception(error)
-
-        try:
-            super().submit(run)
-        except RuntimeError as error:
-            if "start new thread" not in str(error):
-                raise
-            run()  # it is in the queue nevertheless, and an earlier thread may have begun it
         return future
+
+
+def submit_or_refuse(submit: Callable[[Callable[[], R]], Future[R]], work: Callable[[], R]) -> Future[R] | None:
+    """Submit work to an executor. If the system refuses a thread or the executor is shut down, return None and never do
+    it; an executor alone would keep it in its queue, and do it later.
+
+    Args:
+        submit: the executor's.
+    """
+    turn, refused = threading.Lock(), False
+
+    def run() -> R:
+        with turn:
+            if refused:
+                raise CancelledError
+        return work()
+
+    with turn:
+        try:
+            return submit(run)
+        except RuntimeError:
+            refused = True
+            return None
 
 
 def map_in_threads(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:

@@ -233,7 +233,7 @@ class Committer:
         except FileExistsError as error:
             raise LockedError(f"{self.rootdir.root}: another process is committing a change; try again") from error
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                 raise
             self.rootdir.rename(name, layout.JOURNAL)
         try:

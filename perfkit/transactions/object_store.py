@@ -23,7 +23,7 @@ EMPTY = hashlib.sha256().hexdigest()
 _CHUNK = 256 << 10
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-CANNOT_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+CANNOT_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
 
 class ObjectStore:

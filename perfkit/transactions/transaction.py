@@ -149,7 +149,10 @@ class Transaction:
 
     @contextlib.contextmanager
     def _staged_file(self, mode: int) -> Iterator[tuple[str, int]]:
-        """The name and a descriptor of a staged file, which is deleted if the block raises."""
+        """The name and a descriptor of a staged file, which is deleted if the block raises an Exception.
+
+        After an interrupt, the end of the transaction does: a block that a signal ends as it begins is closed later.
+        """
         check_type("mode", mode, "int", secret=False)
         if not 0 <= mode <= 0o7777:
             raise ConfigError(f"mode must be permission bits, such as 0o644; got {mode}")
@@ -157,7 +160,7 @@ class Transaction:
         with closing_fd(descriptor):
             try:
                 yield source, descriptor
-            except BaseException:
+            except Exception:
                 self._rootdir.unlink(source)
                 raise
 

@@ -50,14 +50,6 @@ class Signers(NamedTuple):
         return f"the key {names}" if len(self.keys) == 1 else f"{self.threshold} of the keys {names}"
 
 
-class Demands(NamedTuple):
-    """What a caller demands of a release."""
-
-    signers: Signers | None = None  # who has to sign it; None: whoever the tree remembers
-    allow_expired: bool = False  # install it even if it has expired
-    allow_older: bool = False  # install it even if the tree has had a later one
-
-
 class Trust(NamedTuple):
     """What a tree remembers of signed releases that it was offered; neither a rollback nor another URL changes it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME
-from perfkit.updates.signers import Demands, Signers
+from perfkit.updates.signers import Signers
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -54,7 +54,9 @@ class SourceSpec:
     # the version of the wanted release of a site; None: the current one of the site or channel
     release: str | None = None
     channel: str | None = None  # the channel of a site; None: the site's current release
-    demands: Demands = field(default_factory=Demands)  # what is demanded of the release, whatever offers it
+    signers: Signers | None = None  # who has to sign it; None: whoever the tree remembers
+    allow_expired: bool = False  # install a release even if it has expired
+    allow_older: bool = False  # install a release even if the tree has had a later one
 
     def __post_init__(self) -> None:
         for url in self.mirrors:
@@ -71,8 +73,6 @@ class SourceSpec:
         mirrors: Iterable[str],
         public_keys: Iterable[AnyKey],
         threshold: int,
-        allow_expired: bool,
-        allow_older: bool = False,
         **others: Any,
     ) -> SourceSpec:
         """A source in the words of `Toolkit.sync`, which describes these arguments.
@@ -80,20 +80,13 @@ class SourceSpec:
         Raises:
             ConfigError: one of them is invalid.
         """
-        if selection is not None:
-            from perfkit.archives.members import Selection
-
-            if not isinstance(selection, Selection):
-                name = selection.__class__.__name__
-                raise ConfigError(f"selection must be a perfkit.archives.members.Selection, or None; got a {name}")
-        signers = Signers.of(public_keys, threshold)
         return cls(
             os.fspath(source),
             parse_source_type(type),
             selection,
             checksums=None if checksums is None else os.fspath(checksums),
             mirrors=tuple(mirrors),
-            demands=Demands(signers, allow_expired=allow_expired, allow_older=allow_older),
+            signers=Signers.of(public_keys, threshold),
             **others,
         )
 

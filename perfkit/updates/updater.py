@@ -120,7 +120,7 @@ def _sync(
             return _passed_over(tree, installed, fetcher, source.version)
         update = Sync(tree.root, fetcher, source, installed, options, progress)
         if spec.release is None:
-            update.refuse_downgrade(allow_older=spec.demands.allow_older)
+            update.refuse_downgrade(allow_older=spec.allow_older)
         with contextlib.closing(fetcher):
             report = update.run(tree, passes_over)
         if report.held is not None:
@@ -130,7 +130,7 @@ def _sync(
 
     before = os.listdir(fetcher.directory)  # left by an earlier sync that failed
     source = open_source(fetcher, spec, installed)
-    signed = spec.demands.signers is not None or Trust.read(tree.root).signers is not None
+    signed = spec.signers is not None or Trust.read(tree.root).signers is not None
     if not signed and not installed.is_from(source.url):
         warn_if_unprotected(source.url)
     try:

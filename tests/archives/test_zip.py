@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.archives import limits
+from perfkit.archives import limits, zip_directory
 from perfkit.archives.coalesce import coalesce
 from perfkit.archives.members import Selection
 from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_directory, read_members
@@ -51,6 +51,15 @@ def test_comments_do_not_hide_the_end(length: int) -> None:
     """The end record is found before a comment of any length, also one that looks like an end record."""
     assert unpack(make_zip(comment=b"c" * length)) == FILES
     assert unpack(make_zip(comment=(b"PK\x05\x06" + b"x" * length)[:65_535])) == FILES
+
+
+def test_a_directory_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be read into memory. As many members as are allowed may have names of more than 250 bytes."""
+    assert zip_directory._DIRECTORY_BYTES >= limits.MEMBERS * (46 + 250 + 28)  # header, name, time and Zip64 fields
+    monkeypatch.setattr(zip_directory, "_DIRECTORY_BYTES", 100)
+    data = make_zip()
+    with pytest.raises(ManifestError, match="the central directory of the zip archive has more than 100 bytes"):
+        read_directory(Ranges(data), len(data))
 
 
 def test_zip64_is_read() -> None:

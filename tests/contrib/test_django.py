@@ -304,7 +304,7 @@ def test_a_writer_without_django_is_waited_for(published: Site) -> None:
     with published.kit.transaction(published.dest):
         assert failure("perfkit_sync", "rules")[0] == 1
         assert "generation  1, since " in run("perfkit_status")[0]
-        thread = threading.Thread(target=trees.sync, args=["rules"], kwargs={"wait_s": 20})
+        thread = threading.Thread(target=trees.sync, args=["rules"], kwargs={"wait_s": 100})
         thread.start()
         thread.join(0.3)
         assert thread.is_alive()

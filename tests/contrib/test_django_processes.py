@@ -134,7 +134,7 @@ def test_celery_tasks_change_the_tree_once(project: Project) -> None:
     answers = project.root / "answers"
     command += ["--without-mingle", "--without-gossip", "--without-heartbeat"]
     with project.running(*command, ending=signal.SIGKILL) as worker:  # SIGTERM takes it 5 s, without a task too
-        wait_until(lambda: answers.exists() and answers.read_text(encoding="utf-8").count("\n") == 4, worker, 60)
+        wait_until(lambda: answers.exists() and answers.read_text(encoding="utf-8").count("\n") == 4, worker)
     assert sorted(answers.read_text(encoding="utf-8").splitlines()) == ["1 blocks", "1 none", "1 none", "1 none"]
     assert (project.told(), tree_of(project.tree)) == (["1"], FIRST)
 
@@ -156,21 +156,23 @@ def tick():
     while True:
         gevent.sleep(0.01)
         ticks += 1
+        if downloading and ticks > before + 10:
+            kit.set_rate_limit(None)
+downloading = False
 gevent.spawn(tick)
 
 both = [gevent.spawn(trees.sync, "rules", wait_s=60) for _ in range(2)]
 gevent.joinall(both, raise_error=True)
-kit.set_rate_limit(2 << 20)
-before = ticks
+kit.set_rate_limit(1000)  # a quarter of an hour, if the others did not run and lift it
+before, downloading = ticks, True
 done = kit.download(f"{SOURCE}large", DEST.with_name("large"))
 kit.close()
-print(json.dumps({"routes": sorted(each.value.route for each in both), "bytes": done.bytes, "ticks": ticks - before}))
+print(json.dumps({"routes": sorted(each.value.route for each in both), "bytes": done.bytes}))
 """
     ended = project.python(program, warm=False)
     assert ended.returncode == 0, ended.stderr
     answer = json.loads(ended.stdout)
     assert (answer["routes"], answer["bytes"]) == (["blocks", "none"], 1 << 20)
-    assert answer["ticks"] > 10  # of some 50 in the half second that it takes
     assert (project.told(), tree_of(project.tree)) == (["1"], FIRST)
 
 

@@ -24,7 +24,7 @@ from perfkit.downloads.http.outage import OutageWatch
 from perfkit.downloads.partial_file import PartialFile
 from perfkit.downloads.segments import Runner, SegmentMap
 from perfkit.downloads.transfer import Transfer
-from perfkit.progress.meter import FileMeter
+from perfkit.progress.meter import FileMeter, Meter
 from perfkit.progress.stage import Stage
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.network import BODY
@@ -156,6 +156,33 @@ def test_a_ctrl_c_while_a_download_is_refused(kit: Toolkit, out: Path, monkeypat
     caller.start()
     caller.join(100)
     assert not caller.is_alive()
+
+
+def test_a_ctrl_c_while_a_download_begins(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run begins with its own numbers. It was taken for one beside the interrupted one, which never ended."""
+    interrupts, ended = [KeyboardInterrupt], []
+
+    def expect(*args: Any, original: Any = Meter.expect) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        original(*args)
+
+    class Counting:
+        def update(self, snapshot: Snapshot) -> None: ...
+
+        def finish(self, snapshot: Snapshot) -> None:
+            ended.append(snapshot.files_done)
+
+    monkeypatch.setattr(Meter, "expect", expect)
+    url = misbehaving(lambda x: x.respond("200 OK", b"abc")).url
+    kit = make_kit(progress=Counting())
+    with pytest.raises(KeyboardInterrupt):
+        kit.download(f"{url}/f", out / "f")
+    for _ in range(2):
+        kit.download(f"{url}/f", out / "f")
+    assert ended == [0, 1, 1]
 
 
 def test_a_run_ends_with_its_own_numbers(make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path) -> None:
@@ -298,10 +325,26 @@ def test_a_fork_forgets_for_which_hosts_connections_were_begun() -> None:
         dial._shared.discard(place)
 
 
+class _FailsAtFirst:
+    """A display that raises at the end of its first run."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def update(self, snapshot: Snapshot) -> None: ...
+
+    def finish(self, snapshot: Snapshot) -> None:
+        self.runs += 1
+        if self.runs == 1:
+            raise RuntimeError("as the test requested")
+
+
 def test_an_iterator_that_is_collected_in_one_of_its_workers(
     make_kit: Callable[..., Toolkit], misbehaving: Start, out: Path
 ) -> None:
-    """It ends, and the worker does not wait for itself. An exception that is kept can keep the iterator until then."""
+    """It ends, and the worker does not wait for itself. An exception that is kept can keep the iterator until then; one
+    of a display is logged, and ends no worker.
+    """
     begun: list[str] = []
 
     class Collects(requests.auth.AuthBase):
@@ -313,7 +356,7 @@ def test_an_iterator_that_is_collected_in_one_of_its_workers(
 
     abandoned: list[bool] = []
     server = misbehaving(lambda x: x.respond("200 OK", b"small"))
-    kit = make_kit(auth=Collects())
+    kit = make_kit(progress=_FailsAtFirst(), auth=Collects())
 
     def abandon() -> None:
         results = kit.iter_downloads((f"{server.url}/{n}" if n else server.url[1:] for n in range(100)), out)
@@ -326,7 +369,7 @@ def test_an_iterator_that_is_collected_in_one_of_its_workers(
     try:
         abandon()
         abandoned.append(True)
-        wait_until(lambda: not kit._downloads._batches)
+        wait_until(lambda: not kit._downloads._batches and not kit._downloads._scheduler._workers)
     finally:
         gc.enable()
     assert begun[0].startswith("perfkit")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -103,6 +105,31 @@ def test_many_holders_ask_less_often() -> None:
     limits = SharedLimits(RATE, 16, clock=Clock())
     leases = [limits.lease(str(number), Use()) for number in range(1000)]
     assert (leases[0].renew_s, leases[-1].renew_s) == (0.25, 2.0)
+
+
+def test_a_child_can_use_limits_that_another_thread_used_during_the_fork() -> None:
+    """The fork waits until that thread has its lease: the child has no thread that could release a lock."""
+    inside, main = threading.Event(), threading.current_thread()
+
+    def clock() -> float:
+        if threading.current_thread() is not main:
+            inside.set()
+            threading.Event().wait(0.3)  # in the middle of a lease
+        return 0.0
+
+    limits = SharedLimits(RATE, 16, clock=clock)
+    other = threading.Thread(target=limits.lease, args=("a", Use()))
+    other.start()
+    assert inside.wait(100)
+    if (child := os.fork()) == 0:
+        signal.alarm(30)  # ends it if it hangs
+        try:
+            limits.lease("b", Use())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    other.join()
 
 
 class Crowd:

@@ -282,7 +282,7 @@ def test_a_probe_takes_a_place_at_its_host(misbehaving: Start, tmp_path: Path) -
         exchange.serve(BODY)
 
     server = misbehaving(answer)
-    manager = DownloadManager(Config(**{**QUICK, "connections_per_host": 1, "read_timeout_s": 10.0}))
+    manager = DownloadManager(Config(**{**QUICK, "connections_per_host": 1}))
     try:
         fetching = threading.Thread(target=manager.fetch, args=(Request(server.url, segments=1), str(tmp_path / "f")))
         fetching.start()

@@ -16,16 +16,16 @@ QUICK: dict[str, Any] = {
     "workers": 4,
     "retries": 2,
     "backoff_base_s": 0.01,
-    "connect_timeout_s": 20.0,
-    "read_timeout_s": 20.0,
+    "connect_timeout_s": 60.0,
+    "read_timeout_s": 60.0,
     "stall_bytes_per_s": 1000,
-    "stall_window_s": 20.0,
+    "stall_window_s": 60.0,
     "min_segment_bytes": 64 << 10,
     "buffer_bytes": 16 << 10,
     "adaptive": False,
 }
 
-SOON_S = 10.0  # "within a second", on a machine that is busy with other things: far less than the time-outs above
+SOON_S = 20.0  # "within a second", on a machine that is busy, or stops for seconds: far less than the time-outs above
 
 # For tests of time-outs.
 SHORT_TIMEOUTS: dict[str, Any] = {"connect_timeout_s": 2.0, "read_timeout_s": 1.0, "stall_window_s": 1.0}

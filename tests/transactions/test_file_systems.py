@@ -16,6 +16,7 @@ from perfkit.testing import FakeOrigin
 from perfkit.transactions import commit
 from perfkit.transactions.tree import Tree
 from tests.support import crash_server
+from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.faults import Crash, dying
 from tests.support.files import make
 from tests.support.sites import Origin
@@ -260,3 +261,15 @@ def test_downloads_whose_names_differ_only_in_case(fat: Path, tmp_path: Path) ->
     assert "differs only in case" in str(caught.value.results[2].error)
     assert tree_of(fat / "get") == {name: (name * 20_000).encode() for name in ("x", "d/Sub/a", "y")}
     assert tree_of(tmp_path / "get") == {name: (name * 20_000).encode() for name in names}
+
+
+def test_a_download_that_its_server_names(
+    kit: Toolkit, fat: Path, misbehaving: Callable[..., MisbehavingServer]
+) -> None:
+    """It may replace no file, where neither renameat2 nor a hard link can make sure of that."""
+
+    def handler(x: Exchange) -> None:
+        x.respond("200 OK", b"new", Content_Disposition="attachment; filename=named.txt")
+
+    assert kit.download(f"{misbehaving(handler).url}/d?1", f"{fat}/").path == f"{fat}/named.txt"
+    assert tree_of(fat) == {"named.txt": b"new"}

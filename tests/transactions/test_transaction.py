@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import stat
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -372,7 +374,7 @@ def test_second_one_waits_or_fails(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "LockedError" in ended.stderr
     threading.Timer(0.1, leave.set).start()
-    with Tree(tmp_path, wait_s=10):
+    with Tree(tmp_path, wait_s=100):
         pass
     holder.join()
 
@@ -613,3 +615,33 @@ def test_every_directory_of_a_source_is_synced(tmp_path: Path, monkeypatch: pyte
             tx.expect("z", content)
     assert os.fspath(fetched.parent) in synced
     assert {os.fspath(tmp_path), os.fspath(tmp_path / ".perfkit")} <= synced
+
+
+def test_an_interrupt_as_a_block_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file goes with the transaction, and the block, which nothing leaves, says nothing when it is collected."""
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    enter, left = contextlib._GeneratorContextManager.__enter__, 0
+
+    def interrupted(block: Any) -> Any:
+        """The last moment at which a signal can come before `__exit__` is sure to be called."""
+        nonlocal left
+        entered = enter(block)
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return entered
+
+    for number in itertools.count(1):
+        left, root = number, tmp_path / f"tree{number}"
+        try:
+            with monkeypatch.context() as patched, Tree(root) as tree:
+                patched.setattr(contextlib._GeneratorContextManager, "__enter__", interrupted)
+                with tree.transaction() as tx:
+                    tx.write("a", b"a")
+        except KeyboardInterrupt:
+            assert tree_of(root) in ({}, {"a": b"a"}), number
+        if left > 0:
+            break
+    assert (tree_of(root), unraisable) == ({"a": b"a"}, [])
+    assert number > 3

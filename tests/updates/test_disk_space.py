@@ -194,7 +194,7 @@ def test_failing_first_changes_at_the_same_time(tmp_path: Path) -> None:
     def work(number: int) -> None:
         for _ in range(20):
             try:
-                with Tree(tmp_path / "tree", wait_s=20.0):
+                with Tree(tmp_path / "tree", wait_s=100.0):
                     raise KeyError
             except KeyError:
                 done.append(number)

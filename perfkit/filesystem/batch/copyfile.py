@@ -15,7 +15,7 @@ from perfkit.libc import preadv, set_mode
 _FICLONE = 0x40049409  # ioctl_ficlonerange(2)
 _STEP_BYTES = 64 << 20  # of copy_file_range at once
 _BUFFER_BYTES = 256 << 10
-_NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY})
+_NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.ETXTBSY})
 _NO_CLONE = _NO_RANGE_COPY | {errno.ENOTTY}
 
 

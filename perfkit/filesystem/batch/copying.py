@@ -23,7 +23,7 @@ _LARGE_BYTES = 64 << 10  # copied in threads
 _QUICK_S = 50e-6  # if small files take less on average, threads would only wait for the interpreter lock
 _TRIED_FILES = 64  # before that is known
 _BATCH_FILES, _BATCH_BYTES = 64, 8 << 20
-_NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+_NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
 
 
 @dataclass(frozen=True, slots=True)

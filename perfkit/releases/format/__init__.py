@@ -5,17 +5,6 @@ from typing import TypeGuard
 
 from perfkit.errors import ConfigError
 
-__all__ = [
-    "MAX_AHEAD_MS",
-    "POINTER_NAME",
-    "channel_name",
-    "is_channel",
-    "is_version",
-    "most_compressed",
-    "most_content",
-    "signature_path",
-]
-
 POINTER_NAME = "perfkit.json"  # the file name of the pointer; it identifies a site
 MAX_AHEAD_MS = 86_400_000  # how far a publisher's clock, which serials come from, may be ahead of a client's
 

@@ -21,8 +21,6 @@ from perfkit.updates.routes import Offer
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.staging import StagingArea
 
-__all__ = ["Source"]
-
 
 class Source(Protocol):
     """One version of a tree's files, at its origin.

@@ -103,7 +103,7 @@ def _refuse_misfits(spec: SourceSpec, type: SourceType) -> None:
             "only release sites have earlier releases and channels",
         ),
         (
-            spec.demands.signers and not release and type not in _SIGNED,
+            spec.signers and not release and type not in _SIGNED,
             "only releases, plain files and archives can be signed; perfkit get --public-key verifies single files",
         ),
     ):
@@ -238,7 +238,7 @@ def _open(
     dry_run: bool = False,
 ) -> Source:
     url = spec.location
-    signers = Trust.read(installed.root).for_file(spec.demands.signers, url, type, remember=not dry_run)
+    signers = Trust.read(installed.root).for_file(spec.signers, url, type, remember=not dry_run)
     if signers.keys and type not in _SIGNED:
         raise SignatureError(url, f"this tree accepts only signed sources; one of type {type} has no signature")
     if type in _LISTS:

@@ -34,7 +34,7 @@ from perfkit.transactions import layout
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer, choose_routes
-from perfkit.updates.signers import Demands, Signers, Trust
+from perfkit.updates.signers import Signers, Trust
 from perfkit.updates.source_types import SourceSpec, SourceType, site_url
 from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import Fetcher, StagingArea
@@ -71,9 +71,9 @@ def open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dr
     before = Trust.read(installed.root)
     if not installed.files and not dry_run:
         site.expect_much()
-    offered, trust = _fetch_pointer(site, before, spec.demands.signers, _recorded(installed, site))
+    offered, trust = _fetch_pointer(site, before, spec.signers, _recorded(installed, site))
     _refuse_future(site, offered.pointer)
-    _refuse_outdated(site, offered.pointer, trust, spec.demands)
+    _refuse_outdated(site, offered.pointer, trust, spec)
     if not dry_run:
         trust._replace(serial=offered.pointer.serial).remember(before)
     if spec.release is not None and spec.release != offered.pointer.version:
@@ -99,9 +99,9 @@ def _refuse_future(site: SiteClient, pointer: Pointer) -> None:
         )
 
 
-def _refuse_outdated(site: SiteClient, pointer: Pointer, trust: Trust, demands: Demands) -> None:
+def _refuse_outdated(site: SiteClient, pointer: Pointer, trust: Trust, spec: SourceSpec) -> None:
     """Refuse a pointer that has expired, or that is older than one that was verified before."""
-    if 0 < pointer.expires_s < time.time() and not demands.allow_expired:
+    if 0 < pointer.expires_s < time.time() and not spec.allow_expired:
         until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pointer.expires_s))
         reason = (
             f"version {pointer.version} was valid until {until}: a cache or mirror may be behind, somebody may be "
@@ -109,7 +109,7 @@ def _refuse_outdated(site: SiteClient, pointer: Pointer, trust: Trust, demands: 
             "expired releases (--allow-expired)"
         )
         raise ExpiredError(site.url, reason, transient=True)
-    if pointer.serial < trust.serial and not demands.allow_older:
+    if pointer.serial < trust.serial and not spec.allow_older:
         reason = (
             f"it offers version {pointer.version}, an older release (serial {pointer.serial}) than this tree has had "
             f"with the same signature (serial {trust.serial}): a cache or mirror may be behind, so try again later. "

@@ -214,7 +214,7 @@ def test_a_killed_client_and_a_killed_scheduler_resume(tmp_path: Path, out: Path
             with Cluster(place, warm_dask) as cluster:
                 cluster.add_worker("one")
                 with cluster.start(RESUMED, tmp_path / "out", f"{server.url}/", str(done), "1") as client:
-                    assert reached.wait(60)
+                    assert reached.wait(100)
                     wait_until(lambda least=number: len(list(done.glob("*.json"))) > least)
                     if victim == "client":
                         client.kill()

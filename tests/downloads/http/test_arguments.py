@@ -408,8 +408,8 @@ def test_what_is_no_path(method: str, path: Any) -> None:
         (lambda kit: kit.scan(".", include=[b"*.txt"]), "include must be a list of text"),
         (lambda kit: kit.scan(".", without=bytearray(b"x")), "without must be a list of text"),
         (lambda kit: kit.sync(URL, "tree", mirrors=[None]), "mirrors must be a list of text"),
-        (lambda kit: kit.sync(URL, "tree", selection="*.txt"), "selection must be a .*Selection, or None"),
-        (lambda kit: kit.plan(URL, "tree", selection={"include": ()}), "selection must be a .*Selection, or None"),
+        (lambda kit: kit.sync(URL, "tree", selection="*.txt"), "selection must be a .*Selection or None"),
+        (lambda kit: kit.plan(URL, "tree", selection={"include": ()}), "selection must be a .*Selection or None"),
         (lambda kit: kit.publish(".", "site", version="1", sign_key=[b"k"]), "sign_key must be a path, or a list"),
         (
             lambda kit: kit.publish(".", "site", version="1", sign_key=Path("a\0b")),

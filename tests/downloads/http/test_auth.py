@@ -207,7 +207,7 @@ def test_digest_with_resumption(digest_kit: MakeKit, misbehaving: Start, tmp_pat
     server = misbehaving(Digest(lambda x: x.serve(BODY, pause=None if going_on.is_set() else lambda: pause(x))))
     arrived = threading.Event()
     shown = CallbackProgress(lambda now: arrived.set() if now.received_bytes >= len(BODY) // 2 else None)
-    kit = digest_kit(progress=shown, segments=1, retries=0, read_timeout_s=20.0, stall_window_s=20.0)
+    kit = digest_kit(progress=shown, segments=1, retries=0)
     failed: list[TransferError] = []
 
     def first() -> None:

@@ -29,7 +29,7 @@ BODY = bytes(range(256)) * 4096  # 1 MiB
 
 @pytest.fixture
 def transport() -> Iterator[HttpTransport]:
-    made = HttpTransport(Config(read_timeout_s=20.0, connect_timeout_s=20.0))
+    made = HttpTransport(Config(read_timeout_s=60.0, connect_timeout_s=60.0))
     yield made
     made.close()
 

@@ -93,7 +93,7 @@ def test_close_with_a_mounted_adapter(
     server = misbehaving(lambda x: x.stall() if phase == "headers" else x.serve(BODY, pause=x.stall))
     arrived = threading.Event()
     shown = CallbackProgress(lambda now: arrived.set() if now.received_bytes else None)
-    kit = make_kit(give(session), progress=shown, read_timeout_s=20.0, stall_window_s=20.0)
+    kit = make_kit(give(session), progress=shown)
     failed: list[TransferError] = []
 
     def caller() -> None:
