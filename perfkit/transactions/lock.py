@@ -99,17 +99,21 @@ class Lock:
             raise LockedError(f"{self._rootdir.root}: another process took over the tree; try again")
 
     def release(self) -> None:
-        """Release the lock; idempotent. In a child that was forked while it was held, only close the descriptor."""
-        if self._fd < 0:
-            return
-        if os.getpid() == self._pid:
-            with contextlib.suppress(OSError, UpdateError):  # an owner file that stays is that of a dead process
-                if self._owner().get("token") == self.token:
-                    self._rootdir.unlink(self._owner_name)
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-        fd, self._fd = self._fd, -1  # last: called again after an interrupt, it goes on
-        os.close(fd)
+        """Release the lock. May be called again, and then completes what an interrupt prevented. In a child that was
+        forked while it was held, only close the descriptor.
+        """
+        try:
+            if os.getpid() == self._pid:
+                with contextlib.suppress(OSError, UpdateError):  # an owner file that stays is that of a dead process
+                    if self._owner().get("token") == self.token:
+                        self._rootdir.unlink(self._owner_name)
+                if self._fd >= 0:
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        finally:
+            if self._fd >= 0:
+                fd, self._fd = self._fd, -1
+                os.close(fd)
 
     def _owner(self) -> dict[str, object]:
         return _read_owner(self._rootdir, self._owner_name)

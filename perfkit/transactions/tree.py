@@ -79,7 +79,7 @@ class Tree:
             self._closers.append(self.rootdir.close)
             self._open_private()
             self._lock = Lock(self.rootdir)
-            self._closers.insert(0, self._lock.release)
+            self._closers.append(self._lock.release)
             self._lock.acquire(self._wait_s)
             store = ObjectStore(self.rootdir)
             self._history = History(self.rootdir, store)
@@ -128,8 +128,9 @@ class Tree:
 
     def close(self) -> None:
         """Release the lock, and close the descriptors. May be called again: a signal as `__exit__` begins skips it."""
-        for close in self._closers:
-            close()
+        with contextlib.ExitStack() as stack:
+            for close in self._closers:
+                stack.callback(close)
 
     def _hand_over(self) -> None:
         """Make the owner of the tree the owner of perfkit's own files, after root changed the tree."""

@@ -110,7 +110,7 @@ class Site:
                 with contextlib.suppress(OSError):  # a file system without permissions has its own errors
                     os.chmod(directory, 0o755)
             self._lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
-            self._closers.insert(0, self._lock.release)
+            self._closers.append(self._lock.release)
             try:
                 self._lock.acquire(self._wait_s)
             except LockedError:
@@ -136,8 +136,9 @@ class Site:
 
     def close(self) -> None:
         """Unlock it. May be called again: a signal as `__exit__` begins skips it."""
-        for close in self._closers:
-            close()
+        with contextlib.ExitStack() as stack:
+            for close in self._closers:
+                stack.callback(close)
 
     def _remove_unfinished(self) -> None:
         """Remove the files that a publisher was writing when it failed, or was interrupted or killed."""
