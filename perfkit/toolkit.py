@@ -374,7 +374,7 @@ class Toolkit:
             keep_generations=self.config.keep_generations,
             trust_other_owners=self.config.trust_other_owners,
         )
-        with tree, tree.transaction() as tx:
+        with contextlib.closing(tree), tree, tree.transaction() as tx:  # see `Tree.close`
             yield tx
 
     def publish(

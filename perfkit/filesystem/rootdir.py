@@ -42,11 +42,11 @@ class RootDir:
     ) -> None:
         self.root = os.path.abspath(root)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        self.fd = os.open(root, flags if root_may_be_link else flags | os.O_NOFOLLOW)
         self._flags = flags if follow_symlinks else flags | os.O_NOFOLLOW
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._in_use = ""  # a directory whose descriptor must stay open
         self._missing: str | None = None  # see `remember_missing`
+        self.fd = os.open(root, flags if root_may_be_link else flags | os.O_NOFOLLOW)
         try:
             self.owner = self._other_user()
         except BaseException:
@@ -185,8 +185,12 @@ class RootDir:
         except OSError as error:
             self.name_in(error, name)
             raise
-        if flags & os.O_CREAT:
-            self.hand_over(descriptor)
+        try:
+            if flags & os.O_CREAT:
+                self.hand_over(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def listdir(self, name: str) -> list[str]:

@@ -109,13 +109,13 @@ class Committer:
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
-        """A block before the commit: any exception in it aborts the change."""
+        """A block before the commit: an error in it aborts the change. After an interrupt, the end of the tree's block
+        does, since this one may be closed even later.
+        """
         try:
             with self.rootdir.remember_missing():
                 yield
-        except GeneratorExit:  # collected after an interrupt that came before the block: the tree may be closed by now
-            raise
-        except BaseException:
+        except Exception:
             self.abort()
             raise
 

@@ -8,7 +8,7 @@ import json
 import os
 import time
 
-from perfkit.errors import LockedError
+from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import try_lock
 from perfkit.transactions.layout import LOCK, OWNER
@@ -52,24 +52,28 @@ class Lock:
 
     def _try_acquire(self) -> bool:
         try:
-            fd = self._rootdir.open(self._lock_name, os.O_RDWR | os.O_CREAT)
+            self._fd = self._rootdir.open(self._lock_name, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # its directory was removed by a process whose first change failed
             self._rootdir.close_cached()
             self._rootdir.mkdir(os.path.dirname(self._lock_name))
             return self._try_acquire()
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, fd)
-            try:
-                try_lock(fd)
-            except BlockingIOError:
-                return False
-            found = self._rootdir.lstat(self._lock_name)
-            if found is None or found.st_ino != os.fstat(fd).st_ino or _is_alive(self._owner()):
-                return False
-            self._write_owner()
-            stack.pop_all()
-        self._fd = fd
-        return True
+        try:
+            if self._is_free():
+                self._write_owner()
+                return True
+        except BaseException:
+            self.release()
+            raise
+        self.release()
+        return False
+
+    def _is_free(self) -> bool:
+        try:
+            try_lock(self._fd)
+        except BlockingIOError:
+            return False
+        found = self._rootdir.lstat(self._lock_name)
+        return found is not None and found.st_ino == os.fstat(self._fd).st_ino and not _is_alive(self._owner())
 
     def _write_owner(self) -> None:
         fresh = f"{self._owner_name}~"
@@ -95,19 +99,21 @@ class Lock:
             raise LockedError(f"{self._rootdir.root}: another process took over the tree; try again")
 
     def release(self) -> None:
-        """Release the lock; idempotent. In a child that was forked while it was held, only close the descriptor."""
-        if self._fd < 0:
-            return
-        fd, self._fd = self._fd, -1
+        """Release the lock. May be called again, and then completes what an interrupt prevented. In a child that was
+        forked while it was held, only close the descriptor.
+        """
         try:
             if os.getpid() == self._pid:
-                with contextlib.suppress(OSError):  # an owner file that stays is that of a dead process
+                with contextlib.suppress(OSError, UpdateError):  # an owner file that stays is that of a dead process
                     if self._owner().get("token") == self.token:
                         self._rootdir.unlink(self._owner_name)
-                with contextlib.suppress(OSError):
-                    fcntl.flock(fd, fcntl.LOCK_UN)
+                if self._fd >= 0:
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(self._fd, fcntl.LOCK_UN)
         finally:
-            os.close(fd)
+            if self._fd >= 0:
+                fd, self._fd = self._fd, -1
+                os.close(fd)
 
     def _owner(self) -> dict[str, object]:
         return _read_owner(self._rootdir, self._owner_name)

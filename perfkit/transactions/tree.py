@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from perfkit.config import LocalChanges
-from perfkit.errors import LockedError, UpdateError
+from perfkit.errors import UpdateError
 from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import Generation, History, Pruned
@@ -70,21 +70,25 @@ class Tree:
         self._keep_generations = keep_generations
         self._trust_other_owners = trust_other_owners
         self._transaction: Transaction | None = None
+        self._closers: list[Callable[[], None]] = []
 
     def __enter__(self) -> Tree:
         os.makedirs(self.root, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            self.rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
+        try:
+            self.rootdir = RootDir(self.root)
+            self._closers.append(self.rootdir.close)
             self._open_private()
             self._lock = Lock(self.rootdir)
+            self._closers.append(self._lock.release)
             self._lock.acquire(self._wait_s)
-            stack.callback(self._lock.release)
             store = ObjectStore(self.rootdir)
             self._history = History(self.rootdir, store)
             self._committer = Committer(self.rootdir, self._lock, store, self._history)
             self._committer.recover()
             self._history.timeline()  # raises if it is damaged
-            self._opened = stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def _open_private(self) -> None:
@@ -111,12 +115,22 @@ class Tree:
         )
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        with self._opened:
+        try:
             if kind is not None:
-                with contextlib.suppress(OSError, LockedError):
+                with contextlib.suppress(OSError, UpdateError):
+                    if not issubclass(kind, Exception):  # an interrupt can come anywhere: what is on disk decides
+                        self._committer.recover()
                     self._remove_unused()
             if self.rootdir.owner is not None:
                 self._hand_over()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the lock, and close the descriptors. May be called again: a signal as `__exit__` begins skips it."""
+        with contextlib.ExitStack() as stack:
+            for close in self._closers:
+                stack.callback(close)
 
     def _hand_over(self) -> None:
         """Make the owner of the tree the owner of perfkit's own files, after root changed the tree."""

@@ -140,7 +140,7 @@ def managed_tree(config: Config, dest: str, *, wait_s: float = 0.0, create: bool
         keep_generations=config.keep_generations,
         trust_other_owners=config.trust_other_owners,
     )
-    with naming(tree.root), tree:
+    with naming(tree.root), contextlib.closing(tree), tree:  # see `Tree.close`
         yield tree
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import signal
@@ -30,6 +31,8 @@ from perfkit.releases.publish.packing import PackWriter
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import History, Site
 from perfkit.releases.publish.source_tree import SourceTree
+from perfkit.transactions import lock
+from tests.support.interrupts import interrupted
 from tests.support.release_client import Client, manifest_of
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import FIRST, Tree, edited, lines, noise, write_tree
@@ -519,3 +522,19 @@ def test_facade_and_command_publish(tmp_path: Path) -> None:
     assert record["files"] == release.files
     assert said.stderr == ""
     assert Pointer.parse((tmp_path / "site/perfkit.json").read_bytes()).version == "1"
+
+
+def test_an_interrupt_leaves_no_site_locked(kit: Toolkit, site: Path, tmp_path: Path) -> None:
+    """Nor a file that was being written; the next change of the site begins at once."""
+    kit.publish(write_tree(tmp_path / "src", FIRST), site, version="1")
+
+    def promote() -> None:
+        kit.promote(site, channel="stable", version="1")
+
+    for number in itertools.count(1):
+        came = interrupted(promote, (site_module, lock), number)
+        assert not [path.name for path in site.rglob(".new-*")], number
+        promote()
+        if not came:
+            break
+    assert number > 50

@@ -155,7 +155,7 @@ def test_what_is_created_after_a_crash_stays(tmp_path: Path) -> None:
             raise Crash
 
     def change() -> None:
-        with Tree(tmp_path) as tree, watched(crash), tree.transaction() as tx:
+        with watched(crash), Tree(tmp_path) as tree, tree.transaction() as tx:
             tx.write("a", b"a")
             tx.write("b", b"b")
 
@@ -176,7 +176,7 @@ def test_times_beyond_64_bits_survive_a_crash(tmp_path: Path) -> None:
             raise Crash
 
     def change() -> None:
-        with Tree(tmp_path) as tree, watched(crash), tree.transaction() as tx:
+        with watched(crash), Tree(tmp_path) as tree, tree.transaction() as tx:
             tx.write("a", b"new")
             tx.remove("b")
 

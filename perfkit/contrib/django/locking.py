@@ -44,8 +44,8 @@ def one_at_a_time(dest: str, wait_s: float) -> Iterator[float]:
     directory = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(directory, dest, deadline_s)
-        _held.dests.add(dest)
         try:
+            _held.dests.add(dest)
             yield max(0.0, deadline_s - time.monotonic())
         finally:
             _held.dests.discard(dest)

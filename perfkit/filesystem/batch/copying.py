@@ -57,9 +57,9 @@ def copy_tree(
         raise FileExistsError(errno.EEXIST, f"the destination {why}", target)
     run = BatchRun(on_error, progress, "linking" if link else "copying")
     place = temporary_path(target) if fresh else target
-    if fresh:
-        os.mkdir(place, 0o700)
     try:
+        if fresh:
+            os.mkdir(place, 0o700)
         if progress is not None:
             run.expect(*totals(source))
         copier = _Copier(source, place, link=link, replace=not fresh)

@@ -183,7 +183,7 @@ def publish_manifest(
         Otherwise as `publish`.
     """
     began_s = time.monotonic()
-    with Site(site, wait_s=options.wait_s) as place, contextlib.ExitStack() as stack:
+    with contextlib.closing(Site(site, wait_s=options.wait_s)) as place, place, contextlib.ExitStack() as stack:
         release = _Publisher(src, place, manifest, options, stack, progress, before).run()
     return replace(release, seconds=time.monotonic() - began_s)
 

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.own_files import create_own, open_own
@@ -95,37 +95,53 @@ class Site:
         self._wait_s = wait_s
         self.objects = os.path.join(root, "objects")
         self.written: list[ObjectRef] = []
+        self._closers: list[Callable[[], None]] = []
 
     def __enter__(self) -> Site:
         missing = [directory for directory in (self.root, self.objects) if not os.path.isdir(directory)]
         with contextlib.suppress(FileExistsError):
             os.makedirs(self.root)
-        with contextlib.ExitStack() as stack:
-            rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
+        try:
+            rootdir = RootDir(self.root)
+            self._closers.append(rootdir.close)
             if self.objects in missing:
                 rootdir.mkdir("objects")
             for directory in missing:
                 with contextlib.suppress(OSError):  # a file system without permissions has its own errors
                     os.chmod(directory, 0o755)
-            lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
+            self._lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
+            self._closers.append(self._lock.release)
             try:
-                lock.acquire(self._wait_s)
+                self._lock.acquire(self._wait_s)
             except LockedError:
                 raise LockedError(
                     f"{self.root}: another process is publishing to it; try again when it has ended"
                 ) from None
-            stack.callback(lock.release)
             self._remove_unfinished()
             with contextlib.suppress(OSError):  # another publisher's, or there are no permissions
                 os.chmod(os.path.join(self.root, _LOCK_NAME), 0o644)
-            self._locked = stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._locked.close()
+    def __exit__(self, kind: object, value: object, at: object) -> None:
+        try:
+            if kind is not None:
+                with contextlib.suppress(OSError, LockedError):  # the next publisher tries again
+                    self._lock.check()
+                    self._remove_unfinished()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Unlock it. May be called again: a signal as `__exit__` begins skips it."""
+        with contextlib.ExitStack() as stack:
+            for close in self._closers:
+                stack.callback(close)
 
     def _remove_unfinished(self) -> None:
-        """Remove the files that a publisher was writing when it was killed."""
+        """Remove the files that a publisher was writing when it failed, or was interrupted or killed."""
         for directory in (self.root, self.objects):
             for name in os.listdir(directory):
                 if _UNFINISHED.fullmatch(name):
@@ -177,17 +193,12 @@ class Site:
         """Create or replace a file. Durable."""
         directory = os.path.dirname(path)
         descriptor, fresh = _new_file(directory)
-        try:
-            with naming(path), os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                _date_after(file.fileno(), path)
-                sync_file(file.fileno())
-            os.replace(fresh, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(fresh)
-            raise
+        with naming(path), os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            _date_after(file.fileno(), path)
+            sync_file(file.fileno())
+        os.replace(fresh, path)
         try:
             sync_directory_at(directory)
         except OSError as error:  # raising it would say that nothing was published

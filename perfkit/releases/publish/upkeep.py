@@ -85,7 +85,7 @@ def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0, grace_s
     check_grace(grace_s)
     site = Site(path, wait_s=wait_s)
     _pointer(site)  # raises before a lock is created in a directory that is not a site
-    with contextlib.nullcontext() if dry_run else site:
+    with contextlib.closing(site), contextlib.nullcontext() if dry_run else site:
         pointer = _pointer(site)
         history = site.history(pointer)
         keep = {pointer.history.sha256, *(ref.sha256 for ref in referenced(history, pointer.solid))}
@@ -105,7 +105,7 @@ def promote(
     """Make a channel offer a release of a site. See `Toolkit.promote`."""
     name, expires = channel_name(channel), expiry(expires_s)
     _pointer(Site(path))  # raises before a lock is created in a directory that is not a site
-    with Site(path, wait_s=wait_s) as site:
+    with contextlib.closing(Site(path, wait_s=wait_s)) as site, site:
         current = _pointer(site)
         if not sign_keys and site.is_signed():
             raise ConfigError(f"{path} is signed, and clients refuse a channel that is not: give its key (--sign-key)")
