@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Linux (seen on 6.18), sshfs 3.7.3 with libfuse 3.14.0 (Debian 12's packages), cp of GNU coreutils (seen with 9.1) and
 # Python's shutil (seen with 3.11); two hard links of one file, made through the mount.
-# Most would guess: a file system either has hard links, or refuses link(2). Where it has them, both names have one inode
-# number and a link count of 2, and `cp` and shutil.copyfile refuse to copy a file to itself.
+# Most would guess: a file system either has hard links, or refuses link(2). Where it has them, both names have one
+# inode number and a link count of 2, and `cp` and shutil.copyfile refuse to copy a file to itself.
 # Seen: link(2) works, and the server has one file with two names; but each name has a number of its own and a count of
 # 1. So nothing tells that they are the same file: `cp a b` empties b, which is a, finds nothing to copy, and ends with
 # 0. Both names are empty then, and the bytes are gone; shutil.copyfile does the same.
