@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import stat
 from array import array
@@ -15,7 +15,7 @@ from perfkit.filesystem.rootdir import RootDir, closing_fd
 from perfkit.libc import sync_file
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, is_private, object_path
-from perfkit.transactions.object_store import CANNOT_LINK, EMPTY, copy_file, open_regular
+from perfkit.transactions.object_store import EMPTY, copy_file, link_file, open_regular
 from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, Content, JournalOp, Previous
 
 _RESTORED = f"{OBJECTS}/restored~"  # a restored file, until it is renamed
@@ -222,11 +222,10 @@ def stage_again(rootdir: RootDir, op: JournalOp) -> None:
     Without hard links this does nothing, and the undo leaves the name missing for a moment.
     """
     if op.kind == RENAME and op.previous is not None and rootdir.lstat(op.source) is None:
-        try:
-            rootdir.link(op.name, op.source)
-        except OSError as error:
-            if error.errno not in {errno.ENOENT, errno.ENOTDIR, *CANNOT_LINK}:
-                raise
+        found = rootdir.lstat(op.name)
+        if found is not None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # others have removed it now
+                link_file(rootdir, op.name, found.st_ino, op.source)
 
 
 def undo_op(rootdir: RootDir, op: JournalOp) -> None:
@@ -278,13 +277,7 @@ def _link_restored(rootdir: RootDir, previous: Previous, fd: int) -> bool:
     found = os.fstat(fd)
     if not previous.stored or (found.st_ino, stat.S_IMODE(found.st_mode)) != (previous.ino, previous.mode):
         return False
-    try:
-        rootdir.link(previous.stored, _RESTORED)
-    except OSError as error:
-        if error.errno not in CANNOT_LINK:
-            raise
-        return False
-    return True
+    return link_file(rootdir, previous.stored, previous.ino, _RESTORED)
 
 
 def modified_directories(op: JournalOp) -> tuple[str, ...]:

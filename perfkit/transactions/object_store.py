@@ -23,7 +23,7 @@ EMPTY = hashlib.sha256().hexdigest()
 _CHUNK = 256 << 10
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-CANNOT_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
+_CANNOT_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
 
 class ObjectStore:
@@ -158,36 +158,42 @@ def open_regular(rootdir: RootDir, name: str) -> int:
     return fd
 
 
+def link_file(rootdir: RootDir, name: str, ino: int, target: str) -> bool:
+    """Make `target` a hard link to the file `name`; returns False if that is impossible, or if it is no longer the file
+    with this inode number.
+
+    Where each name has a number of its own, as with sshfs, it counts as impossible: nothing would tell that two names
+    have the same file.
+    """
+    try:
+        rootdir.link(name, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        return False
+    linked = rootdir.lstat(target)
+    if linked is not None and linked.st_ino == ino:
+        return True
+    rootdir.unlink(target)
+    return False
+
+
 def link_or_copy(rootdir: RootDir, name: str, fd: int, target: str) -> None:
     """Make `target` a hard link to the open file `name`, or a copy with its mode and times where that is impossible.
 
     Empty files are never linked: a tree may have more of them than a file system allows links.
-
-    Raises:
-        FileChangedError: the file was replaced during the call.
     """
     found = os.fstat(fd)
-    if found.st_size:
-        try:
-            rootdir.link(name, target)
-        except OSError as error:
-            if error.errno not in CANNOT_LINK:
-                raise
-        else:
-            linked = rootdir.lstat(target)
-            if linked is None or linked.st_ino != found.st_ino:
-                raise FileChangedError(name, "the file was replaced while it was read; retry")
-            return
-    os.close(copy_file(rootdir, fd, target, mode=stat.S_IMODE(found.st_mode), mtime_ns=found.st_mtime_ns))
+    if found.st_size == 0 or not link_file(rootdir, name, found.st_ino, target):
+        os.close(copy_file(rootdir, fd, target, mode=stat.S_IMODE(found.st_mode), mtime_ns=found.st_mtime_ns))
 
 
 def shares_content(rootdir: RootDir, name: str, unused: str) -> tuple[bool, bool]:
     """Whether the file system has hard links, and whether it has reflinks, as tried on a file and an unused name."""
-    links = True
     with closing_fd(rootdir.open(name)) as fd:
         rootdir.unlink(unused)
         try:
-            rootdir.link(name, unused)
+            links = link_file(rootdir, name, os.fstat(fd).st_ino, unused)
         except OSError:
             links = False
         rootdir.unlink(unused)

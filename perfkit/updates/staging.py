@@ -359,9 +359,9 @@ class StagingArea:
             self._rootdir.unlink(name)  # it stays missing; another route may supply it
 
     def _close(self) -> None:
-        if self._writing is not None:
-            os.close(self._writing.descriptor)
-            self._writing = None
+        partial, self._writing = self._writing, None
+        if partial is not None:
+            os.close(partial.descriptor)  # closes it even if it reports an error (close(2))
 
     def open_so_far(self, digest: bytes) -> BinaryIO | None:
         """A blob that `writer` has begun to write, or has written; None: it has not."""

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from perfkit.transactions.layout import FETCHED_OBJECT, MANIFEST
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.records import Content, Seen, signature
 from perfkit.transactions.tree import Tree
+from tests.support import crash_server
 from tests.support.tools import mounted_image
 from tests.support.trees import litter, tree_of
 
@@ -522,21 +524,41 @@ def test_a_setting_says_how_many_generations_are_kept(tmp_path: Path) -> None:
         assert [each.number for each in kit.history(tmp_path)] == [3, 4]
 
 
-def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that has no hard links costs copies, and loses nothing."""
+def refuse_link(*args: object, **options: object) -> None:
+    raise OSError(errno.EPERM, "no hard links here")
 
-    def refuse(*args: object, **options: object) -> None:
-        raise OSError(errno.EPERM, "no hard links here")
 
-    monkeypatch.setattr(os, "link", refuse)
-    put(tmp_path, {"a": b"1", "b": b"2"})
-    with Tree(tmp_path) as tree:
+def link_with_another_number(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int, **_: object) -> None:
+    """Each name has an inode number of its own, as with sshfs, whether or not it is of the same file."""
+    with open(os.open(source, os.O_RDONLY, dir_fd=src_dir_fd), "rb") as file:
+        status = os.fstat(file.fileno())
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, status.st_mode, dir_fd=dst_dir_fd)
+        with open(fd, "wb") as other:
+            other.write(file.read())
+            other.flush()
+            os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("link", [refuse_link, link_with_another_number])
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[..., None]) -> None:
+    """A file system without hard links, or where nothing tells which files are linked, costs copies and loses nothing;
+    a change that is refused in the middle is undone.
+    """
+    monkeypatch.setattr(os, "link", link)
+    tree_path = tmp_path / "tree"
+    put(tree_path, {"a": b"1", "b": b"2"})
+    with Tree(tree_path) as tree:
         with tree.transaction() as tx:
             tx.move("a", "c")
             tx.write("b", b"3")
-        assert tree_of(tmp_path) == {"c": b"1", "b": b"3"}
+        assert tree_of(tree_path) == {"c": b"1", "b": b"3"}
         tree.rollback()
-    assert tree_of(tmp_path) == {"a": b"1", "b": b"2"}
+    assert tree_of(tree_path) == {"a": b"1", "b": b"2"}
+    crash_server.begin(str(tmp_path / "refused"))
+    old = tree_of(tmp_path / "refused")
+    with pytest.raises(UpdateError, match=crash_server.REFUSED):
+        crash_server.refused(str(tmp_path / "refused"))
+    assert tree_of(tmp_path / "refused") == old
 
 
 def test_damaged_journal_is_told(tmp_path: Path) -> None:

@@ -64,6 +64,33 @@ def test_nothing_is_used_of_what_could_not_be_synced(
     assert kit.verify(tmp_path / "tree").intact
 
 
+def test_a_file_system_that_reports_at_close_what_it_lost(
+    kit: Toolkit, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does. The descriptor is closed then, and a second close could be that of another thread's file."""
+    close, failed = os.close, []
+
+    def fail(descriptor: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        close(descriptor)
+        if name.startswith("content-"):
+            failed.append(name)
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    content = os.urandom(200_000)
+    origin.publish({"large": content}, "1")
+    kit.sync(origin.url, tmp_path / "tree")
+    origin.publish({"large": content[:100_000] + b"new" + content[100_000:]}, "2")  # which is made of several parts
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", fail)
+        with pytest.raises(OSError, match="quota"):
+            kit.sync(origin.url, tmp_path / "tree")
+    assert failed
+    assert tree_of(tmp_path / "tree") == {"large": content}
+    kit.sync(origin.url, tmp_path / "tree")
+    assert kit.verify(tmp_path / "tree").intact
+
+
 def test_copies_count(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
     """The same content under four names is fetched once and written four times."""
     content = os.urandom(500_000)
