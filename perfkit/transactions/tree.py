@@ -79,7 +79,7 @@ class Tree:
             self._closers.append(self.rootdir.close)
             self._open_private()
             self._lock = Lock(self.rootdir)
-            self._closers.append(self._lock.release)
+            self._closers += [self._lock.release] * 2  # the second completes the first if a signal ends that
             self._lock.acquire(self._wait_s)
             store = ObjectStore(self.rootdir)
             self._history = History(self.rootdir, store)

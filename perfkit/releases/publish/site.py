@@ -110,7 +110,7 @@ class Site:
                 with contextlib.suppress(OSError):  # a file system without permissions has its own errors
                     os.chmod(directory, 0o755)
             self._lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
-            self._closers.append(self._lock.release)
+            self._closers += [self._lock.release] * 2  # the second completes the first if a signal ends that
             try:
                 self._lock.acquire(self._wait_s)
             except LockedError:
