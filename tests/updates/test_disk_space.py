@@ -8,6 +8,8 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from perfkit.filesystem.rootdir import RootDir
 from perfkit.server.server import Server
 from perfkit.transactions import commit
 from perfkit.transactions.tree import Tree
+from perfkit.updates.sources.pack_route import Seeds
 from tests.support.sites import Origin
 from tests.support.tools import mounted_image, need
 from tests.support.trees import tree_of
@@ -89,6 +92,32 @@ def test_a_file_system_that_reports_at_close_what_it_lost(
     assert tree_of(tmp_path / "tree") == {"large": content}
     kit.sync(origin.url, tmp_path / "tree")
     assert kit.verify(tmp_path / "tree").intact
+
+
+def test_nothing_is_fetched_for_what_could_not_be_written(
+    kit: Toolkit, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full when the old parts of a file are copied: the sync ends, and does not fetch these instead."""
+
+    def write(entry: int, offset: int, data: memoryview) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_seeds(*args: Any, original: Any = Seeds.write) -> None:
+        original(*args[:-1], SimpleNamespace(writer=lambda manifest: write))
+
+    content = os.urandom(400_000)
+    origin.publish({"large": content}, "1")
+    kit.sync(origin.url, tmp_path / "tree")
+    changed = content[:200_000] + b"new" + content[200_000:]
+    origin.publish({"large": changed}, "2", keep_deltas=0)
+    sent = origin.bytes
+    with monkeypatch.context() as patched:
+        patched.setattr(Seeds, "write", write_seeds)
+        with pytest.raises(OSError, match="No space"):
+            kit.sync(origin.url, tmp_path / "tree")
+    assert origin.bytes - sent < 200_000
+    kit.sync(origin.url, tmp_path / "tree")
+    assert tree_of(tmp_path / "tree") == {"large": changed}
 
 
 def test_copies_count(kit: Toolkit, origin: Origin, small_disk: Path) -> None:

@@ -229,7 +229,8 @@ class Seeds:
                 continue
             piece = self._index.piece(number)
             path, offset = self._found[number]
+            data = b""
             with contextlib.suppress(OSError), open(path, "rb", opener=open_own) as file:
                 data = os.pread(file.fileno(), piece.length, offset)
-                if len(data) == piece.length:
-                    write(piece.entry, piece.offset, memoryview(data))
+            if len(data) == piece.length:
+                write(piece.entry, piece.offset, memoryview(data))
