@@ -98,6 +98,7 @@ class Request(_WithoutSecrets):
             object.__setattr__(self, "public_keys", read_public_keys(self.public_keys))
             if self.byte_range is not None:
                 raise ConfigError("public_keys were given with a byte_range, and a signature is one of the whole file")
+        check_type("name", self.name, "str | None", secret=False)
         if any(map(is_not, _options_of(self), _DEFAULTS)):  # most requests have none
             self._check_options()
 
@@ -155,7 +156,7 @@ def split_line(line: str) -> tuple[str, str | None, str | None] | None:
 _PLAIN = tuple(
     (each.name, str(each.type), each.default)
     for each in fields(Request)
-    if each.name not in ("url", "mirrors", "headers", "public_keys")
+    if each.name not in ("url", "name", "mirrors", "headers", "public_keys")
 )
 _options_of = attrgetter(*(name for name, _, _ in _PLAIN))
 _DEFAULTS = tuple(default for _, _, default in _PLAIN)
