@@ -16,8 +16,8 @@ class Parser(argparse.ArgumentParser):
     """Shows the examples as written, and reports errors in one line.
 
     Args:
-        fill: adds the options of a command. The parser is unusable until `filled`, or until it parses: to set up those
-            of all commands would take a twentieth of the time of the shortest one.
+        fill: adds the options of a command. The parser is not set up until `filled`, or until it parses: argparse takes
+            long for it, even without options.
     """
 
     _words: tuple[str, ...] = ()  # the parsed arguments
