@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
+from operator import attrgetter, is_not
 from urllib.parse import unquote
 
 from perfkit.config import Auth, check_headers, check_type
@@ -16,6 +17,7 @@ from perfkit.minisign.public_keys import AnyKey, read_public_keys
 from perfkit.redact import masked
 
 LONGEST_LINE_BYTES = 64 << 10  # of a list of files
+_VERSIONS = ("known", "only")
 _LEAST = {"rate_limit": 1, "max_bytes": 0, "segments": 1, "retries": 0, "size": 0}
 
 
@@ -82,9 +84,6 @@ class Request(_WithoutSecrets):
                 raise ConfigError(f"a URL must be text; got a {type(url).__name__}")
             origin_of(url)
         check_headers(self.headers)
-        for name, least in _LEAST.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, or None; got {value!r}")
         if self.byte_range is not None and not 0 <= self.byte_range[0] < self.byte_range[1]:
             raise ConfigError(f"byte_range must be a start and a later end, in bytes; got {self.byte_range!r}")
 
@@ -99,12 +98,20 @@ class Request(_WithoutSecrets):
             object.__setattr__(self, "public_keys", read_public_keys(self.public_keys))
             if self.byte_range is not None:
                 raise ConfigError("public_keys were given with a byte_range, and a signature is one of the whole file")
+        check_type("name", self.name, "str | None", secret=False)
+        if any(map(is_not, _options_of(self), _DEFAULTS)):  # most requests have none
+            self._check_options()
+
+    def _check_options(self) -> None:
         for name, kind, default in _PLAIN:
-            if (value := getattr(self, name)) is not default:
+            if (value := getattr(self, name)) is default:
+                continue
+            if name not in _VERSIONS:
                 check_type(name, value, kind, secret=name == "auth")
-        for name in ("known", "only"):
-            if not isinstance(getattr(self, name), Version | None):
-                raise ConfigError(f"{name} must be the version of a Download, or None; got {getattr(self, name)!r}")
+            elif not isinstance(value, Version | None):
+                raise ConfigError(f"{name} must be the version of a Download, or None; got {value!r}")
+            if name in _LEAST and value is not None and value < _LEAST[name]:
+                raise ConfigError(f"{name} must be at least {_LEAST[name]}, or None; got {value!r}")
 
     @property
     def checksum_url(self) -> str | None:
@@ -145,12 +152,14 @@ def split_line(line: str) -> tuple[str, str | None, str | None] | None:
     return None if not url or url.startswith("#") else (url, name or None, checksum or None)
 
 
-# Name, annotation and default of the options that `check_type` can check by annotation.
+# Name, annotation and default of the options that are checked only if they are given.
 _PLAIN = tuple(
     (each.name, str(each.type), each.default)
     for each in fields(Request)
-    if each.name not in ("url", "mirrors", "headers", "public_keys", "known", "only")
+    if each.name not in ("url", "name", "mirrors", "headers", "public_keys")
 )
+_options_of = attrgetter(*(name for name, _, _ in _PLAIN))
+_DEFAULTS = tuple(default for _, _, default in _PLAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

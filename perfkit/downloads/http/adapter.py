@@ -117,7 +117,9 @@ class Adapter(HTTPAdapter):
         if not self._lean:
             return super().build_response(req, resp)
         response = requests.Response.__new__(requests.Response)
-        vars(response).update(self._blank, history=[])
+        exchange = exchange_here()
+        incoming = None if exchange is None else exchange.incoming
+        vars(response).update(self._blank, history=[], fields=None if incoming is None else incoming.fields)
         response.status_code, response.reason, response.headers = resp.status, resp.reason, resp.headers
         response.raw, response.url, response.request = resp, req.url, req
         response.connection = self

@@ -159,6 +159,7 @@ class Incoming:
 
     def __init__(self, sock: Any, handle: AbortHandle | None) -> None:
         self.sock = sock
+        self.fields: dict[str, str] = {}  # of the head: by name in lower case, repeated ones joined
         self.waits_since_s: float | None = None  # since when a read has been waiting (time.monotonic); None: no read is
         self._raw = sock.makefile("rb", 0)  # keeps the socket open if the connection is closed before its last response
         self._handle = handle

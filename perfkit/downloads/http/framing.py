@@ -15,7 +15,7 @@ _EXCESS_BYTES = 16 << 10
 _STATUS_LINE = re.compile(r"HTTP/1\.(\d) +(\d{3})(?: ([^\n]*))?\r?\n", re.ASCII)
 _FOLD = re.compile(r"\r?\n[ \t]+")  # RFC 9112 section 5.2: a value that continues on the next line
 _FIELD = re.compile(r"^([^:\s]+)[ \t]*:([^\n]*)$", re.MULTILINE)
-_LENGTH = re.compile(r"\d{1,19}", re.ASCII)
+_LENGTH = re.compile(r"(\d{1,19})(?:, ?\1)*", re.ASCII)  # perhaps repeated (RFC 9110 section 8.6)
 _CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,16}[ \t]*(;.*)?\r?\n", re.DOTALL)
 
 
@@ -113,30 +113,36 @@ class StrictResponse(http.client.HTTPResponse):
                 break
         self.version, self.reason = 10 + int(match[1]), (match[3] or "").strip()
         self.headers = self.msg = message = _Fields()
-        first: dict[str, str] = {}  # value of each name; the message would search all fields each time
+        fields = incoming.fields = {}
+        repeated: dict[str, list[str]] = {}
         for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # skips what is not a field
             kind, value = name.lower(), value.strip()
             if not (kind.startswith("set-cookie") and _is_unusable_cookie(kind, value)):
                 message.set_raw(name, value)
-                first.setdefault(kind, value)
-        self._frame(incoming, first.get)
+                if kind in fields:
+                    repeated.setdefault(kind, [fields[kind]]).append(value)
+                else:
+                    fields[kind] = value
+        fields.update({kind: ", ".join(values) for kind, values in repeated.items()})
+        self._frame(incoming, fields.get)
 
     def _frame(self, incoming: Incoming, get: Callable[[str], str | None]) -> None:
         """Determine where the body ends (section 6.3)."""
-        coding, declared = get("transfer-encoding"), get("content-length")
+        coding, declared = get("transfer-encoding") or "", get("content-length")
+        codings = {each.strip() for each in coding.lower().split(",")} - {"", "identity"}
         options = (get("connection") or "").lower()
         self.will_close = "close" in options if self.version > 10 else "keep-alive" not in options
         self.length, self.chunked, self.chunk_left = None, False, None
         if self.status in (101, 204, 304) or self._method == "HEAD":  # type: ignore[attr-defined]
             self.length = 0
-        elif coding and coding.strip().lower() == "chunked":
+        elif codings == {"chunked"}:
             self.chunked = True
             self.fp = _Chunks(incoming)
             self.will_close |= declared is not None  # either of the two may be right
-        elif coding and coding.strip().lower() != "identity":
+        elif codings:
             raise http.client.HTTPException(f"the transfer coding {coding[:40]!r} was not asked for")
-        elif declared is not None and _LENGTH.fullmatch(declared):
-            self.length = int(declared)
+        elif declared is not None and (length := _LENGTH.fullmatch(declared)):
+            self.length = int(length[1])
         else:
             self.will_close = True
 
@@ -146,6 +152,9 @@ class _Fields(http.client.HTTPMessage):
 
     def items(self) -> list[tuple[str, str]]:
         return list(self.raw_items())
+
+    def get_payload(self, *_: object, **options: object) -> None:
+        """What the email parser could not read, for which urllib3 looks: there is none."""
 
 
 def _is_unusable_cookie(kind: str, value: str) -> bool:

@@ -38,7 +38,7 @@ class OwnSessions:
         self._local = threading.local()
         self._cookies = Cookies()  # shared by all threads; it has a lock
         connect_s, read_s = config.timeouts_s
-        self._timeout: Any = urllib3.Timeout(connect=connect_s, read=read_s)  # requests would make one each time
+        self._timeout: Any = _Timeout(connect=connect_s, read=read_s)  # requests would make one each time
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
         self._verify, setting = find_trust(config, True, environment=config.trust_env)
         adapter.settings.update({self._verify: setting, config.client_cert: "Config.client_cert"})
@@ -104,6 +104,16 @@ class OwnSessions:
 
     def close(self) -> None:
         self._adapter.close()
+
+
+class _Timeout(urllib3.Timeout):
+    """A time-out without a total, which needs no clock. So urllib3, which copies it twice for a request, need not."""
+
+    def clone(self) -> _Timeout:
+        return self
+
+    def start_connect(self) -> float:
+        return 0.0
 
 
 def prepare(url: str, headers: Iterable[tuple[str, str]], cookies: Any, auth: Any) -> requests.PreparedRequest:

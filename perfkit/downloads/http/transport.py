@@ -281,9 +281,11 @@ class _HttpResponse:
     def __init__(self, asked: str, at: str, response: requests.Response, exchange: Exchange) -> None:
         self.url = at
         self.status = response.status_code
-        headers = response.headers
-        fields = getattr(headers, "itermerged", headers.items)()  # urllib3's items() keeps repeated ones apart
-        self.headers = {name.lower(): value for name, value in fields}
+        fields: dict[str, str] | None = getattr(response, "fields", None)  # as our adapter has read them
+        if fields is None:
+            merged = getattr(response.headers, "itermerged", response.headers.items)()  # items() keeps repeated apart
+            fields = {name.lower(): value for name, value in merged}
+        self.headers = fields
         self._asked = asked
         self._response = response
         self.exchange = exchange

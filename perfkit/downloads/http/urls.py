@@ -44,6 +44,7 @@ _SIGNATURES = {
 }
 
 
+@functools.lru_cache(maxsize=64)  # a request needs the same one several times
 def origin_of(url: str) -> Origin:
     """Scheme, host and port (RFC 6454 section 4); the host in lower case and ASCII, without brackets.
 
@@ -64,7 +65,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=64)  # a request needs the same one several times
+@functools.lru_cache(maxsize=64)
 def as_sent(url: str) -> str:
     """The URL as it is sent, without its fragment. A valid target (RFC 3986) keeps its spelling, since a signed link
     breaks when its `%7e` or its empty `?` is normalized; others are quoted as requests does.

@@ -276,6 +276,7 @@ def answering(head: bytes, body: bytes = b"") -> Callable[[Exchange], None]:
         b"HTTP/1.1 20 OK\r\n\r\n",
         b"200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 60_000 + b"\r\n",
     ],
 )
@@ -294,6 +295,7 @@ def test_heads_that_are_refused(transport: HttpTransport, misbehaving: Start, he
         b"HTTP/1.1 200 OK\r\nno field\r\n: none\r\nContent-Length: 5\r\n\r\n",
         b"HTTP/1.1 103 Early\r\nLink: a\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\nContent-Length: 5\n\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
     ],
 )
 def test_heads_that_are_understood(transport: HttpTransport, misbehaving: Start, head: bytes) -> None:
@@ -314,6 +316,16 @@ def test_a_folded_value_is_one_line(transport: HttpTransport, misbehaving: Start
     head = b'HTTP/1.1 200 OK\r\nETag:\r\n "a"\r\nX-Long: one\r\n\ttwo\r\nContent-Length: 5\r\n\r\n'
     with transport.open(Get(url=misbehaving(answering(head, b"hello")).url), Cancel()) as response:
         assert (response.headers["etag"], response.headers["x-long"]) == ('"a"', "one two")
+
+
+def test_a_coding_that_is_sent_twice_is_one(transport: HttpTransport, misbehaving: Start) -> None:
+    """An application and its server may both set it, and the body is chunked once."""
+
+    def handler(x: Exchange) -> None:
+        x.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\ntransfer-encoding: Chunked\r\n\r\n")
+        x.send(GOOD + b"0\r\n\r\n")
+
+    assert get(transport, misbehaving(handler).url) == (200, b"hello")
 
 
 def test_both_framings_end_the_connection(transport: HttpTransport, misbehaving: Start) -> None:
