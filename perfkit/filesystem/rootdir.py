@@ -42,7 +42,12 @@ class RootDir:
     ) -> None:
         self.root = os.path.abspath(root)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        self.fd = os.open(root, flags if root_may_be_link else flags | os.O_NOFOLLOW)
+        try:
+            self.fd = os.open(root, flags if root_may_be_link else flags | os.O_NOFOLLOW)
+        except OSError as error:
+            if root_may_be_link or error.errno != errno.ELOOP:
+                raise
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.root) from error  # macOS
         self._flags = flags if follow_symlinks else flags | os.O_NOFOLLOW
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._in_use = ""  # a directory whose descriptor must stay open
