@@ -40,6 +40,18 @@ def syncfs(descriptor: int) -> bool:
 
 
 @functools.cache
+def boot_id() -> str:
+    """What tells this boot of the system from others: random(4), or on macOS sysctl(3); empty where it is unknown."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+    import ctypes
+
+    found, size = ctypes.create_string_buffer(64), ctypes.c_size_t(64)
+    _call("sysctlbyname", b"kern.bootsessionuuid", found, ctypes.byref(size), None, ctypes.c_size_t(0))
+    return found.value.decode()
+
+
+@functools.cache
 def _syncfs_tells_errors() -> bool:
     system = os.uname()
     version = tuple(int(part) for part in system.release.split("-")[0].split(".")[:2] if part.isdigit())

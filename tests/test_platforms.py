@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
 import runpy
@@ -18,6 +19,7 @@ import pytest
 import perfkit
 from perfkit import Config, ConfigError, Toolkit, libc
 from perfkit.filesystem.batch.copyfile import copy_file
+from perfkit.filesystem.batch.removal import remove_tree
 from perfkit.filesystem.rootdir import closing_fd
 from tests.support.sites import Origin
 from tests.support.trees import tree_of
@@ -86,6 +88,34 @@ def test_a_new_name_without_hard_links(tmp_path: Path, monkeypatch: pytest.Monke
         libc.rename_to_new(str(tmp_path / "source"), str(tmp_path / "old"))
     libc.rename_to_new(str(tmp_path / "source"), str(tmp_path / "new"))
     assert tree_of(tmp_path) == {"old": b"old", "new": b"new"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_boot_without_proc(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """By sysctlbyname(3) of macOS."""
+
+    def sysctlbyname(name: bytes, found: Any, *_: object) -> int:
+        found.value = b"8D5B2A5C" if known else b""
+        return 0 if known else -1
+
+    monkeypatch.setattr(builtins, "open", mock.Mock(side_effect=FileNotFoundError))
+    monkeypatch.setattr(libc, "_function", {"sysctlbyname": sysctlbyname}.get)
+    assert libc.boot_id.__wrapped__() == ("8D5B2A5C" if known else "")
+
+
+def test_a_link_opened_as_macos_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O_NOFOLLOW comes before O_DIRECTORY there."""
+
+    def open_there(path: Any, flags: int, *arguments: int, **options: int) -> int:
+        if flags & os.O_NOFOLLOW and os.path.islink(path):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        return os_open(path, flags, *arguments, **options)
+
+    os_open = os.open
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(os, "open", open_there)
+    with pytest.raises(NotADirectoryError):
+        remove_tree(tmp_path / "link")
 
 
 @pytest.mark.parametrize("size", [0, 300, 3_000_000])

@@ -273,7 +273,7 @@ class PartialFile:
             return
         done = self.map.done()
         if time.monotonic() - self._synced_at_s >= _SYNC_EVERY_S:
-            self._sync(getattr(os, "fdatasync", os.fsync))  # macOS has only fsync
+            self._sync(getattr(os, "fdatasync", sync_file))  # macOS has none
             self._synced = done
             self._synced_at_s = time.monotonic()
         checksum = None if self._checksum is None else str(self._checksum)

@@ -15,10 +15,8 @@ from typing import NamedTuple
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.segments import Range
+from perfkit.libc import boot_id
 
-_BOOT = ""
-with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-    _BOOT = file.read().strip()
 _FORMAT = 4
 _MOST_BYTES = 1 << 20
 
@@ -36,7 +34,7 @@ class Resumable(NamedTuple):
 
     @staticmethod
     def parse(text: bytes) -> Resumable:
-        """Read a journal; after a power cut, `done` is what was durable.
+        """Read a journal; after a power cut, or if there may have been one, `done` is what was durable.
 
         Raises:
             ValueError, TypeError, KeyError, RecursionError: it is damaged, or in another format.
@@ -45,13 +43,14 @@ class Resumable(NamedTuple):
         if record["format"] != _FORMAT:
             raise ValueError(f"journal format {record['format']!r}")
         durable = _ranges(record["durable"])
+        same_boot = record["boot"] == boot_id() != ""
         return Resumable(
             source=record["source"],
             version=Version(*record["version"]),
             size=int(record["size"]),
             part=None if record["part"] is None else _ranges([record["part"]])[0],
             checksum=record["checksum"],
-            done=_ranges(record["done"]) if record["boot"] == _BOOT else durable,
+            done=_ranges(record["done"]) if same_boot else durable,
             durable=durable,
         )
 
@@ -77,7 +76,8 @@ class ResumeJournal:
 
     def write(self, found: Resumable) -> None:
         """Replace it."""
-        record = {"format": _FORMAT, "boot": _BOOT, **found._asdict(), "version": dataclasses.astuple(found.version)}
+        version = dataclasses.astuple(found.version)
+        record = {"format": _FORMAT, "boot": boot_id(), **found._asdict(), "version": version}
         fresh = f"{self._path}~"
         self._may_exist = True  # or a part of one, on a full disk
         with contextlib.suppress(FileNotFoundError):

@@ -46,7 +46,12 @@ class RootDir:
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._in_use = ""  # a directory whose descriptor must stay open
         self._missing: str | None = None  # see `remember_missing`
-        self.fd = os.open(root, flags if root_may_be_link else flags | os.O_NOFOLLOW)
+        try:
+            self.fd = os.open(root, flags if root_may_be_link else flags | os.O_NOFOLLOW)
+        except OSError as error:
+            if root_may_be_link or error.errno != errno.ELOOP:
+                raise
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.root) from error  # macOS
         try:
             self.owner = self._other_user()
         except BaseException:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit, TransferError
+from perfkit.downloads import resume_journal
 from perfkit.downloads.partial_file import PartialFile, part_path
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.partial_files import held
@@ -169,6 +170,17 @@ def test_a_journal_that_can_not_be_trusted(
     make_kit().download(f"{server.url}/file", dest)
     assert dest.read_bytes() == BODY
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_only_what_is_durable_counts_if_boots_are_not_known(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without /proc, in some containers: there may have been a power cut."""
+    monkeypatch.setattr(resume_journal, "boot_id", lambda: "")
+    server, dest = misbehaving(cut_first), tmp_path / "file"
+    leave_half(make_kit(retries=0, workers=1), server, dest)
+    assert make_kit().download(f"{server.url}/file", dest).resumed_from == 0
+    assert dest.read_bytes() == BODY
 
 
 def test_a_partial_file_cut_under_its_journal(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
