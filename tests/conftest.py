@@ -154,6 +154,12 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, a response may take two seconds. Idle connections are closed then, and tests count them."""
+    monkeypatch.setattr("perfkit.downloads.http.transport._PATIENCE_S", 60.0)
+
+
 @pytest.fixture(scope="session")
 def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
     """Programs and `perfkit` commands that start within milliseconds."""

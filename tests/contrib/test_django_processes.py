@@ -56,7 +56,7 @@ class Project:
     def python(self, program: str, *, warm: bool = True) -> subprocess.CompletedProcess[str]:
         command = self.warm.python("-c", program) if warm else [sys.executable, "-c", program]
         return subprocess.run(
-            command, check=False, env=self.environment, cwd=self.root, capture_output=True, text=True, timeout=100
+            command, check=False, env=self.environment, cwd=self.root, capture_output=True, text=True, timeout=200
         )
 
     @contextmanager

@@ -70,6 +70,7 @@ class _Abortable:
         if exchange is not None:
             try:
                 self._handle = AbortHandle(sock)
+                self._handle.narrow = rate is not None
             except OSError:  # no descriptors are left
                 sock.close()
                 raise

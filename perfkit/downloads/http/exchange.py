@@ -34,7 +34,12 @@ class AbortHandle:
 
     It works even while the connection's own socket is unusable, as in a TLS handshake. Only the exchange that the
     connection serves can use it: aborting an exchange after its connection went back to the pool has no effect.
+
+    Attributes:
+        narrow: whether the connection's window was limited (`set_window`).
     """
+
+    narrow = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._lock = threading.Lock()
@@ -249,8 +254,13 @@ class Incoming:
         if len(self._room) < most:
             self._room = memoryview(mmap.mmap(-1, most))  # only what is used of it takes memory
         count = self._receive(self.sock.recv_into, self._room[:most])
-        if self.limit is not None and self.limit.rate is not None and self.limit.has_room():
-            self._widen_window(self.limit.rate)
+        if self.limit is not None:
+            if self.limit.rate is not None:
+                if self.limit.has_room():
+                    self._widen_window(self.limit.rate)
+            elif self._handle is not None and self._handle.narrow:  # the limit was lifted
+                self._handle.narrow = False
+                set_window(self.sock, None)
         if self._gathers and 0 < count < most:
             count += self._more(self._room[count:most])
         return self._room[:count]

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 _QUEUED, _RESOLUTION_S = 1.25, 0.004  # times the least round trip, and more than the kernel measures
 _TCP_INFO = struct.Struct("=92xI52xI72xI")  # tcpi_rcv_rtt, tcpi_min_rtt and tcpi_rcv_ooopack (Linux 5.4)
 BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF)
+_SO_BUF_LOCK = 72  # of <asm-generic/socket.h>; Python has no name for it
+_WIDEST_BYTES = 1 << 30  # TCP has no larger windows (RFC 7323 section 2.3)
 _UNKNOWN_ROUND_TRIP_S = 0.05
 
 
@@ -58,8 +60,15 @@ def round_trip_s(sock: Any) -> float:
     return _UNKNOWN_ROUND_TRIP_S if path is None else path.least_s
 
 
-def set_window(sock: Any, buffer_bytes: int) -> None:
-    """Limit what the kernel receives ahead of us: that comes over the network too, and a rate limit covers it."""
+def set_window(sock: Any, buffer_bytes: int | None) -> None:
+    """Limit what the kernel receives ahead of us: that comes over the network too, and a rate limit covers it.
+
+    Args:
+        buffer_bytes: None: as much as the kernel likes, as before any limit (Linux 5.14; else up to a fixed size).
+    """
+    count = buffer_bytes or _WIDEST_BYTES
     with contextlib.suppress(OSError, AttributeError):  # a sandbox's kernel, or another system, may not know these
-        sock.setsockopt(*BUFFER, buffer_bytes)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, buffer_bytes)  # else the old window stays
+        sock.setsockopt(*BUFFER, count)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, count)  # else the old window stays
+        if buffer_bytes is None:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)

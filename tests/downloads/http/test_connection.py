@@ -388,6 +388,29 @@ def test_a_window_grows_while_the_limit_has_room(transport: HttpTransport, misbe
     assert body == BODY
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a buffer of this size is Linux's")
+@pytest.mark.parametrize("when", ["in the middle", "before the next"])
+def test_a_window_is_wide_again_when_the_limit_was_lifted(
+    transport: HttpTransport, misbehaving: Start, when: str
+) -> None:
+    """On a connection that was opened under it: its small window would hold a body up for as long as that takes."""
+    server = misbehaving(lambda x: x.serve(BODY))
+    limit = Throttle(1 << 20)
+    for number in range(2):
+        with transport.open(Get(url=server.url, limit=limit), Cancel()) as response:
+            sock = response.exchange.incoming.sock  # type: ignore[attr-defined]
+            narrow = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert narrow < 40_000
+            if number == ["in the middle", "before the next"].index(when):
+                limit.set_rate(None)
+                body = bytes(response.read1(1000) or b"") + read_all(response)
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > 2 * narrow
+                assert body == BODY
+                break
+            assert read_all(response) == BODY
+    assert len(server._threads) == 2, "not the same connection: nothing was tested"
+
+
 def test_http_client_reads_lines_however_long_the_machine_has_been_up() -> None:
     """It passes a limit in bytes, which was taken for a time: tunnels failed after 65,537 seconds."""
     here, there = socket.socketpair()
