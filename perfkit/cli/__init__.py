@@ -73,13 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_parser() -> Parser:
-    """The parser of the whole command line; that of a command is set up when it is selected."""
+    """The parser of the whole command line; a command's options are added when it is selected."""
     parser = Parser(prog="perfkit", description=_ABOUT, epilog=_EXAMPLES)
     parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, module, about in _COMMANDS:
-        commands.add_parser(name, help=about, fill=partial(_fill, name, module))
+        commands.add_parser(name, help=about).fill = partial(_fill, name, module)
     return parser
 
 

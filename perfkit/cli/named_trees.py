@@ -87,6 +87,7 @@ def read_trees(path: str | os.PathLike[str] = "perfkit.toml") -> dict[str, Named
         OSError: it can't be read.
     """
     check_type("path", path, "Path", secret=False)
-    sync = Parser(prog="perfkit sync", fill=add_sync)
+    sync = Parser(prog="perfkit sync")
+    sync.fill = add_sync
     entries = read_entries(os.fspath(path), sync.filled())
     return {name: NamedTree(name, tree.source, tree.dest, arguments_for(sync, tree)) for name, tree in entries.items()}

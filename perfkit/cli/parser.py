@@ -1,4 +1,4 @@
-"""argparse with one-line errors, and with subcommands that are set up only when they are needed."""
+"""argparse with one-line errors, and with subcommands whose options are added only when they are needed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ _MODES = ("auto", "bars", "lines", "json", "none")
 class Parser(argparse.ArgumentParser):
     """Shows the examples as written, and reports errors in one line.
 
-    Args:
-        fill: adds the options of a command. The parser is not set up until `filled`, or until it parses: argparse takes
-            long for it, even without options.
+    Attributes:
+        fill: adds the options; called when this turns out to be the parser of the selected command.
     """
 
+    fill: Callable[[Parser], None] | None = None
+    _filled = False
     _words: tuple[str, ...] = ()  # the parsed arguments
     _width: int | None = 80  # None: the terminal's width, which is slow to query for each option that is added
 
-    def __init__(self, *, fill: Callable[[Parser], None] | None = None, **options: Any) -> None:
-        self._fill, self._options = fill, options
-        self._filled = False
-        if fill is None:
-            self.filled()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=self._formatter, **options)
 
     def _formatter(self, prog: str) -> argparse.HelpFormatter:
         return argparse.RawDescriptionHelpFormatter(prog, width=self._width)
@@ -39,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.filled()
         self._words = tuple(args or ())
-        for before, word in pairwise(("", *self._words)) if self._fill else ():
+        for before, word in pairwise(("", *self._words)) if self.fill else ():
             if word == "" or (word.startswith("--") and word.find("=") == len(word) - 1):
                 action = self._option_string_actions.get(before)
                 empty = word or (before if action is not None and action.nargs != 0 else "an argument")
@@ -48,7 +46,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_again(self, defaults: Mapping[str, object]) -> argparse.Namespace:
         """Parse the same arguments with other defaults."""
-        again = Parser(prog=self.prog, fill=self._fill)
+        again = Parser(prog=self.prog)
+        again.fill = self.fill
         again.filled().set_defaults(**defaults)
         return again.parse_args(self._words)
 
@@ -59,11 +58,9 @@ class Parser(argparse.ArgumentParser):
 
     def filled(self) -> Parser:
         """This parser, with all its options."""
-        if not self._filled:
+        if self.fill is not None and not self._filled:
             self._filled = True
-            super().__init__(formatter_class=self._formatter, **self._options)
-            if self._fill is not None:
-                self._fill(self)
+            self.fill(self)
         return self
 
     def options(self) -> list[argparse.Action]:
