@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import subprocess
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -480,6 +481,28 @@ def test_a_list_of_urls(kit: Toolkit, counting: Counting, site: Path, tmp_path: 
     (tree / "c").write_bytes(b"damaged")
     assert kit.verify(tree, repair=True).intact
     assert tree_of(tree)["c"] == b"c" * 1000
+
+
+def test_the_record_of_an_earlier_perfkit_is_read(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """An object for each file, by name: its validators still hold, and a repair finds the URLs."""
+    for name in ("a", "b"):
+        (site / name).write_bytes(name.encode() * 1000)
+    listed, tree = tmp_path / "urls.txt", tmp_path / "tree"
+    listed.write_text(f"{counting.url}a\n{counting.url}b\tsub/b\n")
+    first = kit.sync(listed, tree)
+    files = {}
+    for name in ("a", "b"):
+        with urllib.request.urlopen(counting.url + name) as answer:
+            validators = {"etag": answer.headers["ETag"], "last_modified": answer.headers["Last-Modified"]}
+        fields = {"url": counting.url + name, "mirrors": [], "checksum": None, "size": None, **validators}
+        files["sub/b" if name == "b" else name] = fields
+    release = tree / layout.RELEASE
+    release.write_text(json.dumps({**json.loads(release.read_text()), "state": {"files": files}}))
+    again = kit.sync(listed, tree)
+    assert (again.requests, again.bytes_received, again.generation) == (2, 0, first.generation)
+    (tree / "sub/b").write_bytes(b"damaged")
+    assert kit.verify(tree, repair=True).intact
+    assert tree_of(tree)["sub/b"] == b"b" * 1000
 
 
 def test_a_record_edited_by_hand(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:

@@ -100,8 +100,13 @@ def _reporting_damage(installed: Installed) -> Iterator[None]:
 
 def _recorded(installed: Installed) -> Iterator[dict[str, Any]]:
     """What the tree's record says of each file: the fields that `_record_of` gives it."""
-    for block in installed.state["listed"]:
-        yield from map(json.loads, unpack_texts(base64.b64decode(block)))
+    state = installed.state
+    if "files" in state:  # as an earlier perfkit recorded it: an object by name
+        for name, fields in state["files"].items():
+            yield {"name": name, **{key: value for key, value in fields.items() if value not in (None, [])}}
+    else:
+        for block in state["listed"]:
+            yield from map(json.loads, unpack_texts(base64.b64decode(block)))
 
 
 class ListSource:
