@@ -83,10 +83,11 @@ class RootDir:
         return self.lstat(other) is not None and other not in os.listdir(self.fd)
 
     def close(self) -> None:
+        """Close it. May be called again, also after one that a signal ended."""
         self.close_cached()
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # before the call, after which a signal may end this
+            os.close(fd)
 
     def close_cached(self) -> None:
         """Close the cached directories, since other processes may have moved some."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from perfkit import UnsafePathError
+from perfkit.filesystem import rootdir
 from perfkit.filesystem.rootdir import RootDir
 from tests.support.files import free_descriptors
+from tests.support.interrupts import interrupted
 
 NOT_PLAIN = ["..", "../out", "a/../../out", ".", "a/./b", "a//b", "a/", "/etc", "//etc", "a\0b", "a\0/b"]
 
@@ -125,3 +128,14 @@ def test_missing_directories_are_looked_for_once(
         (tmp_path / "root/other").mkdir()
         (tmp_path / "root/other/file").touch()
     assert root.lstat("other/file") is not None
+
+
+def test_closing_again_completes_what_an_interrupt_ended(tmp_path: Path) -> None:
+    """It never closes a descriptor twice: meanwhile another thread may have got the same number."""
+    for number in itertools.count(1):
+        root = RootDir(tmp_path)
+        came = interrupted(root.close, (rootdir,), number)
+        root.close()
+        if not came:
+            break
+    assert number > 3
