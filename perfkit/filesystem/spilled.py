@@ -22,6 +22,8 @@ class FileBytes:
         descriptor: of the file, which must not change; it is closed with this object.
     """
 
+    _descriptor = -1  # until `__init__` begins, before which a signal may come
+
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
@@ -52,7 +54,8 @@ class FileBytes:
         return found
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 Bytes = bytes | FileBytes
@@ -98,10 +101,11 @@ class FileRows:
         create_file: returns a descriptor of an empty file without a name; called once there are many rows.
     """
 
+    _descriptor = -1
+
     def __init__(self, row: Struct, create_file: Callable[[], int]) -> None:
         self._row = row
         self._create_file = create_file
-        self._descriptor = -1
         self._blocks: dict[int, bytearray] = {}  # those in memory
         self._changed: set[int] = set()  # of these, the ones that differ from the file
         self._count = 0

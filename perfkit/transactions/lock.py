@@ -115,6 +115,16 @@ class Lock:
                 fd, self._fd = self._fd, -1
                 os.close(fd)
 
+    def close(self) -> None:
+        """Release the lock, and close the directory. May be called again, also after one that a signal ended."""
+        try:
+            try:
+                self.release()
+            finally:
+                self.release()  # before the directory is closed, it completes one that a signal ended
+        finally:
+            self._rootdir.close()
+
     def _owner(self) -> dict[str, object]:
         return _read_owner(self._rootdir, self._owner_name)
 

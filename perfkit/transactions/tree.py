@@ -70,16 +70,16 @@ class Tree:
         self._keep_generations = keep_generations
         self._trust_other_owners = trust_other_owners
         self._transaction: Transaction | None = None
-        self._closers: list[Callable[[], None]] = []
+        self._close: Callable[[], None] | None = None
 
     def __enter__(self) -> Tree:
         os.makedirs(self.root, exist_ok=True)
         try:
             self.rootdir = RootDir(self.root)
-            self._closers.append(self.rootdir.close)
+            self._close = self.rootdir.close
             self._open_private()
             self._lock = Lock(self.rootdir)
-            self._closers += [self._lock.release] * 2  # the second completes the first if a signal ends that
+            self._close = self._lock.close
             self._lock.acquire(self._wait_s)
             store = ObjectStore(self.rootdir)
             self._history = History(self.rootdir, store)
@@ -128,9 +128,8 @@ class Tree:
 
     def close(self) -> None:
         """Release the lock, and close the descriptors. May be called again: a signal as `__exit__` begins skips it."""
-        with contextlib.ExitStack() as stack:
-            for close in self._closers:
-                stack.callback(close)
+        if self._close is not None:
+            self._close()
 
     def _hand_over(self) -> None:
         """Make the owner of the tree the owner of perfkit's own files, after root changed the tree."""

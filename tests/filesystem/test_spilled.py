@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from random import Random
 from struct import Struct
@@ -93,3 +94,12 @@ def test_few_rows_need_no_file() -> None:
     for number in range(1_000):
         rows.append(number)
     assert rows[999] == (999,)
+
+
+@pytest.mark.parametrize("kind", [FileBytes, FileRows])
+def test_a_signal_before_the_first_line(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What never became an object is collected in silence."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    kind.__new__(kind)
+    assert unraisable == []

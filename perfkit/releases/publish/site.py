@@ -95,7 +95,7 @@ class Site:
         self._wait_s = wait_s
         self.objects = os.path.join(root, "objects")
         self.written: list[ObjectRef] = []
-        self._closers: list[Callable[[], None]] = []
+        self._close: Callable[[], None] | None = None
 
     def __enter__(self) -> Site:
         missing = [directory for directory in (self.root, self.objects) if not os.path.isdir(directory)]
@@ -103,14 +103,14 @@ class Site:
             os.makedirs(self.root)
         try:
             rootdir = RootDir(self.root)
-            self._closers.append(rootdir.close)
+            self._close = rootdir.close
             if self.objects in missing:
                 rootdir.mkdir("objects")
             for directory in missing:
                 with contextlib.suppress(OSError):  # a file system without permissions has its own errors
                     os.chmod(directory, 0o755)
             self._lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
-            self._closers += [self._lock.release] * 2  # the second completes the first if a signal ends that
+            self._close = self._lock.close
             try:
                 self._lock.acquire(self._wait_s)
             except LockedError:
@@ -136,9 +136,8 @@ class Site:
 
     def close(self) -> None:
         """Unlock it. May be called again: a signal as `__exit__` begins skips it."""
-        with contextlib.ExitStack() as stack:
-            for close in self._closers:
-                stack.callback(close)
+        if self._close is not None:
+            self._close()
 
     def _remove_unfinished(self) -> None:
         """Remove the files that a publisher was writing when it failed, or was interrupted or killed."""
