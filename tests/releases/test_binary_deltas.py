@@ -349,6 +349,16 @@ def test_runs_that_lie_are_refused() -> None:
             restored(frame, decoded, 100, [bytes(100)], [0])
 
 
+def test_a_delta_of_version_4_is_read() -> None:
+    old, new = manifest_of({"a": b"old" * 100}), manifest_of({"a": b"new" * 100})
+    change = Slice(len(new.raw), 0, len(old.raw), compress(new.raw, prefix=old.raw))
+    frame = compress(b"new" * 100, prefix=b"old" * 100)
+    file = io.BytesIO()
+    write_delta(file.write, old, new, [change], [Group((Span(0, 0, 300),), (Span(0, 0, 300),), len(frame))], [frame])
+    delta = Delta.open(io.BytesIO(file.getvalue().replace(b"delta 5", b"delta 4", 1)))
+    assert delta.draft(old) == new
+
+
 def test_a_delta_of_another_version_is_refused() -> None:
     with pytest.raises(ManifestError, match="delta: unknown format version; this perfkit reads version 5"):
         Delta.open(io.BytesIO(b"perfkit delta 2\n" + bytes(100)))

@@ -27,6 +27,7 @@ MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new cont
 MAX_GROUP_SPANS = 1 << 16  # limit of the number of spans in either
 _MAX_TABLE_BYTES = 64 << 20
 _MAGIC = b"perfkit delta 5\n"
+_MAGIC_4 = b"perfkit delta 4\n"  # without planes; still accepted
 _HEAD_BYTES = len(_MAGIC) + 32 + 8
 _READ_BYTES = 64 << 10
 _SAME_ENTRY = zigzag(-1)  # the step to a span of the same entry
@@ -97,7 +98,8 @@ class Delta:
         """
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
-        head = Reader(_exactly(file, _HEAD_BYTES), "delta", _MAGIC)
+        start = _exactly(file, _HEAD_BYTES)
+        head = Reader(start.replace(_MAGIC_4, _MAGIC, 1), "delta", _MAGIC)
         target = head.take(32)
         packed, size = head.number(), head.number()
         if not 0 < packed <= min(_MAX_TABLE_BYTES, end) or size > min(_MAX_TABLE_BYTES, most_content(end)):
