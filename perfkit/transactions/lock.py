@@ -10,7 +10,7 @@ import time
 
 from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import try_lock
+from perfkit.libc import boot_id, try_lock
 from perfkit.transactions.layout import LOCK, OWNER
 from perfkit.transactions.object_store import open_regular, write_all
 
@@ -148,9 +148,9 @@ def _read_owner(rootdir: RootDir, name: str) -> dict[str, object]:
 
 def _identity(pid: int) -> dict[str, object]:
     """What makes a process unique: boot, process namespace, PID, and start time."""
+    if not (boot := boot_id()):
+        return {"pid": pid}
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             began = file.read().rpartition(")")[2].split()[19]  # proc_pid_stat(5): field 22
         return {"boot": boot, "space": os.stat("/proc/self/ns/pid").st_ino, "pid": pid, "began": began}
