@@ -154,7 +154,7 @@ class _Fields(http.client.HTTPMessage):
         return list(self.raw_items())
 
     def get_payload(self, *_: object, **options: object) -> None:
-        """What the email parser could not read, for which urllib3 looks: there is none."""
+        """urllib3 asks for what the email parser could not read; nothing is left unread here."""
 
 
 def _is_unusable_cookie(kind: str, value: str) -> bool:

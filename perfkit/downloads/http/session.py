@@ -107,7 +107,7 @@ class OwnSessions:
 
 
 class _Timeout(urllib3.Timeout):
-    """A time-out without a total, which needs no clock. So urllib3, which copies it twice for a request, need not."""
+    """A time-out without a total. urllib3 copies one twice for each request, since a total needs a clock of its own."""
 
     def clone(self) -> _Timeout:
         return self
